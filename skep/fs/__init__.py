@@ -1,0 +1,1 @@
+"""9P and the doors into a tree: wire, session, client, tree, chan, server, mount."""

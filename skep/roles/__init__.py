@@ -1,0 +1,1 @@
+"""What is put together and where it listens: queen, worker, operator."""

@@ -1,0 +1,1 @@
+"""What happened and when: clock, entry, ledger, Merkle tree, turn, rings."""
