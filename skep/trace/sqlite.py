@@ -1,0 +1,237 @@
+"""The ledger in one SQLite file, shared by the processes of one machine.
+
+WAL with synchronous=FULL: COMMIT returns when the frames are fsync'ed, readers never wait, and a
+torn end is dropped by SQLite when it next opens the file. A database in memory is the same engine
+without the file, for tests.
+Sources: sqlite.org/wal.html, sqlite.org/rescode.html."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from skep.trace.entry import leaf_hash
+from skep.trace.ledger import READ_MAX, LedgerBusy, LedgerError, LedgerFull, LedgerTampered
+from skep.trace.merkle import EMPTY_ROOT, Frontier
+
+APPLICATION_ID = 0x736B6570  # "skep"
+SCHEMA_VERSION = 1
+# ``since`` chains the commits: one that is missing or put in between shows.
+SCHEMA = {
+    "entries": "CREATE TABLE entries(seq INTEGER PRIMARY KEY, body BLOB NOT NULL, leaf BLOB NOT NULL)",
+    "commits": "CREATE TABLE commits(size INTEGER PRIMARY KEY, since INTEGER NOT NULL, root BLOB NOT NULL)",
+}
+# One row an entry; the last three are NULL where no commit ends.
+TAIL = """SELECT e.seq, e.body, e.leaf, c.since, c.root
+    FROM entries e LEFT JOIN commits c ON c.size = e.seq WHERE e.seq > ? ORDER BY e.seq"""
+OPEN_WAIT_S = 10.0  # for another process that creates the file or recovers its WAL.
+
+_FULL = {
+    sqlite3.SQLITE_FULL,
+    # The WAL's index is a file too, and its growth is not reported as SQLITE_FULL.
+    sqlite3.SQLITE_IOERR_SHMSIZE,
+}
+_BROKEN = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+_BUSY = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
+
+
+@contextmanager
+def _translated(where: str) -> Iterator[None]:
+    """SQLite's errors as the ledger's."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        code = getattr(error, "sqlite_errorcode", 0)
+        if code in _FULL:
+            raise LedgerFull(f"{where}: no space") from error
+        if code & 0xFF in _BUSY:
+            raise LedgerBusy(f"{where}: another process has its turn") from error
+        if code & 0xFF in _BROKEN:
+            raise LedgerTampered(f"{where}: {error}") from error
+        raise LedgerError(f"{where}: {error}") from error
+
+
+class SqliteLedger:
+    """A ledger in the file at ``path``, created with mode 0600; ``:memory:`` for none."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._frontier = Frontier()
+        self._next: Frontier | None = None  # the tree after this turn's append; None: nothing appended.
+        self._root = self._frontier.root()
+        self._next_root = b""
+        self._data_version = -1
+        with _translated(path):
+            self._writer = _connect(path)
+            # Reads come while the writer's COMMIT runs on another thread. A database in memory is seen
+            # by one connection only; its COMMIT takes no time.
+            self._reader = self._writer if path == ":memory:" else _connect(path)
+
+    @property
+    def size(self) -> int:
+        return self._frontier.size
+
+    @property
+    def root(self) -> bytes:
+        return self._root
+
+    def begin(self) -> None:
+        with _translated("begin"):
+            self._writer.execute("BEGIN IMMEDIATE")
+
+    def tail(self) -> Iterator[tuple[int, bytes]]:
+        alone = not self._writer.in_transaction
+        try:
+            with _translated(f"after entry {self.size}"):
+                if alone:
+                    self._writer.execute("BEGIN")
+                (self._data_version,) = self._writer.execute("PRAGMA data_version").fetchone()
+                last = self._writer.execute("SELECT size, root FROM commits ORDER BY size DESC LIMIT 1")
+                size, root = last.fetchone() or (0, EMPTY_ROOT)
+                if size < self.size or (size == self.size and root != self._root):
+                    raise LedgerTampered(f"entry {size + 1}: changed while the ledger was open")
+                if size > self.size or size == 0:
+                    yield from self._verified(size)
+        finally:
+            if alone and self._writer.in_transaction:
+                self._writer.execute("COMMIT")
+
+    def _verified(self, size_last: int) -> Iterator[tuple[int, bytes]]:
+        """Every entry after ``size``; the last commit ends at ``size_last``."""
+        frontier = self._frontier
+        committed = frontier.size
+        for seq, body, leaf, since, root in self._writer.execute(TAIL, (committed,)):
+            expected = frontier.size + 1
+            if seq != expected:
+                raise LedgerTampered(f"entry {expected}: missing, entry {seq} follows")
+            if type(body) is not bytes or leaf != leaf_hash(body):
+                raise LedgerTampered(f"entry {seq}: leaf hash is not that of its body")
+            frontier.append(leaf)
+            if root is not None:
+                if since != committed:
+                    raise LedgerTampered(
+                        f"entry {seq}: its commit begins after {since}, expected {committed}"
+                    )
+                self._root = frontier.root()
+                if root != self._root:
+                    raise LedgerTampered(f"entry {seq}: tree root is not that of its commit")
+                committed = seq
+            yield seq, body
+        if frontier.size != committed:
+            raise LedgerTampered(f"entry {committed + 1}: no commit covers it")
+        if size_last != committed:
+            raise LedgerTampered(
+                f"entry {min(size_last, committed) + 1}: missing, its commit ends at {size_last}"
+            )
+
+    def append(self, bodies: Sequence[bytes]) -> None:
+        assert self._next is None
+        assert bodies
+        frontier = self._frontier.copy()
+        rows = []
+        for body in bodies:
+            leaf = leaf_hash(body)
+            frontier.append(leaf)
+            rows.append((frontier.size, body, leaf))
+        root = frontier.root()
+        with _translated(f"entry {self.size + 1}"):
+            self._writer.executemany("INSERT INTO entries VALUES (?, ?, ?)", rows)
+            self._writer.execute("INSERT INTO commits VALUES (?, ?, ?)", (frontier.size, self.size, root))
+        self._next, self._next_root = frontier, root
+
+    def commit(self) -> None:
+        assert self._next is not None
+        with _translated(f"entry {self.size + 1}"):
+            self._writer.execute("COMMIT")
+        self._frontier, self._next, self._root = self._next, None, self._next_root
+
+    def rollback(self) -> None:
+        self._next = None
+        # After some errors SQLite has rolled back by itself.
+        if self._writer.in_transaction:
+            with _translated("rollback"):
+                self._writer.execute("ROLLBACK")
+
+    def changed(self) -> bool:
+        with _translated("data_version"):
+            (version,) = self._writer.execute("PRAGMA data_version").fetchone()
+        return bool(version != self._data_version)
+
+    def read(self, after_seq: int, limit: int = READ_MAX) -> list[tuple[int, bytes]]:
+        with _translated(f"after entry {after_seq}"):
+            return self._reader.execute(
+                "SELECT seq, body FROM entries WHERE seq > ? AND seq <= ? ORDER BY seq LIMIT ?",
+                (after_seq, self.size, limit),
+            ).fetchall()
+
+    def close(self) -> None:
+        self.rollback()
+        self._reader.close()
+        self._writer.close()
+
+
+def _connect(path: str) -> sqlite3.Connection:
+    """A connection to the ledger at ``path``, set up and checked; makes the ledger where there is none."""
+    if path != ":memory:":
+        _create(Path(path))
+    connection = sqlite3.connect(path, timeout=OPEN_WAIT_S, isolation_level=None, check_same_thread=False)
+    try:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+        _lay_out(connection, path)
+        # From here on nobody waits inside SQLite: the turn waits, on the event loop.
+        connection.execute("PRAGMA busy_timeout = 0")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _create(path: Path) -> None:
+    """An empty file that survives a crash of the machine, for its owner only."""
+    try:
+        fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
+    except FileExistsError:
+        return
+    except OSError as error:
+        raise LedgerError(f"{path}: {error.strerror}") from error
+    os.close(fd)
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def _lay_out(connection: sqlite3.Connection, path: str) -> None:
+    """The tables in an empty file; in any other exactly our tables and nothing beside them."""
+    with _immediate(connection):
+        found = dict(connection.execute("SELECT name, sql FROM sqlite_schema").fetchall())
+        (application_id,) = connection.execute("PRAGMA application_id").fetchone()
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        if not found and application_id == 0:
+            connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+            connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+            for sql in SCHEMA.values():
+                connection.execute(sql)
+            return
+    if application_id != APPLICATION_ID:
+        raise LedgerError(f"{path}: not a ledger")
+    if version != SCHEMA_VERSION:
+        raise LedgerError(f"{path}: a ledger of version {version}, expected {SCHEMA_VERSION}")
+    if found != SCHEMA:
+        raise LedgerTampered("schema: its tables are not a ledger's")
+
+
+@contextmanager
+def _immediate(connection: sqlite3.Connection) -> Iterator[None]:
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+    except BaseException:
+        connection.execute("ROLLBACK")
+        raise
+    connection.execute("COMMIT")
