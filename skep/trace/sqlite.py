@@ -27,6 +27,7 @@ SCHEMA = {
 # One row an entry; the last three are NULL where no commit ends.
 TAIL = """SELECT e.seq, e.body, e.leaf, c.since, c.root
     FROM entries e LEFT JOIN commits c ON c.size = e.seq WHERE e.seq > ? ORDER BY e.seq"""
+SEQ_MIN = -(2**63)  # SQLite's least row number.
 OPEN_WAIT_S = 10.0  # for another process that creates the file or recovers its WAL.
 
 _FULL = {
@@ -103,10 +104,13 @@ class SqliteLedger:
         """Every entry after ``size``; the last commit ends at ``size_last``."""
         frontier = self._frontier
         committed = frontier.size
-        for seq, body, leaf, since, root in self._writer.execute(TAIL, (committed,)):
+        # Rows before the first are somebody else's too.
+        for (size,) in self._writer.execute("SELECT size FROM commits WHERE size < 1"):
+            raise LedgerTampered(f"entry {size}: a commit ends there, before entry 1")
+        for seq, body, leaf, since, root in self._writer.execute(TAIL, (committed or SEQ_MIN,)):
             expected = frontier.size + 1
             if seq != expected:
-                raise LedgerTampered(f"entry {expected}: missing, entry {seq} follows")
+                raise LedgerTampered(f"entry {expected}: missing, entry {seq} is in its place")
             if type(body) is not bytes or leaf != leaf_hash(body):
                 raise LedgerTampered(f"entry {seq}: leaf hash is not that of its body")
             frontier.append(leaf)
