@@ -13,6 +13,8 @@
  *   probe mmap FILE                  map it, print it
  *   probe unlinked FILE              open, unlink, write, read back, print what was read
  *   probe fsync FILE TEXT            write and fsync
+ *   probe follow FILE COUNT          open with O_NONBLOCK, print what COUNT reads give. Without that flag the
+ *                                    kernel's 9p asks the server again and again until the buffer is full.
  */
 #define _GNU_SOURCE
 #include <err.h>
@@ -175,6 +177,21 @@ sync_file(char **argv)
 	return must("close", close(fd));
 }
 
+static int
+follow(char **argv)
+{
+	char line[65536];
+	int fd = must("open", open(argv[0], O_RDONLY | O_NONBLOCK));
+
+	for (int left = atoi(argv[1]); left > 0; left--) {
+		int n = must("read", read(fd, line, sizeof line));
+
+		fwrite(line, 1, n, stdout);
+		fflush(stdout);
+	}
+	return must("close", close(fd));
+}
+
 static const struct {
 	const char *name;
 	int arguments_min;
@@ -192,6 +209,7 @@ static const struct {
 	{ "mmap", 1, map },
 	{ "unlinked", 1, unlinked },
 	{ "fsync", 2, sync_file },
+	{ "follow", 2, follow },
 };
 
 int

@@ -16,6 +16,7 @@ from typing import NamedTuple
 # Source: Plan 9 manual, fcall(2).
 TFLUSH, RFLUSH, TREAD, RREAD, TWRITE = 108, 109, 116, 117, 118
 HEADER = struct.Struct("<IBH")  # size[4] type[1] tag[2]
+FAR = 1 << 40
 BODY_MAX = 64  # Bytes of a body kept: enough for a Tread, not for the data of a 10 MB copy.
 
 Address = tuple[str, int] | Path
@@ -62,12 +63,18 @@ def _flush(frames: Sequence[Frame], at: int) -> Flush:
     return Flush(same[started], answered, ended is not None)
 
 
-def _nothing(frame: Frame) -> bool:
+def nothing(frame: Frame) -> bool:
+    """Hold nothing back."""
     return False
 
 
+def far_read(frame: Frame) -> bool:
+    """Hold back reads at an offset where no file has bytes: the way to block where no file blocks."""
+    return frame.type == TREAD and struct.unpack_from("<IQ", frame.body)[1] >= FAR
+
+
 @contextmanager
-def tapped(server: Address, holds: Callable[[Frame], bool] = _nothing) -> Iterator[Tap]:
+def tapped(server: Address, holds: Callable[[Frame], bool] = nothing) -> Iterator[Tap]:
     """A tap in front of ``server`` on a port of the system's choice, until the block ends.
 
     Requests for which ``holds`` is true are written down but never reach the server."""

@@ -2,23 +2,17 @@
 
 import hashlib
 import random
-import struct
-import subprocess
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from exports import diod
 from guest import GuestError, GuestResult, run_guest
-from tap import RREAD, TREAD, Frame, Tap, tapped
+from tap import RREAD, Tap, far_read, tapped
 
 pytestmark = pytest.mark.slow
 
 BLOB = random.Random(9).randbytes(10_000_000)
-# A read from here on is held back by the tap: diod has no file that blocks.
-FAR = 1 << 40
-
 SCRIPT = """
 section mount mount9p 9p2000.L {port} /mnt aname={root},dfltuid=0,dfltgid=0
 section mounts cat /proc/mounts
@@ -40,28 +34,6 @@ section umount umount /mnt
 """
 
 
-@contextmanager
-def diod(root: Path, folder: Path) -> Iterator[Path]:
-    """Debian's diod serving ``root`` to anybody; the Unix socket it listens on."""
-    address = folder / "diod"
-    log = folder / "diod.log"
-    command = ["diod", "-f", "-n", "-c", "/dev/null", "-L", str(log), "-l", str(address), "-e", str(root)]
-    server = subprocess.Popen(command, stdin=subprocess.DEVNULL)
-    try:
-        deadline = time.monotonic() + 10
-        while not address.exists():
-            assert server.poll() is None, log.read_text()
-            assert time.monotonic() < deadline, "diod does not listen"
-        yield address
-    finally:
-        server.kill()
-        server.wait()
-
-
-def held_back(frame: Frame) -> bool:
-    return frame.type == TREAD and struct.unpack_from("<IQ", frame.body)[1] >= FAR
-
-
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("root")
@@ -74,7 +46,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def visit(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[GuestResult, Tap]]:
-    with diod(root, tmp_path_factory.mktemp("diod")) as server, tapped(server, held_back) as tap:
+    with diod(root, tmp_path_factory.mktemp("diod")) as server, tapped(server, far_read) as tap:
         yield run_guest(SCRIPT.format(port=tap.port, root=root)), tap
 
 
@@ -110,7 +82,7 @@ def test_an_interrupted_read_ends_and_is_flushed(visit: tuple[GuestResult, Tap])
     assert 128 + 2 == result["interrupt"].status
     assert "hello\n" == result.passed("after-interrupt")
     (flush,) = tap.flushes()
-    assert held_back(flush.request)
+    assert far_read(flush.request)
     assert (False, True) == (flush.request_answered, flush.flush_answered)
     assert any(frame.type == RREAD for frame in tap.frames)
 
