@@ -10,6 +10,7 @@ import os
 import platform
 import sys
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,8 @@ def main() -> int:
             rows = measured(servers, core, args, 0 if core is not None else connections)
             tables[name] = rows
             console.print(drawn(title(core), servers, rows))
+            for line in failures(rows):
+                console.print(line, markup=False)
     console.print(notes(about))
     if args.json:
         args.json.write_text(json.dumps({**about, "tables": recorded(tables)}, indent=1) + "\n")
@@ -90,8 +93,11 @@ def measured(servers: list[Server], core: int | None, args: argparse.Namespace, 
 def _rows(bench: Bench, wanted: str, connections: int) -> Rows:
     rows: Rows = []
     with Progress(console=Console(stderr=True), transient=True) as progress:
-        for use, case in progress.track([r for r in ROWS if wanted in r[1].name]):
-            rows.append((case, bench.row(use, case)))
+        for use, case, others in progress.track([r for r in ROWS if wanted in r[1].name]):
+            cells = bench.row(use, case)
+            rows.append((case, cells))
+            for view in (replace(case, unit=unit) for unit in others):
+                rows.append((view, {name: cell.seen_as(view) for name, cell in cells.items()}))
     idle = Case(f"resident, {connections:,} idle connections", "idle", unit="MB")
     if connections and wanted in idle.name:
         rows.append((idle, idle_row(bench, connections)))
@@ -134,6 +140,12 @@ def shown(case: Case, cell: Cell) -> str:
         return "-"
     figure = f"{cell.median:,.2f}" if case.unit == "p50 ms" else f"{cell.median:,.0f}"
     return f"({cell.msize_less >> 10} K) {figure}" if case.unit == "MB/s" and cell.msize_less else figure
+
+
+def failures(rows: Rows) -> list[str]:
+    """What stands behind each cell that says stall or error."""
+    cells = ((case, name, cell) for case, row in rows for name, cell in row.items())
+    return [f"{name}: {case.name}: {cell.error}" for case, name, cell in cells if cell.error]
 
 
 def ratio(case: Case, cells: dict[str, Cell], server: Server, rival: Server) -> str:

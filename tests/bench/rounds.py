@@ -3,14 +3,15 @@
 import resource
 import statistics
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from itertools import count as count_up
 from pathlib import Path
 
-from skep.bench import CASES, Case, bulk, row, small
-from skep.native.load import Load, idle
+from skep.bench import CASES, Case, Unit, bulk, row, small
+from skep.native.load import IO_HEADER, Load, idle
 from tests.bench.durable import commits
 from tests.bench.servers import FLOOR, Grounds, Server, running
 
@@ -18,20 +19,20 @@ IDLE = 10_000
 SPARE_FDS = 200  # for everything that is not an idle connection
 
 
-def ctl(connections: int) -> list[Case]:
-    name = f"durable ctl command, {connections} writer{'s' if connections > 1 else ''}"
-    case = Case(name, "ctl", connections=connections)
-    return [case, replace(case, name=f"{name}, p50", unit="p50 ms")]
+def ctl(connections: int) -> Case:
+    writers = "1 writer" if connections == 1 else f"{connections} writers"
+    return Case(f"durable ctl command, {writers}", "ctl", connections=connections)
 
 
-ROWS: list[tuple[str, Case]] = [
-    *(("read", case) for case in small("read", "read 64 B")),
-    *(("write", case) for case in small("write", "write 64 B")),
-    *(("stat", case) for case in CASES["stat"]),
-    *(("walk", case) for case in CASES["walk"]),
-    *(("bulk read", case) for case in bulk("read", "bulk read")),
-    *(("bulk write", case) for case in bulk("write", "bulk write")),
-    *(("ctl", case) for case in ctl(1) + ctl(64)),
+# The use that says which of a server's files it is about, the case, and what else its figures are shown in.
+ROWS: list[tuple[str, Case, tuple[Unit, ...]]] = [
+    *(("read", case, ()) for case in small("read", "read 64 B")),
+    *(("write", case, ()) for case in small("write", "write 64 B")),
+    *(("stat", case, ()) for case in CASES["stat"]),
+    *(("walk", case, ()) for case in CASES["walk"]),
+    *(("bulk read", case, ()) for case in bulk("read", "bulk read")),
+    *(("bulk write", case, ()) for case in bulk("write", "bulk write")),
+    *(("ctl", case, ("p50 ms",)) for case in (ctl(1), ctl(64))),
 ]
 
 
@@ -40,8 +41,8 @@ class Cell:
     """One server's figures in one row, a figure a round."""
 
     offered: int = 0  # msize
-    figures: list[float] = field(default_factory=list)
-    loads: list[Load] = field(default_factory=list)
+    figures: list[float] = field(default_factory=list)  # in the row's unit
+    loads: list[Load] = field(default_factory=list)  # that the figures come from; an idle row's have none
     error: str = ""  # why there is no figure; the rounds after it are not tried
 
     @property
@@ -54,12 +55,17 @@ class Cell:
         """The smaller msize that the server insisted on; 0: it took what was offered."""
         return self.loads[0].msize if self.loads and self.loads[0].msize < self.offered else 0
 
+    def seen_as(self, case: Case) -> "Cell":
+        """The same rounds in the case's unit."""
+        return replace(self, figures=[case.value(load) for load in self.loads])
+
 
 @dataclass
 class Bench:
     """The servers of one table, up and running.
 
-    A server that dies is started again for the next row and the row shows its error."""
+    A server that dies is started again for the next row, and the row shows its error. One that does not
+    start is told of on stderr, once, and has errors for cells."""
 
     servers: list[Server]
     where: Grounds
@@ -67,27 +73,40 @@ class Bench:
     seconds: float
     stack: ExitStack
     up: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    broken: set[str] = field(default_factory=set)
     serial: Iterator[int] = field(default_factory=lambda: count_up(1, 10_000_000))
 
     def start(self) -> None:
         for server in self.servers:
             process = self.up.get(server.name)
-            if process is None or process.poll() is not None:
-                self.up[server.name] = self.stack.enter_context(running(server, self.where))
+            if server.name not in self.broken and (process is None or process.poll() is not None):
+                self._start(server)
+
+    def _start(self, server: Server) -> None:
+        try:
+            self.up[server.name] = self.stack.enter_context(running(server, self.where))
+        except RuntimeError as e:
+            self.broken.add(server.name)
+            print(e, file=sys.stderr)
 
     def row(self, use: str, case: Case) -> dict[str, Cell]:
-        cells = {server.name: Cell(offered=case.msize) for server in self.servers}
+        cells = {server.name: self.cell(server, use, case.msize) for server in self.servers}
         for _ in range(self.rounds):
             for server in self.servers:
                 self._measure(server, use, case, cells[server.name])
         self.start()
-        return cells
+        return {name: cell.seen_as(case) for name, cell in cells.items()}
+
+    def cell(self, server: Server, use: str, msize: int = 0) -> Cell:
+        """Empty; or an error already, when the server should be asked and is not there."""
+        asked = server.name in self.broken and use in server.files
+        return Cell(msize, error="error: it did not start" if asked else "")
 
     def _measure(self, server: Server, use: str, case: Case, cell: Cell) -> None:
         if cell.error:
             return
         if use == "ctl" and server is FLOOR:
-            cell.figures.append(_commits(self.where.disk, case, self.seconds))
+            cell.loads.append(commits(self.where.disk, self.seconds, case.connections))
         elif use in server.files:
             self._ask(server, use, case, cell)
 
@@ -95,20 +114,11 @@ class Bench:
         place = self.where.place(server, use)
         got = row(place, case, self.seconds, line=server.line, serial=next(self.serial))
         cell.error = got.error
-        if got.load is None or got.value is None:
+        if got.load is None or got.error:
             return
-        if case.op in ("read", "write") and got.load.count < min(case.count, got.load.msize - 24):
-            cell.error = f"error: {got.load.count} bytes where {case.count} were asked for"
         cell.loads.append(got.load)
-        cell.figures.append(got.value)
-
-
-def _commits(disk: Path, case: Case, seconds: float) -> float:
-    """Rows a second, so many to a commit as there are writers, or the median commit in ms."""
-    took = commits(disk, seconds, case.connections)
-    if case.unit == "p50 ms":
-        return statistics.median(took) / 1e6
-    return len(took) * case.connections / (sum(took) / 1e9)
+        if case.op in ("read", "write") and got.load.count < min(case.count, got.load.msize - IO_HEADER):
+            cell.error = f"error: {got.load.count} bytes where {case.count} were asked for"
 
 
 def idle_connections() -> int:
@@ -124,8 +134,9 @@ def idle_row(bench: Bench, connections: int) -> dict[str, Cell]:
 
 
 def _idle_cell(bench: Bench, server: Server, connections: int) -> Cell:
-    if "idle" not in server.files:
-        return Cell()
+    cell = bench.cell(server, "idle")
+    if cell.error or "idle" not in server.files:
+        return cell
     try:
         return Cell(figures=[_idle_rss(bench, server, connections)])
     except TimeoutError:
