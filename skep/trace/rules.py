@@ -52,7 +52,9 @@ class Rules(Protocol[S, E, R_co]):
         """The state before entry 1."""
 
     def copy(self, state: S) -> S:
-        """A state that shares no mutable part with ``state``: dicts copied, records in them shared."""
+        """A state that shares no mutable part with ``state``: dicts copied, records in them shared.
+
+        Called when a write is taken back after some of its lines were applied, not for each write."""
 
     def decide(self, state: S, line: Line, k: int) -> Decision[E, R_co]:
         """What follows from ``line.lines[k]``, state untouched; raises Refusal."""

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 from skep.trace.entry import leaf_hash
@@ -28,7 +29,7 @@ SCHEMA = {
 TAIL = """SELECT e.seq, e.body, e.leaf, c.since, c.root
     FROM entries e LEFT JOIN commits c ON c.size = e.seq WHERE e.seq > ? ORDER BY e.seq"""
 SEQ_MIN = -(2**63)  # SQLite's least row number.
-OPEN_WAIT_S = 10.0  # for another process that creates the file or recovers its WAL.
+OPEN_WAIT_S = 10.0  # for another process that recovers the WAL, or removes it as the last to close.
 
 _FULL = {
     sqlite3.SQLITE_FULL,
@@ -179,13 +180,15 @@ class SqliteLedger:
 
 def _connect(path: str) -> sqlite3.Connection:
     """A connection to the ledger at ``path``, set up and checked; makes the ledger where there is none."""
-    if path != ":memory:":
+    if path != ":memory:" and not os.path.lexists(path):
         _create(Path(path))
     connection = sqlite3.connect(path, timeout=OPEN_WAIT_S, isolation_level=None, check_same_thread=False)
     try:
-        connection.execute("PRAGMA journal_mode = WAL")
+        if path == ":memory:":
+            _lay_out(connection)
+        else:
+            _check(connection, path)
         connection.execute("PRAGMA synchronous = FULL")
-        _lay_out(connection, path)
         # From here on nobody waits inside SQLite: the turn waits, on the event loop.
         connection.execute("PRAGMA busy_timeout = 0")
     except BaseException:
@@ -195,14 +198,22 @@ def _connect(path: str) -> sqlite3.Connection:
 
 
 def _create(path: Path) -> None:
-    """An empty file that survives a crash of the machine, for its owner only."""
+    """Make an empty ledger that survives a crash of the machine, for its owner only.
+
+    It is made under another name: processes that do this at once end with one ledger, and nobody
+    ever sees half of one."""
     try:
-        fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
-    except FileExistsError:
-        return
+        fd, made = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     except OSError as error:
         raise LedgerError(f"{path}: {error.strerror}") from error
     os.close(fd)
+    try:
+        with closing(sqlite3.connect(made, isolation_level=None)) as connection:
+            _lay_out(connection)
+        with suppress(FileExistsError):
+            os.link(made, path)
+    finally:
+        os.unlink(made)
     directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(directory)
@@ -210,32 +221,27 @@ def _create(path: Path) -> None:
         os.close(directory)
 
 
-def _lay_out(connection: sqlite3.Connection, path: str) -> None:
-    """The tables in an empty file; in any other exactly our tables and nothing beside them."""
-    with _immediate(connection):
-        found = dict(connection.execute("SELECT name, sql FROM sqlite_schema").fetchall())
-        (application_id,) = connection.execute("PRAGMA application_id").fetchone()
-        (version,) = connection.execute("PRAGMA user_version").fetchone()
-        if not found and application_id == 0:
-            connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-            connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-            for sql in SCHEMA.values():
-                connection.execute(sql)
-            return
+def _lay_out(connection: sqlite3.Connection) -> None:
+    """The tables, in an empty database."""
+    connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+    connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+    for sql in SCHEMA.values():
+        connection.execute(sql)
+    # Last, because a database in WAL mode is not fsync'ed at each commit unless told so.
+    connection.execute("PRAGMA journal_mode = WAL")
+
+
+def _check(connection: sqlite3.Connection, path: str) -> None:
+    """It is a ledger of ours: exactly our tables and nothing beside them, where WAL works."""
+    (application_id,) = connection.execute("PRAGMA application_id").fetchone()
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    (mode,) = connection.execute("PRAGMA journal_mode").fetchone()
+    found = dict(connection.execute("SELECT name, sql FROM sqlite_schema").fetchall())
     if application_id != APPLICATION_ID:
         raise LedgerError(f"{path}: not a ledger")
     if version != SCHEMA_VERSION:
         raise LedgerError(f"{path}: a ledger of version {version}, expected {SCHEMA_VERSION}")
     if found != SCHEMA:
         raise LedgerTampered("schema: its tables are not a ledger's")
-
-
-@contextmanager
-def _immediate(connection: sqlite3.Connection) -> Iterator[None]:
-    connection.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-    except BaseException:
-        connection.execute("ROLLBACK")
-        raise
-    connection.execute("COMMIT")
+    if mode != "wal":
+        raise LedgerError(f"{path}: not in WAL mode (on a file system that cannot share memory it never is)")

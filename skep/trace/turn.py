@@ -119,6 +119,7 @@ class Turn(Generic[S, E, R]):
         self._queue: deque[_Waiting[E, R]] = deque()
         self._batch: list[_Waiting[E, R]] = []  # not empty: it is being committed.
         self._scheduled = False  # a turn is going on or about to begin.
+        self._closing = False
         self._busy_steps = 0
         self._followers: set[tuple[int, asyncio.Future[None]]] = set()
         self._poll: asyncio.TimerHandle | None = None  # None: nobody follows.
@@ -197,14 +198,15 @@ class Turn(Generic[S, E, R]):
 
     async def close(self) -> None:
         """Let the commit under way end, answer those who wait with TurnStopped, take nothing more."""
+        self._closing = True
         await self._idle.wait()
         if self.failed is None:
             self._stop(TurnStopped("closed"))
         self._thread.join()
 
     def _check_going(self) -> None:
-        if self.failed is not None:
-            raise TurnStopped(f"the turn has stopped: {self.failed}") from self.failed
+        if self._closing or self.failed is not None:
+            raise TurnStopped(f"the turn has stopped: {self.failed or 'closed'}") from self.failed
 
     def _schedule(self) -> None:
         if not self._scheduled:
@@ -214,28 +216,19 @@ class Turn(Generic[S, E, R]):
     def _begin(self) -> None:
         """Take the turn, or try again a little later; then decide the next batch and commit it."""
         self._scheduled = False
-        if not self._queue or self._batch or self.failed is not None:
+        if not self._queue or self._batch or self._closing or self.failed is not None:
             return
         try:
             self.ledger.begin()
-        except LedgerBusy:
-            self._wait_busy()
-            return
-        except LedgerFull as error:
-            self._take(len(self._queue))
-            self._full(error)
-            return
-        except LedgerError as error:
-            self._stop(error)
-            return
-        self._busy_steps = 0
-        # Whatever goes wrong from here on, state or ledger are unsure.
-        try:
+            self._busy_steps = 0
             self._fold()
             self._append(self._decide_batch())
+        except LedgerBusy:
+            self._wait_busy()
         except LedgerFull as error:
             self._full(error)
         except Exception as error:
+            # State or ledger are unsure.
             self._stop(error)
 
     def _wait_busy(self) -> None:
@@ -245,7 +238,6 @@ class Turn(Generic[S, E, R]):
             self._loop.call_later(BUSY_STEP_S, self._begin)
             return
         self._busy_steps = 0
-        self._take(len(self._queue))
         self._answer_all("BUSY", "exclusive lock: holder=another process of this hive")
 
     def _take(self, count: int) -> None:
@@ -392,7 +384,9 @@ class Turn(Generic[S, E, R]):
         self._schedule()
 
     def _answer_all(self, code: str, text: str) -> None:
-        """Refuse the batch; nothing of it is recorded."""
+        """Refuse the batch, or all who wait when the turn did not come to one; nothing is recorded."""
+        if not self._batch:
+            self._take(len(self._queue))
         for waiting in self._batch:
             waiting.answer = Refused(code, text, waiting.line.trace)
         self._leave()
@@ -412,6 +406,8 @@ class Turn(Generic[S, E, R]):
         self.failed = error
         self._stopped.set()
         self._take(len(self._queue))
+        if self._poll is not None:
+            self._poll.cancel()
         self._commits.put(False)
         # It has failed already, a second failure tells nothing.
         with suppress(LedgerError):

@@ -5,6 +5,7 @@ import shutil
 import sqlite3
 import stat
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from itertools import count
 from pathlib import Path
@@ -277,9 +278,20 @@ def test_an_end_of_other_bytes_leaves_the_last_whole_commit(tmp_path: Path) -> N
             assert len(found) >= 10
 
 
-def test_a_ledger_whose_making_was_cut_off_is_made_again(tmp_path: Path) -> None:
-    path = tmp_path / "ledger.db"
-    path.touch(mode=0o600)
-    with closing(SqliteLedger(str(path))) as ledger:
-        grow(ledger, b"1")
-    assert opened(path) == [b"1"]
+def test_processes_that_make_one_ledger_at_once_share_it(tmp_path: Path) -> None:
+    for n in range(5):
+        path = str(tmp_path / f"{n}.db")
+        with ThreadPoolExecutor(4) as pool:
+            ledgers = list(pool.map(SqliteLedger, [path] * 4))
+        for m, ledger in enumerate(ledgers, 1):
+            grow(ledger, b"%d" % m)
+            assert ledger.size == m
+        for ledger in ledgers:
+            ledger.close()
+    assert sorted(file.name for file in tmp_path.iterdir()) == [f"{n}.db" for n in range(5)]
+
+
+def test_an_emptied_file_is_no_new_ledger(ledger_path: Path) -> None:
+    ledger_path.write_bytes(b"")
+    with pytest.raises(LedgerError, match="not a ledger"):
+        SqliteLedger(str(ledger_path))

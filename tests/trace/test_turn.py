@@ -17,7 +17,7 @@ from ledger_check import grow
 from registers import Broke, Event, Register, Registers, Reply, Set, State, line
 
 from skep.trace.entry import ENTRY_MAX, OK, Entry, canonical, entry_decoder, entry_of
-from skep.trace.ledger import Ledger, LedgerError, LedgerFull, LedgerTampered
+from skep.trace.ledger import Ledger, LedgerBusy, LedgerError, LedgerFull, LedgerTampered
 from skep.trace.sqlite import SqliteLedger
 from skep.trace.turn import BATCH_MAX, WAITING_MAX, Done, Refused, Turn, TurnStopped
 
@@ -383,6 +383,48 @@ def test_a_closed_turn_takes_nothing_more() -> None:
             with pytest.raises(TurnStopped, match="closed"):
                 await waiting
         ledger.close()
+
+    asyncio.run(run())
+
+
+def test_a_turn_closed_under_load_answers_everybody(tmp_path: Path) -> None:
+    path = str(tmp_path / "ledger.db")
+
+    async def run() -> None:
+        answered: list[int] = []
+
+        async def write_on() -> None:
+            while True:
+                answered.append((await turn.submit(line("add a 1"))).seq)
+
+        async with turn_on(SqliteLedger(path)) as turn:
+            writers = [asyncio.ensure_future(write_on()) for _ in range(20)]
+            await turn.wait_past(100)
+        ends = await asyncio.gather(*writers, return_exceptions=True)
+        assert [type(end) for end in ends] == [TurnStopped] * 20
+        async with turn_on(SqliteLedger(path)) as again:
+            assert sorted(answered) == list(range(1, again.seq + 1))
+
+    asyncio.run(run())
+
+
+class BusyLedger(SqliteLedger):
+    """A ledger that another process never lets go."""
+
+    def begin(self) -> None:
+        raise LedgerBusy("begin")
+
+
+def test_a_process_that_keeps_its_turn_is_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("skep.trace.turn.BUSY_STEPS_MAX", 5)
+
+    async def run() -> None:
+        async with turn_on(BusyLedger(":memory:")) as turn:
+            answers = await asyncio.gather(
+                turn.submit(line("add a 1")), turn.submit(line("add a 1")), return_exceptions=True
+            )
+            assert [answer.code for answer in answers if isinstance(answer, Refused)] == ["BUSY", "BUSY"]
+            assert turn.failed is None
 
     asyncio.run(run())
 
