@@ -93,8 +93,10 @@ class SqliteLedger:
                 (self._data_version,) = self._writer.execute("PRAGMA data_version").fetchone()
                 last = self._writer.execute("SELECT size, root FROM commits ORDER BY size DESC LIMIT 1")
                 size, root = last.fetchone() or (0, EMPTY_ROOT)
-                if size < self.size or (size == self.size and root != self._root):
-                    raise LedgerTampered(f"entry {size + 1}: changed while the ledger was open")
+                if size < self.size:
+                    raise LedgerTampered(f"entry {size + 1}: taken away while the ledger was open")
+                if size == self.size and root != self._root:
+                    raise LedgerTampered(f"entry {size}: tree root changed while the ledger was open")
                 if size > self.size or size == 0:
                     yield from self._verified(size)
         finally:

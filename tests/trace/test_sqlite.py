@@ -194,7 +194,15 @@ def test_entries_taken_back_under_an_open_ledger_are_missed(ledger_path: Path) -
         list(ledger.tail())
         edit(ledger_path, "DELETE FROM entries WHERE seq > 8", "DELETE FROM commits WHERE size > 8")
         assert ledger.changed()
-        with pytest.raises(LedgerTampered, match="entry 9: changed while the ledger was open"):
+        with pytest.raises(LedgerTampered, match="entry 9: taken away while the ledger was open"):
+            list(ledger.tail())
+
+
+def test_a_root_changed_under_an_open_ledger_is_found(ledger_path: Path) -> None:
+    with closing(SqliteLedger(str(ledger_path))) as ledger:
+        list(ledger.tail())
+        edit(ledger_path, "UPDATE commits SET root = zeroblob(32) WHERE size = 10")
+        with pytest.raises(LedgerTampered, match="entry 10: tree root changed while the ledger was open"):
             list(ledger.tail())
 
 
