@@ -63,11 +63,9 @@ class E(enum.Enum):
     INTR = Kind("interrupted", 4, 499)
 
 
-_BY_ERRNO = {
-    2: E.MISSING, 13: E.DENIED, 1: E.READONLY, 17: E.EXISTS, 16: E.BUSY, 122: E.QUOTA, 27: E.TOOBIG,
-    28: E.NOSPACE, 5: E.IO, 9: E.BADF, 22: E.INVALID, 20: E.NOTDIR, 21: E.ISDIR, 39: E.NOTEMPTY,
-    36: E.NAMETOOLONG, 40: E.LOOP, 61: E.NODATA, 95: E.NOTSUP, 38: E.NOTSUP,
-    110: E.DEADLINE, 4: E.INTR, 11: E.THROTTLED,
+# What an errno alone says; where several classes share one, a host file system's meaning.
+_BY_ERRNO = {kind.value.errno: kind for kind in reversed(E)} | {
+    1: E.READONLY, 4: E.INTR, 11: E.THROTTLED, 16: E.BUSY, 17: E.EXISTS, 22: E.INVALID, 38: E.NOTSUP, 61: E.NODATA,
 }  # fmt: skip
 
 

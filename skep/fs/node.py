@@ -211,6 +211,7 @@ class Node:
         truncates first, and synthetic files have no length to change."""
         if change != Change(size=change.size):
             raise FsError(E.READONLY)
+        return None
 
     def statfs(self, caller: Caller) -> Maybe[StatFs]:
         """The sizes of the file system it is on."""

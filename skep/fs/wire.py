@@ -14,7 +14,8 @@ from collections.abc import Callable
 from typing import Annotated, Any, Final, NamedTuple, get_args, get_origin, get_type_hints
 
 from skep.fs.errors import E, FsError
-from skep.fs.messages import MESSAGES, NUMBERS, WALK_MAX, Dialect, Message, Only, Qid, Stat
+from skep.fs.messages import DM, MESSAGES, NONUNAME, NUMBERS, WALK_MAX, Dialect, Message, Only, Qid, Stat
+from skep.fs.node import Attr, dm_mode
 
 HEADER: Final = struct.Struct("<IBH")  # size[4] type[1] tag[2]
 
@@ -122,15 +123,13 @@ class _Codec:
     def __init__(self, record: type[Any], dialect: Dialect) -> None:
         self.record = record
         self.steps: list[tuple[str | None, Any, list[tuple[str, int]]]] = []
-        self.absent = 0
         for name, hint in get_type_hints(record, include_extras=True).items():
             metadata = get_args(hint)[1:] if get_origin(hint) is Annotated else ()
             if any(isinstance(m, Only) and dialect not in m.dialects for m in metadata):
-                self.absent += 1
                 continue
             self._add(name, hint, next((m for m in metadata if isinstance(m, str)), None), dialect)
-        for i, (name, codec, run) in enumerate(self.steps):
-            if name is None:
+        for i, (step, codec, run) in enumerate(self.steps):
+            if step is None:
                 self.steps[i] = (None, struct.Struct("<" + "".join(codec)), run)
 
     def _add(self, name: str, hint: Any, code: str | None, dialect: Dialect) -> None:
@@ -304,3 +303,14 @@ def negotiate(version: str) -> Dialect | None:
         return None
     extension = extensions[0] if extensions and head == "9P2000" else ""
     return {"u": Dialect.U, "L": Dialect.L}.get(extension, Dialect.PLAIN)
+
+
+def stat_of(attr: Attr, name: str, dialect: Dialect) -> Stat:
+    """The 9P2000 entry that tells ``attr``; directories have length 0 there."""
+    mode = dm_mode(attr, dialect is Dialect.U)
+    seconds = 1_000_000_000
+    return Stat(
+        0, 0, attr.qid, mode, attr.atime_ns // seconds & 0xFFFFFFFF, attr.mtime_ns // seconds & 0xFFFFFFFF,
+        0 if mode & DM.DIR else attr.size, name, attr.user, attr.group, attr.muser,
+        attr.target, attr.uid, attr.gid, NONUNAME,
+    )  # fmt: skip

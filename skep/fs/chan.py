@@ -1,0 +1,470 @@
+"""A chan: one caller's place in a tree. The one door: 9P fids, mounts and requests are all chans.
+
+Names are checked here, visibility (what is not in the caller's view does not exist) and rights (what is may
+still not be written) are asked here and nowhere else; below are the nodes of node.py, which may trust both.
+A chan knows the way it came (``up``), so ".." never leads above the place it was attached.
+
+Sources: Plan 9 manual, walk(5), open(5), read(5), stat(5); The Use of Name Spaces in Plan 9.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import inspect
+import stat
+from typing import Final, Protocol
+
+from skep.fs.errors import E, FsError
+from skep.fs.messages import NAME_MAX, QT, Dialect, LockStatus, Qid
+from skep.fs.node import (
+    Attr,
+    Caller,
+    Change,
+    Entry,
+    Handle,
+    How,
+    Lock,
+    Maybe,
+    Node,
+    StatFs,
+    T,
+)
+from skep.fs.wire import Dirent, pack_dirent, pack_stat, stat_of
+
+XATTR_MAX: Final = 65536  # bytes in one extended attribute, as on Linux
+
+
+class Right(enum.IntFlag):
+    """What a caller may do at one place of its namespace."""
+
+    READ = 1
+    WRITE = 2
+    CREATE = 4  # names in a directory: create, mkdir, link, rename to
+    REMOVE = 8  # names in a directory: unlink, rename from
+
+
+ALL_RIGHTS: Final = Right.READ | Right.WRITE | Right.CREATE | Right.REMOVE
+
+
+class View(Protocol):
+    """A caller's namespace seen from one place: which names exist below, and what may be done here."""
+
+    rights: Right
+
+    def child(self, name: str) -> View | None:
+        """The view from the entry called ``name``; None: it does not exist for this caller."""
+
+
+class Everything:
+    """The view of one who may do everything below."""
+
+    rights = ALL_RIGHTS
+
+    def child(self, name: str) -> View | None:
+        return self
+
+
+EVERYTHING: Final = Everything()
+
+
+async def settle(value: Maybe[T]) -> T:
+    """What a node's answer comes to. A coroutine of an author's gets a task of its own, as asyncio's
+    time-outs and groups need one."""
+    if inspect.iscoroutine(value):
+        return await asyncio.ensure_future(value)
+    if hasattr(value, "__await__"):
+        return await value
+    return value
+
+
+def check_name(name: str) -> None:
+    """Refuse what cannot name a new entry: "", ".", "..", a slash, a NUL, more than NAME_MAX bytes."""
+    if len(name.encode("utf-8", "surrogateescape")) > NAME_MAX:
+        raise FsError(E.NAMETOOLONG)
+    if name in ("", ".", "..") or "/" in name or "\0" in name:
+        raise FsError(E.INVALID, f"not a file name: {name!r}")
+
+
+class Chan:
+    """One caller at one node. Not open until ``open`` or ``create``; closed once, by ``clunk``."""
+
+    __slots__ = ("_entries", "_next", "caller", "handle", "how", "name", "node", "rclose", "up", "view")
+
+    def __init__(
+        self, node: Node, caller: Caller, view: View, up: Chan | None = None, name: str = "/"
+    ) -> None:
+        self.node = node
+        self.caller = caller
+        self.view = view
+        self.up = up  # None: the place it was attached
+        self.name = name
+        self.handle: Handle | None = None
+        self.how: How | None = None
+        self.rclose = False
+        self._entries: list[Entry] = []  # a directory's names, as they were when last read from 0
+        self._next = (0, 0)  # 9P2000: the offset the next directory read must have, and its index
+
+    @property
+    def path(self) -> str:
+        """The canonical path from the place of attaching, for records and messages."""
+        names: list[str] = []
+        here: Chan | None = self
+        while here is not None and here.up is not None:
+            names.append(here.name)
+            here = here.up
+        return "/" + "/".join(reversed(names))
+
+    def _need(self, right: Right) -> None:
+        if not self.view.rights & right:
+            raise FsError(E.DENIED, f"rule={right.name.lower() if right.name else right} {self.path}")
+
+    # walk
+
+    def clone(self) -> Chan:
+        """Another chan at the same place, not open."""
+        return Chan(self.node, self.caller, self.view, self.up, self.name)
+
+    async def child(self, name: str) -> tuple[Chan, Attr]:
+        """The chan one name further down, or up for ".."."""
+        if name == "..":
+            above = self.up or self
+            return above.clone(), await above.attr()
+        if name in ("", ".") or "/" in name:
+            raise FsError(E.MISSING, name)
+        if len(name.encode("utf-8", "surrogateescape")) > NAME_MAX:
+            raise FsError(E.NAMETOOLONG)
+        view = self.view.child(name)
+        if view is None:
+            raise FsError(E.MISSING, name)
+        node = await settle(self.node.walk(name, self.caller))
+        here = Chan(node, self.caller, view, self, name)
+        return here, await here.attr()
+
+    async def walk(self, names: tuple[str, ...]) -> tuple[list[Qid], Chan | None]:
+        """The qids of the names that could be walked, and the chan there if all could.
+
+        Raises the first name's error; a later one's ends the walk short."""
+        here = self.clone()
+        qids: list[Qid] = []
+        if names and not (await self.attr()).qid.type & QT.DIR:
+            raise FsError(E.NOTDIR)
+        for i, name in enumerate(names):
+            try:
+                if i and not qids[-1].type & QT.DIR:
+                    raise FsError(E.NOTDIR)
+                here, attr = await here.child(name)
+            except (FsError, OSError):
+                if i == 0:
+                    raise
+                return qids, None
+            qids.append(attr.qid)
+        return qids, here
+
+    # open, create
+
+    async def open(self, how: How, rclose: bool = False) -> Qid:
+        """Open it. The mode is checked against the view here, by the node for what it can do."""
+        attr = await self.attr()
+        if stat.S_ISLNK(attr.mode):
+            raise FsError(E.LOOP)
+        if stat.S_ISDIR(attr.mode) and (how.write or how.trunc or rclose):
+            raise FsError(E.ISDIR)
+        if how.read or how.execute:
+            self._need(Right.READ)
+        if how.write or how.trunc:
+            self._need(Right.WRITE)
+        if rclose and self.up is not None:
+            self.up._need(Right.REMOVE)
+        self.handle = await settle(self.node.open(how, self.caller))
+        self.how = how
+        self.rclose = rclose
+        return (await self.attr()).qid if how.trunc else attr.qid
+
+    async def create(
+        self, name: str, mode: int, how: How, gid: int, rclose: bool = False
+    ) -> tuple[Chan, Qid]:
+        """A new file here, opened: the chan that stands for it."""
+        view = await self._new(name)
+        node, handle = await settle(self.node.create(name, mode, how, gid, self.caller))
+        made = Chan(node, self.caller, view, self.clone(), name)
+        made.handle, made.how, made.rclose = handle, how, rclose
+        return made, (await made.attr()).qid
+
+    async def _new(self, name: str) -> View:
+        """The view of an entry about to be made here."""
+        check_name(name)
+        if not (await self.attr()).qid.type & QT.DIR:
+            raise FsError(E.NOTDIR)
+        self._need(Right.CREATE)
+        view = self.view.child(name)
+        if view is None:
+            raise FsError(E.DENIED, f"rule=namespace {self.path}")
+        return view
+
+    async def mkdir(self, name: str, mode: int, gid: int) -> Qid:
+        await self._new(name)
+        return await self._qid_of(await settle(self.node.mkdir(name, mode, gid, self.caller)))
+
+    async def symlink(self, name: str, target: str, gid: int) -> Qid:
+        await self._new(name)
+        return await self._qid_of(await settle(self.node.symlink(name, target, gid, self.caller)))
+
+    async def mknod(self, name: str, mode: int, rdev: int, gid: int) -> Qid:
+        await self._new(name)
+        return await self._qid_of(await settle(self.node.mknod(name, mode, rdev, gid, self.caller)))
+
+    async def link(self, name: str, other: Chan) -> None:
+        await self._new(name)
+        if (await other.attr()).qid.type & QT.DIR:
+            raise FsError(E.READONLY, "hard link to a directory")
+        await settle(self.node.link(name, other.node, self.caller))
+
+    async def _qid_of(self, node: Node) -> Qid:
+        return (await settle(node.attr(self.caller))).qid
+
+    # read, write
+
+    @property
+    def waits(self) -> bool:
+        """Whether a read may wait for an event."""
+        return self.handle is not None and self.handle.waits
+
+    async def read(self, offset: int, count: int) -> bytes:
+        """Bytes of an open file. The session has checked that it is open for reading."""
+        assert self.handle is not None
+        return await settle(self.handle.read(offset, count))
+
+    async def write(self, offset: int, data: memoryview) -> int:
+        assert self.handle is not None
+        return await settle(self.handle.write(offset, data))
+
+    async def fsync(self, datasync: bool) -> None:
+        assert self.handle is not None
+        await settle(self.handle.fsync(datasync))
+
+    async def lock(self, lock: Lock, wait: bool) -> LockStatus:
+        assert self.handle is not None
+        return await settle(self.handle.lock(lock, wait))
+
+    async def getlock(self, lock: Lock) -> Lock:
+        assert self.handle is not None
+        return await settle(self.handle.getlock(lock))
+
+    # directories
+
+    async def entries(self) -> list[Entry]:
+        """The names in an open directory that exist for the caller."""
+        assert self.handle is not None
+        every = await settle(self.handle.entries())
+        if self.view is EVERYTHING:
+            return list(every)
+        return [entry for entry in every if self.view.child(entry.name) is not None]
+
+    async def readdir(self, offset: int, count: int) -> bytes:
+        """9P2000.L: entries from the cookie ``offset`` on, as many as fit. Cookie n stands after the nth
+        name of the listing that offset 0 took; "." and ".." come first."""
+        if offset == 0 or not self._entries:
+            above = self.up or self
+            self._entries = [
+                Entry(".", (await self.attr()).qid, stat.S_IFDIR),
+                Entry("..", (await above.attr()).qid, stat.S_IFDIR),
+                *await self.entries(),
+            ]
+        out = bytearray()
+        for i in range(offset, len(self._entries)):
+            entry = self._entries[i]
+            packed = pack_dirent(Dirent(entry.qid, i + 1, stat.S_IFMT(entry.mode) >> 12, entry.name))
+            if len(out) + len(packed) > count:
+                if not out:
+                    raise FsError(E.INVALID, f"count {count} is too small for one entry")
+                break
+            out += packed
+        return bytes(out)
+
+    async def read_directory(self, offset: int, count: int, dialect: Dialect) -> bytes:
+        """9P2000 and 9P2000.u: whole stat entries from ``offset``: 0, or where the last read ended."""
+        if offset == 0:
+            self._entries = await self.entries()
+            self._next = (0, 0)
+        expected, index = self._next
+        if offset != expected:
+            raise FsError(E.INVALID, f"directory offset {offset}: 0 or {expected} was expected")
+        out = bytearray()
+        while index < len(self._entries):
+            try:
+                here, attr = await self.child(self._entries[index].name)
+            except (FsError, OSError):  # gone since it was listed, or hidden
+                index += 1
+                continue
+            packed = pack_stat(stat_of(attr, here.name, dialect), dialect)
+            if len(out) + len(packed) > count:
+                if not out:
+                    raise FsError(E.INVALID, f"count {count} is too small for one entry")
+                break
+            out += packed
+            index += 1
+        self._next = (offset + len(out), index)
+        return bytes(out)
+
+    # stat
+
+    async def attr(self) -> Attr:
+        """What stat tells, its permissions cut to what the caller may do here."""
+        attr = await settle(self.node.attr(self.caller))
+        rights = self.view.rights
+        if rights == ALL_RIGHTS:
+            return attr
+        lost = (0 if rights & Right.READ or stat.S_ISDIR(attr.mode) else 0o444) | (
+            0 if rights & (Right.WRITE | Right.CREATE) else 0o222
+        )
+        return Attr(**{f: getattr(attr, f) for f in attr.__struct_fields__} | {"mode": attr.mode & ~lost})
+
+    async def setattr(self, change: Change) -> None:
+        """All of ``change`` or nothing; a rename in it is done last, over nothing."""
+        self._need(Right.WRITE)
+        attr = await self.attr()
+        if stat.S_ISDIR(attr.mode) and change.size:
+            raise FsError(E.ISDIR)
+        rename, rest = change.rename, _without_rename(change)
+        if rename is not None and rename != self.name:
+            await self._check_rename(rename)
+        if rest != Change() or rename is None:
+            await settle(self.node.setattr(rest, self.caller))
+        if rename is not None and rename != self.name:
+            assert self.up is not None
+            await self.up.renameat(self.name, self.up, rename, replace=False)
+            self.name = rename
+
+    async def _check_rename(self, name: str) -> None:
+        check_name(name)
+        if self.up is None:
+            raise FsError(E.READONLY, "the root has no other name")
+        try:
+            await self.up.child(name)
+        except FsError as error:
+            if error.kind is not E.MISSING:
+                raise
+        except FileNotFoundError:
+            pass
+        else:
+            raise FsError(E.EXISTS)
+
+    async def statfs(self) -> StatFs:
+        return await settle(self.node.statfs(self.caller))
+
+    async def readlink(self) -> str:
+        return await settle(self.node.readlink(self.caller))
+
+    # remove, rename
+
+    async def renameat(self, name: str, to: Chan, newname: str, replace: bool = True) -> None:
+        """Move the entry ``name`` of this directory to ``newname`` in ``to``."""
+        check_name(name)
+        self._need(Right.REMOVE)
+        if self.view.child(name) is None:
+            raise FsError(E.MISSING)
+        if await to._new(newname):
+            await settle(self.node.rename(name, to.node, newname, replace, self.caller))
+
+    async def rename(self, to: Chan, newname: str) -> None:
+        """Move this file."""
+        if self.up is None:
+            raise FsError(E.READONLY, "the root has no other name")
+        await self.up.renameat(self.name, to, newname)
+        self.up, self.name = to.clone(), newname
+
+    async def unlinkat(self, name: str, directory: bool | None) -> None:
+        """Remove an entry of this directory: a directory, another, or whichever (None)."""
+        check_name(name)
+        if self.view.child(name) is None:
+            raise FsError(E.MISSING)
+        self._need(Right.REMOVE)
+        await settle(self.node.unlink(name, directory, self.caller))
+
+    async def remove(self) -> None:
+        """Remove the file, whatever it is. The fid is gone whether or not that succeeds."""
+        try:
+            if self.up is None:
+                raise FsError(E.READONLY, "the root cannot be removed")
+            await self.up.unlinkat(self.name, None)
+        finally:
+            self.rclose = False
+            await self.clunk()
+
+    # extended attributes
+
+    async def xattr_chan(self, name: str) -> tuple[Chan, int]:
+        """A chan that reads an attribute's value, or with "" the list of names, and its length."""
+        if name:
+            value = await settle(self.node.xattr(name, self.caller))
+        else:
+            names = await settle(self.node.xattrs(self.caller))
+            value = b"".join(n.encode("utf-8", "surrogateescape") + b"\0" for n in names)
+        made = self.clone()
+        made.handle = _XattrValue(value)
+        return made, len(value)
+
+    def xattr_writer(self, name: str, size: int, flags: int) -> Chan:
+        """A chan that takes an attribute's value, set when it is clunked."""
+        self._need(Right.WRITE)
+        if size > XATTR_MAX:
+            raise FsError(E.TOOBIG, f"max={XATTR_MAX}")
+        made = self.clone()
+        made.handle = _NewXattr(self.node, self.caller, name, size, flags)
+        return made
+
+    # clunk
+
+    async def clunk(self) -> None:
+        """Close the handle; remove the file if it was opened so. Whatever fails, the chan is closed."""
+        handle, self.handle = self.handle, None
+        try:
+            if handle is not None:
+                await settle(handle.close())
+        finally:
+            if self.rclose and self.up is not None:
+                self.rclose = False
+                await self.up.unlinkat(self.name, None)
+
+
+def _without_rename(change: Change) -> Change:
+    if change.rename is None:
+        return change
+    return Change(**{f: getattr(change, f) for f in change.__struct_fields__ if f != "rename"})
+
+
+class _XattrValue(Handle):
+    """The value of an attribute, as it was when walked to."""
+
+    def __init__(self, value: bytes) -> None:
+        self.value = value
+
+    def read(self, offset: int, count: int) -> bytes:
+        return self.value[offset : offset + count]
+
+
+class _NewXattr(Handle):
+    """An attribute being written: set at close, when all of its bytes have come."""
+
+    def __init__(self, node: Node, caller: Caller, name: str, size: int, flags: int) -> None:
+        self.node = node
+        self.caller = caller
+        self.name = name
+        self.size = size
+        self.flags = flags
+        self.value = bytearray()
+
+    def write(self, offset: int, data: memoryview) -> int:
+        if offset != len(self.value) or offset + len(data) > self.size:
+            raise FsError(
+                E.INVALID,
+                f"offset {offset} with {len(data)} bytes: {len(self.value)} of {self.size} are here",
+            )
+        self.value += data
+        return len(data)
+
+    def close(self) -> Maybe[None]:
+        if len(self.value) != self.size:
+            raise FsError(E.INVALID, f"{len(self.value)} bytes of {self.size} were written")
+        return self.node.set_xattr(self.name, bytes(self.value), self.flags, self.caller)

@@ -1,0 +1,212 @@
+"""Listeners: Unix sockets, whose peer credentials are the principal, and TCP on loopback.
+
+Transports only: what comes in goes to a Conversation. ``serve`` is the ten-line program's way in.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import os
+import pwd
+import socket
+import stat
+import struct
+from collections.abc import AsyncIterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import uvloop
+
+from skep.fs.address import Address, check_listen, parse
+from skep.fs.chan import EVERYTHING, Chan
+from skep.fs.conversation import Conversation, Peer
+from skep.fs.errors import E, FsError
+from skep.fs.node import Caller, Node
+from skep.fs.tree import as_node
+from skep.fs.wire import WireError
+
+log = logging.getLogger("skep.fs")
+BACKLOG: Final = 1024  # connections the kernel holds for us while we are busy
+CONNECTIONS_MAX: Final = 16384  # per listener; an idle one costs a few tens of KiB
+OUT_HIGH: Final = 1 << 20  # bytes in a transport's own buffer above which it takes no more
+_UCRED: Final = struct.Struct("3i")
+
+
+def user_name(uid: int) -> str:
+    """The login name of ``uid``, or its number."""
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+class OpenGate:
+    """Everyone who gets as far as the socket sees the whole tree. The principal is the Unix peer's user, or
+    the transport; what the client calls itself is not asked. ``aname`` names no other tree."""
+
+    def __init__(self, root: Node) -> None:
+        self.root = root
+
+    def attach(self, peer: Peer, uname: str, aname: str, n_uname: int) -> Chan:
+        if aname not in ("", "/"):
+            raise FsError(E.MISSING, aname)
+        uid, gid = (peer.uid, peer.gid) if peer.uid >= 0 else (os.getuid(), os.getgid())
+        user = user_name(uid)
+        principal = f"{peer.kind}:{user if peer.uid >= 0 else peer.address}"
+        caller = Caller(principal, "operator", uid=uid, gid=gid, user=user)
+        return Chan(self.root, caller, EVERYTHING)
+
+    def auth(self, peer: Peer, uname: str, aname: str, n_uname: int) -> Chan:
+        raise FsError(E.NOTSUP, "authentication is not required")
+
+    def vouches(self, afid: Chan, uname: str, aname: str) -> bool:
+        return False
+
+
+class _Connection(asyncio.Protocol):
+    """One accepted connection: a transport joined to a Conversation."""
+
+    def __init__(self, listener: Listener) -> None:
+        self.listener = listener
+        self.conversation: Conversation | None = None
+        self.transport: Any = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport
+        if len(self.listener.connections) >= CONNECTIONS_MAX:
+            log.warning("connection refused: %d are open, the most allowed", CONNECTIONS_MAX)
+            self.transport.abort()
+            return
+        self.listener.connections.add(self)
+        self.transport.set_write_buffer_limits(high=OUT_HIGH)
+        self.conversation = Conversation(
+            self.listener.gate, _peer(self.transport), self._send, self.listener.msize
+        )
+
+    def data_received(self, data: bytes) -> None:
+        if self.conversation is None:
+            return
+        try:
+            self.conversation.receive(data)
+        except WireError as error:
+            log.info("%s: %s", self.conversation.peer.address or self.conversation.peer.kind, error)
+            self.transport.abort()
+            return
+        if self.conversation.session.stalled:
+            self.transport.pause_reading()
+
+    def _send(self, frames: Sequence[bytes | memoryview]) -> None:
+        self.transport.writelines(frames)
+
+    def pause_writing(self) -> None:
+        if self.conversation is not None:
+            self.conversation.paused = True
+
+    def resume_writing(self) -> None:
+        if self.conversation is not None:
+            self.conversation.resume()
+            if not self.conversation.session.stalled:
+                self.transport.resume_reading()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.listener.connections.discard(self)
+        if self.conversation is not None:
+            self.conversation.lost()
+
+
+def _peer(transport: asyncio.BaseTransport) -> Peer:
+    sock = transport.get_extra_info("socket")
+    if sock.family == socket.AF_UNIX:
+        raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+        pid, uid, gid = _UCRED.unpack(raw)
+        return Peer("unix", f"pid {pid}", uid, gid, pid)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    host, port = transport.get_extra_info("peername")[:2]
+    return Peer("tcp", f"{host}:{port}")
+
+
+class Listener:
+    """One address being served. ``address`` is what was bound: a port 0 has become the one picked."""
+
+    def __init__(self, gate: Any, address: Address, msize: int) -> None:
+        self.gate = gate
+        self.address = address
+        self.msize = msize
+        self.connections: set[_Connection] = set()
+        self.server: asyncio.Server | None = None
+
+    async def open(self, mode: int) -> None:
+        loop = asyncio.get_running_loop()
+        check_listen(self.address)
+        if self.address.kind == "unix":
+            sock = _bind_unix(self.address.path, mode)
+            self.server = await loop.create_unix_server(lambda: _Connection(self), sock=sock, backlog=BACKLOG)
+            return
+        self.server = await loop.create_server(
+            lambda: _Connection(self), self.address.host, self.address.port, backlog=BACKLOG
+        )
+        self.address = Address("tcp", self.address.host, self.server.sockets[0].getsockname()[1])
+
+    async def close(self) -> None:
+        """Stop listening, cut the connections, remove the socket's name."""
+        assert self.server is not None
+        self.server.close()
+        for connection in list(self.connections):
+            connection.transport.abort()
+        await self.server.wait_closed()
+        if self.address.kind == "unix":
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self.address.path)
+
+
+def _bind_unix(path: str, mode: int) -> socket.socket:
+    """A bound socket; a name left by a dead server is taken over, a living one's is not."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if os.path.lexists(path):
+        if not stat.S_ISSOCK(os.lstat(path).st_mode):
+            raise FileExistsError(errno.EEXIST, "exists and is no socket", path)
+        with socket.socket(socket.AF_UNIX) as probe:
+            try:
+                probe.connect(path)
+            except ConnectionRefusedError:
+                os.unlink(path)
+            else:
+                raise OSError(errno.EADDRINUSE, "another server listens on", path)
+    sock = socket.socket(socket.AF_UNIX)
+    before = os.umask(0o777 & ~mode)
+    try:
+        sock.bind(path)
+    finally:
+        os.umask(before)
+    return sock
+
+
+@contextlib.asynccontextmanager
+async def listen(
+    tree: Node | Mapping[str, Any] | Any, address: str | Address, *, msize: int = 1 << 20, mode: int = 0o600
+) -> AsyncIterator[Listener]:
+    """Serve ``tree`` (what as_node takes, or a Gate) on ``address`` within the ``async with``.
+
+    ``mode``: who may connect to a Unix socket. Raises ValueError for an address that may not be served."""
+    gate = tree if hasattr(tree, "attach") else OpenGate(as_node(tree))
+    listener = Listener(gate, parse(address) if isinstance(address, str) else address, msize)
+    await listener.open(mode)
+    try:
+        yield listener
+    finally:
+        await listener.close()
+
+
+async def _forever(tree: Any, address: str) -> None:
+    async with listen(tree, address) as listener:
+        print(f"serving {listener.address}", flush=True)
+        await asyncio.get_running_loop().create_future()
+
+
+def serve(tree: Any, address: str) -> None:
+    """Serve ``tree`` on ``address`` until interrupted: the whole of a small server's main program."""
+    with contextlib.suppress(KeyboardInterrupt):
+        uvloop.run(_forever(tree, address))
