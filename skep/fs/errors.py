@@ -65,7 +65,8 @@ class E(enum.Enum):
 
 # What an errno alone says; where several classes share one, a host file system's meaning.
 _BY_ERRNO = {kind.value.errno: kind for kind in reversed(E)} | {
-    1: E.READONLY, 4: E.INTR, 11: E.THROTTLED, 16: E.BUSY, 17: E.EXISTS, 22: E.INVALID, 38: E.NOTSUP, 61: E.NODATA,
+    1: E.READONLY, 4: E.INTR, 11: E.THROTTLED, 16: E.BUSY, 17: E.EXISTS, 22: E.INVALID, 38: E.NOTSUP,
+    61: E.NODATA,
 }  # fmt: skip
 
 

@@ -193,7 +193,7 @@ class _Commands(Reply):
         commands = ctl.parse(bytes(data))
         for command in commands:
             ctl.check(command, self.file.verbs)
-        lines = await settle(self.file.run(self.caller, commands)) if commands else ()
+        lines: Iterable[str] = await settle(self.file.run(self.caller, commands)) if commands else ()
         self.reply("".join(f"{line}\n" for line in lines).encode())
         return len(data)
 
@@ -216,7 +216,7 @@ class _Question(Reply):
         self.caller = caller
 
     async def write(self, offset: int, data: memoryview) -> int:
-        answer = await settle(self.file.ask(self.caller, bytes(data)))
+        answer: str | bytes = await settle(self.file.ask(self.caller, bytes(data)))
         self.reply(answer.encode() if isinstance(answer, str) else answer)
         return len(data)
 
@@ -411,4 +411,4 @@ def _takes_caller(function: Callable[..., Any]) -> bool:
         except (TypeError, ValueError):
             return False
     bound = 1 if inspect.ismethod(function) else 0
-    return bool(code.co_argcount - len(function.__defaults__ or ()) > bound)  # type: ignore[attr-defined]
+    return bool(code.co_argcount - len(function.__defaults__ or ()) > bound)

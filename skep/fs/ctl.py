@@ -1,0 +1,265 @@
+"""The grammar of ctl files: whole lines ``verb key=value …``, quoted as in rc, or a JSON object a line.
+
+Pure: bytes to commands, commands to text, verbs as rows of a table. What a command does is its tree's.
+
+    submit topic=sha256 input='it''s' priority=3
+    {"verb": "submit", "topic": "sha256", "input": "two\\nlines"}
+    # empty lines and comments are skipped; the last newline may be missing
+
+A verb or an argument that the table does not have is an error, never dropped.
+Source: rc(1) of Plan 9, quotation.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Final, NamedTuple
+
+import msgspec
+
+from skep.fs.errors import E, FsError
+from skep.trace.clock import parse_duration
+
+LINE_MAX: Final = 20 * 1024  # bytes: a line and its event share a ledger entry of 64 KiB.
+LINES_MAX: Final = 1024  # of one write: one transaction is decided without a pause.
+NAME_MAX: Final = 128  # bytes of an object's name: names are file names, and end in "@N" sometimes.
+
+_WORD: Final = re.compile(r"(?:[^ \t']|'(?:[^']|'')*')+")
+_QUOTED: Final = re.compile(r"'((?:[^']|'')*)'")
+_PLAIN: Final = re.compile(r"[^\x00-\x20\x7f']+")
+_CONTROL: Final = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+_SHA256: Final = re.compile(r"(?:sha256:)?[0-9a-f]{64}")
+
+
+class Command(NamedTuple):
+    """One line of a write: ``text`` as it was written, ``number`` its place in the write, from 1."""
+
+    verb: str
+    args: dict[str, str]
+    text: str
+    number: int = 1
+
+
+class Arg(NamedTuple):
+    """One argument of a verb. ``kind`` is a row of KINDS, or the words allowed: ``short|standard``."""
+
+    name: str
+    required: bool = False
+    kind: str = "text"
+    help: str = ""
+
+
+class Verb(NamedTuple):
+    """One row of a ctl file's table."""
+
+    name: str
+    args: tuple[Arg, ...] = ()
+    example: str = ""
+    help: str = ""
+
+
+Verbs = Mapping[str, Verb]
+
+
+def verbs(*rows: Verb) -> dict[str, Verb]:
+    """A table of the rows, by name."""
+    return {row.name: row for row in rows}
+
+
+# reading
+
+
+def parse(data: bytes) -> list[Command]:
+    """The commands of one write. Raises FsError(E.USAGE or E.TOOBIG) that names the line."""
+    lines = data.split(b"\n")
+    if len(lines) > LINES_MAX + 1:
+        raise FsError(E.TOOBIG, f"max={LINES_MAX} lines, this write has {len(lines)}")
+    commands = []
+    for number, raw in enumerate(lines, 1):
+        if len(raw) > LINE_MAX:
+            raise FsError(E.TOOBIG, f"max={LINE_MAX} bytes, line {number} has {len(raw)}")
+        try:
+            text = raw.decode().strip(" \t\r")
+        except UnicodeDecodeError as error:
+            raise FsError(E.USAGE, f"line {number}: byte {error.start}: not UTF-8") from error
+        if text and not text.startswith("#"):
+            commands.append(parse_line(text, number))
+    return commands
+
+
+def parse_line(text: str, number: int = 1) -> Command:
+    """The command of one line that is neither empty nor a comment. Raises FsError(E.USAGE)."""
+    if text.startswith("{"):
+        return _parse_json(text, number)
+    if found := _CONTROL.search(text):
+        raise FsError(E.USAGE, f"line {number}: control character {found[0]!r}, write a JSON object for it")
+    words = _words(text, number)
+    args: dict[str, str] = {}
+    for word in words[1:]:
+        # The name ends at the first "=" outside quotes: a quote before it would be part of the name.
+        name, equals, value = word.partition("=")
+        if not equals or "'" in name or not name:
+            raise FsError(E.USAGE, f"line {number}: {word}: expected key=value")
+        if name in args:
+            raise FsError(E.USAGE, f"line {number}: {name}= is there twice")
+        args[name] = _unquote(value)
+    return Command(_unquote(words[0]), args, text, number)
+
+
+def _words(text: str, number: int) -> list[str]:
+    """The words between blanks, still quoted."""
+    words = _WORD.findall(text)
+    if "'" in text and sum(map(len, words)) + len(re.sub(_WORD, "", text)) != len(text):
+        raise AssertionError(text)
+    if text.count("'") % 2:
+        raise FsError(E.USAGE, f"line {number}: a quote ' is not closed (inside quotes it is written '')")
+    return words
+
+
+def _unquote(word: str) -> str:
+    return _QUOTED.sub(lambda m: m[1].replace("''", "'"), word) if "'" in word else word
+
+
+def _parse_json(text: str, number: int) -> Command:
+    try:
+        found = msgspec.json.decode(text, type=dict[str, object])
+    except msgspec.DecodeError as error:
+        raise FsError(E.USAGE, f"line {number}: {error}") from error
+    verb = found.pop("verb", None)
+    if not isinstance(verb, str) or not verb:
+        raise FsError(E.USAGE, f'line {number}: expected a "verb" in the object')
+    args = {name: _json_text(value) for name, value in found.items() if value is not None}
+    return Command(verb, args, text, number)
+
+
+def _json_text(value: object) -> str:
+    """A string as it is, anything else as its JSON text: ``3``, ``true``, ``["a","b"]``."""
+    return value if isinstance(value, str) else msgspec.json.encode(value).decode()
+
+
+# writing
+
+
+def quote(value: str) -> str:
+    """``value`` as one word. Control characters have no quotation: ``line`` writes JSON for them."""
+    return value if _PLAIN.fullmatch(value) else "'" + value.replace("'", "''") + "'"
+
+
+def line(verb: str, args: Mapping[str, str]) -> str:
+    """The line that parses to this command, without its newline."""
+    plain_names = all(_PLAIN.fullmatch(name) and "=" not in name for name in args)
+    if not plain_names or verb.startswith(("#", "{")) or any(map(_CONTROL.search, (verb, *args.values()))):
+        return msgspec.json.encode({"verb": verb} | dict(args)).decode()
+    return " ".join([quote(verb), *(f"{name}={quote(value)}" for name, value in args.items())])
+
+
+# checking
+
+
+def is_name(value: str) -> bool:
+    """Whether ``value`` can be a file's name and an object's."""
+    return (
+        value not in ("", ".", "..")
+        and "/" not in value
+        and not _CONTROL.search(value)
+        and len(value.encode("utf-8", "surrogatepass")) <= NAME_MAX
+    )
+
+
+def is_number(value: str) -> bool:
+    return value.isascii() and value.isdigit() and len(value) <= 18
+
+
+def is_duration(value: str) -> bool:
+    try:
+        parse_duration(value)
+    except ValueError:
+        return False
+    return True
+
+
+def is_labels(value: str) -> bool:
+    try:
+        labels(value)
+    except ValueError:
+        return False
+    return True
+
+
+def labels(value: str) -> dict[str, str]:
+    """The pairs of ``k:v,k:v``, or of a JSON object of strings. Raises ValueError."""
+    if value.startswith("{"):
+        return msgspec.json.decode(value, type=dict[str, str])
+    pairs = [item.partition(":") for item in value.split(",") if item]
+    if not all(name and colon for name, colon, _ in pairs):
+        raise ValueError(f"labels {value!r}: expected k:v,k:v")
+    return {name: text for name, _, text in pairs}
+
+
+class Kind(NamedTuple):
+    accepts: Callable[[str], bool]
+    expected: str
+
+
+KINDS: Final[Mapping[str, Kind]] = {
+    "text": Kind(lambda value: True, "text"),
+    "name": Kind(is_name, f"a name of at most {NAME_MAX} bytes without /"),
+    "number": Kind(is_number, "a whole number"),
+    "duration": Kind(is_duration, "a duration, like 30s"),
+    "labels": Kind(is_labels, "labels, like k:v,k:v"),
+    "sha256": Kind(lambda value: _SHA256.fullmatch(value) is not None, "64 hex digits, sha256: before them"),
+}
+
+IF_REV: Final = Arg("if-rev", kind="number", help="only if the object's revision is this")
+
+
+def check(command: Command, table: Verbs) -> Verb:
+    """The row of the command's verb, when its arguments are the row's. Raises FsError(E.USAGE)."""
+    row = table.get(command.verb)
+    if row is None:
+        known = " ".join(table) or "no verb"
+        raise FsError(E.USAGE, f"line {command.number}: {command.verb}: unknown verb, expected {known}")
+    where = f"line {command.number}: {row.name}"
+    known_args = {arg.name: arg for arg in (*row.args, IF_REV)}
+    for name, value in command.args.items():
+        arg = known_args.get(name)
+        if arg is None:
+            raise FsError(E.USAGE, f"{where}: {name}=: unknown argument, expected {synopsis(row)}")
+        if not _accepts(arg.kind, value):
+            raise FsError(E.USAGE, f"{where}: {name}={quote(value)}: expected {_expected(arg.kind)}")
+    for arg in row.args:
+        if arg.required and arg.name not in command.args:
+            raise FsError(E.USAGE, f"{where}: {arg.name}= is missing, expected {synopsis(row)}")
+    return row
+
+
+def _accepts(kind: str, value: str) -> bool:
+    return value in kind.split("|") if "|" in kind else KINDS[kind].accepts(value)
+
+
+def _expected(kind: str) -> str:
+    return f"one of {kind.replace('|', ' ')}" if "|" in kind else KINDS[kind].expected
+
+
+def synopsis(row: Verb) -> str:
+    """``submit topic=<name> [key=<name>]``."""
+    parts = [row.name]
+    for arg in row.args:
+        shown = f"{arg.name}={arg.kind if '|' in arg.kind else f'<{arg.kind}>'}"
+        parts.append(shown if arg.required else f"[{shown}]")
+    return " ".join(parts)
+
+
+def usage(table: Verbs) -> str:
+    """What a read of the ctl gives: each verb, what it does, its arguments, an example."""
+    return "".join("\n".join(_usage_lines(row)) + "\n" for row in table.values())
+
+
+def _usage_lines(row: Verb) -> Iterable[str]:
+    yield synopsis(row)
+    if row.help:
+        yield f"\t{row.help}"
+    yield from (f"\t{arg.name}: {arg.help}" for arg in row.args if arg.help)
+    if row.example:
+        yield f"\texample: {row.example}"
