@@ -10,7 +10,7 @@ import asyncio
 import inspect
 import os
 import stat
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, Protocol
 
 from skep.fs import ctl
@@ -169,7 +169,7 @@ class Ctl(File):
 
     def __init__(
         self,
-        verbs: Sequence[ctl.Verb],
+        verbs: Mapping[str, ctl.Verb],
         run: Callable[[Caller, list[ctl.Command]], Maybe[Iterable[str]]],
         mode: int = 0o666,
     ) -> None:
