@@ -6,8 +6,8 @@ renames and removal. Opens, and calls that take paths only, go through /proc/sel
 
 Decisions:
 
-- Everything is done at once, on the loop, but fsync: what the page cache answers takes less than a thread
-  would. A directory on a slow network file system stalls the server with it.
+- Everything is done at once, on the loop, but fsync (in a thread) and long listings (in pieces): what the
+  page cache answers takes less than a thread would. A slow network file system stalls the server with it.
 - qid.path is made from device and file handle (host.c): the same for every walk, listing and handle without a
   table that grows, another when the inode is used again. qid.vers changes with mtime, ctime or size.
 - Pipes, sockets and devices can be made, seen and removed but not opened: 9P clients open their own, and a
@@ -26,7 +26,7 @@ import functools
 import os
 import stat
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from typing import Final
 
@@ -35,7 +35,7 @@ from skep.fs.locks import END, Key, Locks, Owner
 from skep.fs.messages import LO, NONUNAME, LockStatus, Qid
 from skep.fs.node import Attr, Caller, Change, Entry, Handle, How, Lock, Node, StatFs, qid_type
 from skep.fs.owners import gid_of, group_name, user_name
-from skep.native.host import UTIME_NOW, UTIME_OMIT, Stat, calls, failure
+from skep.native.host import UTIME_NOW, UTIME_OMIT, Listed, Stat, calls, failure
 
 CREATE_TRIES: Final = 16  # how often a name may come and go under one create
 _KEPT_FLAGS: Final = LO.DSYNC | LO.SYNC  # of Tlopen's: the others are the client's own affair, or unsafe here
@@ -185,7 +185,7 @@ class HostNode(_Descriptor, Node):
 
     def mknod(self, name: str, mode: int, rdev: int, gid: int, caller: Caller) -> HostNode:
         self.tree.check_writable()
-        os.mknod(_raw(name), mode, rdev, dir_fd=self.fd)
+        os.mknod(_raw(name), mode & 0o177777, rdev, dir_fd=self.fd)
         return self._made(name, mode if stat.S_IFMT(mode) else mode | stat.S_IFREG, gid, caller)
 
     def _made(self, name: str, mode: int, gid: int, caller: Caller) -> HostNode:
@@ -284,8 +284,8 @@ class HostNode(_Descriptor, Node):
         link = self.format == stat.S_IFLNK
         if change.mode is not None and link:
             raise failure(errno.EOPNOTSUPP)
-        uid = -1 if change.uid is None else change.uid
-        gid = gid_of(change.group) if change.group is not None else -1 if change.gid is None else change.gid
+        uid = _number(change.uid)
+        gid = _number(change.gid if change.group is None else gid_of(change.group))
         times = _time(change.atime_now, change.atime_ns), _time(change.mtime_now, change.mtime_ns)
         set_times = functools.partial(calls.utime, self.fd, *times)
         old_times = divmod(before.atime_ns, _S), divmod(before.mtime_ns, _S)
@@ -336,6 +336,8 @@ class HostNode(_Descriptor, Node):
 
     def set_xattr(self, name: str, value: bytes, flags: int, caller: Caller) -> None:
         self.tree.check_writable()
+        if flags not in (0, os.XATTR_CREATE, os.XATTR_REPLACE):
+            raise failure(errno.EINVAL)
         if value or flags:
             os.setxattr(self.place, _raw(name, name=False), value, flags)
         else:
@@ -360,11 +362,21 @@ class HostHandle(_Descriptor, Handle):
         # Linux appends here, whatever the offset, when opened with O_APPEND.
         return os.pwrite(self.fd, data, offset)
 
-    def entries(self) -> list[Entry]:
-        return [
-            Entry(_text(name), Qid(qid_type(mode), vers, path), stat.S_IFMT(mode))
-            for name, path, vers, mode in calls.listing(self.fd)
-        ]
+    def entries(self) -> list[Entry] | Awaitable[list[Entry]]:
+        some = calls.listing(self.fd)
+        entries = _entries(next(some, []))
+        more = next(some, None)
+        return entries if more is None else self._all(entries, more, some)
+
+    async def _all(
+        self, entries: list[Entry], more: list[Listed], some: Iterator[list[Listed]]
+    ) -> list[Entry]:
+        """The entries of a directory so large that others get their turn meanwhile."""
+        entries += _entries(more)
+        for more in some:
+            entries += _entries(more)
+            await asyncio.sleep(0)
+        return entries
 
     async def fsync(self, datasync: bool) -> None:
         # A flushed fsync leaves its thread behind, which must not meet another file under a closed number.
@@ -387,6 +399,13 @@ class HostHandle(_Descriptor, Handle):
 
 def _sync(own: _Descriptor, datasync: bool) -> None:
     (os.fdatasync if datasync else os.fsync)(own.fd)
+
+
+def _entries(listed: list[Listed]) -> list[Entry]:
+    return [
+        Entry(_text(name), Qid(qid_type(mode), vers, path), stat.S_IFMT(mode))
+        for name, path, vers, mode in listed
+    ]
 
 
 def _raw(text: str, name: bool = True) -> bytes:
@@ -418,6 +437,15 @@ def _time(now: bool, ns: int | None) -> tuple[int, int]:
     if not -END * _S <= ns < END * _S:
         raise failure(errno.EINVAL)
     return divmod(ns, _S)
+
+
+def _number(owner: int | None) -> int:
+    """chown(2)'s argument. Raises EINVAL on the one number that means none there, and on those beyond."""
+    if owner is None:
+        return -1
+    if not 0 <= owner < NONUNAME:
+        raise failure(errno.EINVAL)
+    return owner
 
 
 def _nothing() -> None:

@@ -25,7 +25,7 @@ from skep.fs.messages import LockStatus, LockType
 from skep.fs.node import Lock
 
 END: Final = 1 << 63  # one past the last byte a file can have
-RANGES_MAX: Final = 4096  # of one file: each lock and unlock looks at all of them
+RANGES_MAX: Final = 1024  # of one file: each lock and unlock looks at all of them
 _STRENGTH: Final = {LockType.UNLCK: 0, LockType.RDLCK: 1, LockType.WRLCK: 2}
 _FLOCK: Final = struct.Struct("hhqqi0q")  # struct flock; the lock types are Tlock's numbers
 
@@ -94,7 +94,7 @@ class Locks:
         after = replaced(held, new)
         if len(after) > max(RANGES_MAX, len(held)):
             return LockStatus.ERROR
-        return LockStatus.SUCCESS if self._set(key, fd, held, after) else LockStatus.BLOCKED
+        return LockStatus.SUCCESS if self._set(key, fd, held, after, start, end) else LockStatus.BLOCKED
 
     def getlock(self, key: Key, fd: int, owner: Owner, lock: Lock) -> Lock:
         """The first lock of a client in the way of ``lock``, else one of the host's, else ``lock``, UNLCK.
@@ -114,14 +114,14 @@ class Locks:
         """The handle open as ``fd`` is closing: what was locked through it is free."""
         held = self._held.get(key)
         if held is not None:
-            self._set(key, fd, held, [one for one in held if one.handle != fd])
+            self._set(key, fd, held, [one for one in held if one.handle != fd], 0, END)
 
-    def _set(self, key: Key, fd: int, held: list[Held], after: list[Held]) -> bool:
-        """Let ``after`` stand for ``held``, unless a process of the host is in the way."""
+    def _set(self, key: Key, fd: int, held: list[Held], after: list[Held], start: int, end: int) -> bool:
+        """Let ``after``, which differs from start to end, stand for ``held``: unless the host objects."""
         if key not in self._host and after:
             self._host[key] = _HostLocks(*_reopened(fd))
         host = self._host.get(key)
-        if host is not None and not host.change(held, after):
+        if host is not None and not host.change(_within(held, start, end), _within(after, start, end)):
             if not held:
                 self._host.pop(key).close()
             return False
@@ -198,6 +198,15 @@ def _reopened(fd: int) -> tuple[int, LockType]:
         except OSError:
             continue
     return -1, LockType.UNLCK
+
+
+def _within(held: Sequence[Held], start: int, end: int) -> list[Held]:
+    """The parts of ``held`` from start to end."""
+    return [
+        one._replace(start=max(one.start, start), end=min(one.end, end))
+        for one in held
+        if one.start < end and start < one.end
+    ]
 
 
 def _union(held: Sequence[Held]) -> dict[int, LockType]:

@@ -187,6 +187,8 @@ host_list(int dir, char *buf, unsigned size, int *more)
 	long n;
 
 	n = syscall(SYS_getdents64, dir, buf, size);
+	if (n < 0 && errno == ENOENT)
+		n = 0;          /* the directory itself was removed */
 	if (n < 0)
 		return -errno;
 	*more = n > 0;

@@ -7,7 +7,7 @@ be O_PATH ones wherever a file is named by one.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from struct import Struct
 from typing import Any, Final, NamedTuple
 
@@ -97,18 +97,20 @@ class Compiled:
             raise failure(-fd)
         return fd, self._told(out)
 
-    def listing(self, fd: int) -> list[Listed]:
-        """All names in the directory open as ``fd`` (not O_PATH), from its start, without "." and ".."."""
+    def listing(self, fd: int) -> Iterator[list[Listed]]:
+        """All names in the directory open as ``fd`` (not O_PATH), from its start, without "." and "..".
+
+        They come some hundreds at a time, so that others may have a turn in between."""
         os.lseek(fd, 0, os.SEEK_SET)
         buf = self._new("char[]", LISTING_SIZE)
         more = self._new("int *", 1)
-        names: list[Listed] = []
-        while more[0]:
+        while True:
             used = self._lib.host_list(fd, buf, LISTING_SIZE, more)
             if used < 0:
                 raise failure(-used)
-            names += _records(self._buffer(buf, used)[:])
-        return names
+            if not more[0]:
+                return
+            yield _records(self._buffer(buf, used)[:])
 
     def rename_new(self, dir_fd: int, name: bytes, newdir_fd: int, newname: bytes) -> None:
         """Rename; FileExistsError when ``newname`` exists, EINVAL where the file system cannot tell."""

@@ -8,6 +8,8 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Iterator
+from itertools import islice
 from struct import Struct
 from typing import Any, Final
 
@@ -25,6 +27,7 @@ _HANDLE: Final = Struct("=Ii")  # handle_bytes[4] handle_type[4], before the han
 # mask blksize, attributes, nlink uid gid mode, ino size blocks, attributes_mask, atime btime ctime mtime
 # (each s ns), rdev and dev (each major minor)
 _STATX: Final = Struct("=II 8x III H 2x QQQ 8x qI4x qI4x qI4x qI4x IIII")
+_LISTING: Final = 512  # names at a time
 _S: Final = 1_000_000_000
 _U64: Final = (1 << 64) - 1
 _DECLARATIONS: Final = """
@@ -121,11 +124,12 @@ class Twin:
         except OSError:
             return Listed(name, mix(entry.inode()), 0, _format(entry))
 
-    def listing(self, fd: int) -> list[Listed]:
+    def listing(self, fd: int) -> Iterator[list[Listed]]:
         os.lseek(fd, 0, os.SEEK_SET)
         with os.scandir(fd) as entries:
-            found = [self._listed(fd, entry) for entry in entries]
-        return [one for one in found if one is not None]
+            while some := list(islice(entries, _LISTING)):
+                told = (self._listed(fd, entry) for entry in some)
+                yield [one for one in told if one is not None]
 
     def rename_new(self, dir_fd: int, name: bytes, newdir_fd: int, newname: bytes) -> None:
         if self._libc.renameat2(dir_fd, name, newdir_fd, newname, _RENAME_NOREPLACE) < 0:
