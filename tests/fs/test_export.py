@@ -4,6 +4,7 @@ import asyncio
 import errno
 import os
 import stat
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -111,6 +112,31 @@ def test_a_directory_swapped_for_a_link_keeps_the_node_where_it_was(root: HostNo
     assert ["mine"] == names(inner)
     assert b"mine" == read(inner.walk("mine", ME))
     assert QT.SYMLINK == attr(root.walk("d", ME)).qid.type
+
+
+def test_a_link_swapped_in_during_walks_never_leads_out(root: HostNode, top: Path) -> None:
+    made(root.mkdir("d", 0o755, 0, ME), "passwd", b"inside")
+    (top / "link").symlink_to("/etc")
+    over = threading.Event()
+
+    def swap() -> None:
+        while not over.is_set():
+            for old, new in (("d", "aside"), ("link", "d"), ("d", "link"), ("aside", "d")):
+                os.rename(top / old, top / new)
+
+    swapper = threading.Thread(target=swap)
+    swapper.start()
+    outcomes: set[bytes | int] = set()
+    try:
+        while not {b"inside", errno.ENOTDIR, errno.ENOENT} <= outcomes:
+            try:
+                outcomes.add(read(root.walk("d", ME).walk("passwd", ME)))
+            except OSError as error:
+                outcomes.add(error.errno or 0)
+    finally:
+        over.set()
+        swapper.join()
+    assert {b"inside", errno.ENOTDIR, errno.ENOENT} == outcomes
 
 
 def test_nodes_below_a_renamed_directory_stay_valid(root: HostNode) -> None:
