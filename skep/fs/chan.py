@@ -89,7 +89,19 @@ def check_name(name: str) -> None:
 class Chan:
     """One caller at one node. Not open until ``open`` or ``create``; closed once, by ``clunk``."""
 
-    __slots__ = ("_entries", "_next", "caller", "handle", "how", "name", "node", "rclose", "up", "view")
+    __slots__ = (
+        "_entries",
+        "_next",
+        "caller",
+        "handle",
+        "how",
+        "name",
+        "node",
+        "place",
+        "rclose",
+        "up",
+        "view",
+    )
 
     def __init__(
         self, node: Node, caller: Caller, view: View, up: Chan | None = None, name: str = "/"
@@ -102,6 +114,7 @@ class Chan:
         self.handle: Handle | None = None
         self.how: How | None = None
         self.rclose = False
+        self.place: int | None = None  # its number in the inner loop (hot.py), once asked for
         self._entries: list[Entry] = []  # a directory's names, as they were when last read from 0
         self._next = (0, 0)  # 9P2000: the offset the next directory read must have, and its index
 
@@ -123,7 +136,9 @@ class Chan:
 
     def clone(self) -> Chan:
         """Another chan at the same place, not open."""
-        return Chan(self.node, self.caller, self.view, self.up, self.name)
+        copy = Chan(self.node, self.caller, self.view, self.up, self.name)
+        copy.place = self.place
+        return copy
 
     async def child(self, name: str) -> tuple[Chan, Attr]:
         """The chan one name further down, or up for ".."."""
@@ -334,7 +349,7 @@ class Chan:
         if rename is not None and rename != self.name:
             assert self.up is not None
             await self.up.renameat(self.name, self.up, rename, replace=False)
-            self.name = rename
+            self.name, self.place = rename, None
 
     async def _check_rename(self, name: str) -> None:
         check_name(name)
@@ -372,7 +387,7 @@ class Chan:
         if self.up is None:
             raise FsError(E.READONLY, "the root has no other name")
         await self.up.renameat(self.name, to, newname)
-        self.up, self.name = to.clone(), newname
+        self.up, self.name, self.place = to.clone(), newname, None
 
     async def unlinkat(self, name: str, directory: bool | None) -> None:
         """Remove an entry of this directory: a directory, another, or whichever (None)."""

@@ -17,9 +17,10 @@ from skep.fs import eager
 from skep.fs import messages as m
 from skep.fs.chan import Chan, settle
 from skep.fs.errors import E, FsError, from_oserror
+from skep.fs.hot import hot
 from skep.fs.messages import DM, DONT_TOUCH, LO, QT, SA, Dialect, Message
 from skep.fs.node import Attr, Change, How, Lock, Maybe
-from skep.fs.session import Call, Done, Session
+from skep.fs.session import FIDS_MAX, Call, Done, Session
 from skep.fs.wire import stat_of
 
 log = logging.getLogger("skep.fs")
@@ -58,11 +59,12 @@ class Conversation:
         peer: Peer,
         send: Callable[[Sequence[bytes | memoryview]], None],
         msize: int = 1 << 20,
+        kernel: bool = True,
     ) -> None:
         self.gate = gate
         self.peer = peer
         self.send = send
-        self.session = Session(msize)
+        self.session = Session(msize, kernel=hot(FIDS_MAX) if kernel else None)
         self.paused = False  # the transport takes no more for now
         self._tasks: dict[Call, asyncio.Task[Done | FsError]] = {}
         self._pumping = False
@@ -118,6 +120,7 @@ class Conversation:
             self.session.respond(call, outcome.value)
             return
         self._tasks[call] = outcome
+        self.session.hold(call)
         outcome.add_done_callback(lambda task: self._performed(call, task))
         if isinstance(call.message, m.Tread) and call.fid is not None and call.fid.chan.waits:
             self.session.park(call)

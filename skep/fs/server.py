@@ -31,6 +31,7 @@ from skep.fs.wire import WireError
 log = logging.getLogger("skep.fs")
 BACKLOG: Final = 1024  # connections the kernel holds for us while we are busy
 CONNECTIONS_MAX: Final = 16384  # per listener; an idle one costs a few tens of KiB
+IN_SIZE: Final = 2 << 20  # bytes received at a time: a frame of the largest msize, or many short ones
 OUT_HIGH: Final = 1 << 20  # bytes in a transport's own buffer above which it takes no more
 _UCRED: Final = struct.Struct("3i")
 
@@ -66,8 +67,11 @@ class OpenGate:
         return False
 
 
-class _Connection(asyncio.Protocol):
-    """One accepted connection: a transport joined to a Conversation."""
+class _Connection(asyncio.BufferedProtocol):
+    """One accepted connection: a transport joined to a Conversation.
+
+    Bytes are received into one buffer that all connections share: what is not answered from it at once, a
+    frame cut short or a call that waits, the session keeps a copy of."""
 
     def __init__(self, listener: Listener) -> None:
         self.listener = listener
@@ -86,11 +90,14 @@ class _Connection(asyncio.Protocol):
             self.listener.gate, _peer(self.transport), self._send, self.listener.msize
         )
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self.listener.buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
         if self.conversation is None:
             return
         try:
-            self.conversation.receive(data)
+            self.conversation.receive(self.listener.buffer[:nbytes])
         except WireError as error:
             log.info("%s: %s", self.conversation.peer.address or self.conversation.peer.kind, error)
             self.transport.abort()
@@ -136,6 +143,7 @@ class Listener:
         self.address = address
         self.msize = msize
         self.connections: set[_Connection] = set()
+        self.buffer = memoryview(bytearray(IN_SIZE))
         self.server: asyncio.Server | None = None
 
     async def open(self, mode: int) -> None:

@@ -13,7 +13,8 @@ Sources: Plan 9 manual, intro(5), version(5), flush(5), walk(5), open(5); diod's
 from __future__ import annotations
 
 from collections import deque
-from typing import Any, Final, NamedTuple
+from collections.abc import Mapping
+from typing import Any, Final, NamedTuple, Protocol
 
 from skep.fs import messages as m
 from skep.fs.errors import E, FsError
@@ -95,6 +96,7 @@ class Call:
         "dead",
         "fid",
         "flushes",
+        "held",
         "message",
         "new",
         "numbers",
@@ -114,6 +116,7 @@ class Call:
         self.begun = False
         self.parked = False
         self.aborted = False  # its performer was told to give up
+        self.held = False  # the kernel was told that it is outstanding
         self.dead = False  # the session it belonged to was reset: no answer
 
 
@@ -126,6 +129,24 @@ class Done(NamedTuple):
     kind: str = "file"
 
 
+class Kernel(Protocol):
+    """An inner loop that answers by itself what it has been told about (native/hot.c), as this session would.
+
+    Calls outstanding are held: their tags and fids are left to the session. A fid that it bound itself is
+    handed over (``spill``) before the session looks at a frame."""
+
+    def reset(self, msize: int, dialect: Dialect | None) -> None: ...
+    def run(self, data: Any, at: int) -> tuple[int, bytes]: ...
+    def hold(self, tag: int, fids: tuple[int, ...]) -> None: ...
+    def release(self, tag: int, fids: tuple[int, ...], known: Mapping[int, Any]) -> None: ...
+    def bound(self, fid: int, chan: Any) -> None: ...
+    def opened(self, fid: int, chan: Any) -> None: ...
+    def walked(self, chan: Any, qid: m.Qid) -> None: ...
+    def told(self, chan: Any, frame: bytes) -> None: ...
+    def drop(self, fid: int) -> None: ...
+    def spill(self, fids: Mapping[int, Any]) -> list[tuple[int, Any]]: ...
+
+
 class Session:
     """One connection's conversation.
 
@@ -134,7 +155,10 @@ class Session:
     cannot be a conversation: then close.
     """
 
-    def __init__(self, msize_max: int = MSIZE_MAX, fids_max: int = FIDS_MAX) -> None:
+    def __init__(
+        self, msize_max: int = MSIZE_MAX, fids_max: int = FIDS_MAX, kernel: Kernel | None = None
+    ) -> None:
+        self.kernel = kernel
         self.msize_max = msize_max
         self.fids_max = fids_max
         self.msize = MSIZE_START
@@ -150,11 +174,15 @@ class Session:
         self._queues: dict[int, deque[Call]] = {}
         self._stir: deque[int] = deque()  # fids whose queue has moved
         self._version: Call | None = None  # a Tversion waiting for the last call to end
+        self._stopped = False  # the kernel has looked at the next frame: it is ours
 
     # Bytes in.
 
     def receive(self, data: bytes | memoryview) -> None:
         """Take bytes as they came. Raises WireError on a size no frame can have."""
+        self._stopped = False
+        if self.kernel is not None and not self._in and not self.stalled:
+            data = data[self._kernel_answers(data, 0) :]
         self._in += data
         self._frames()
 
@@ -179,6 +207,9 @@ class Session:
         answers: the caller performs it and resumes."""
         at, data = 0, self._in
         while not self.ready and not self.stalled and len(data) - at >= 4:
+            if self.kernel is not None and not self._stopped:
+                at += self._kernel_answers(data, at)
+                continue
             size = int.from_bytes(data[at : at + 4], "little")
             if size < 7 or size > self.msize:
                 raise WireError(f"frame of {size} bytes; between 7 and {self.msize} were expected")
@@ -187,8 +218,20 @@ class Session:
             # A copy, so that a Twrite's payload outlives the buffer it came in.
             self._frame(memoryview(bytes(data[at : at + size])))
             at += size
+            self._stopped = False
         if at:
             del data[:at]
+
+    def _kernel_answers(self, data: bytes | bytearray | memoryview, at: int) -> int:
+        """Let the kernel answer what it can from ``at`` on; how many bytes that were."""
+        assert self.kernel is not None
+        used, answers = self.kernel.run(data, at)
+        # What stopped it may have been the room for answers: then it is asked again.
+        self._stopped = not used
+        if answers:
+            self._out.append(answers)
+            self.outgoing += len(answers)
+        return used
 
     @property
     def partial(self) -> int:
@@ -196,6 +239,9 @@ class Session:
         return len(self._in)
 
     def _frame(self, frame: memoryview) -> None:
+        if self.kernel is not None:
+            for number, chan in self.kernel.spill(self.fids):
+                self.fids[number] = Fid(chan)
         _, kind, tag = HEADER.unpack_from(frame, 0)
         if kind == 100:
             self._tversion(tag, frame)
@@ -222,6 +268,8 @@ class Session:
             self._tflush(call, message.oldtag)
         else:
             self._enqueue(call)
+        if not call.begun or isinstance(message, m.Tflush):
+            self.hold(call)
 
     # Version and flush: the two messages about other messages.
 
@@ -252,6 +300,8 @@ class Session:
         """Clunk every fid: their chans are in ``dropped``."""
         self.dropped.extend(fid.chan for fid in self.fids.values())
         self.fids.clear()
+        if self.kernel is not None:
+            self.kernel.reset(0, None)
 
     def _rversion(self, call: Call) -> None:
         """Answer a Tversion, now that nothing of the former session is left."""
@@ -264,6 +314,8 @@ class Session:
         self.msize = min(call.message.msize, self.msize_max) if self.dialect else MSIZE_START
         text = self.dialect.value if self.dialect else "unknown"
         msize = min(call.message.msize, self.msize_max)
+        if self.kernel is not None and self.dialect is not None:
+            self.kernel.reset(msize, self.dialect)
         self._out.append(pack(call.tag, m.Rversion(msize, text), Dialect.PLAIN))
         self.outgoing += len(self._out[-1])
 
@@ -312,6 +364,12 @@ class Session:
                 return False
             parked = True
         return False
+
+    def hold(self, call: Call) -> None:
+        """Say that ``call`` is not answered at once."""
+        if self.kernel is not None and not call.held and self._calls.get(call.tag) is call:
+            call.held = True
+            self.kernel.hold(call.tag, call.numbers)
 
     def park(self, call: Call) -> None:
         """Say that ``call``, a read, waits for an event: what came after it need not."""
@@ -407,6 +465,27 @@ class Session:
             return
         self._commit(call, result)
         self._finish(call, result.reply)
+        if self.kernel is not None:
+            self._teach(call, result)
+
+    def _teach(self, call: Call, done: Done) -> None:
+        """Tell the kernel what this answer says of the fids."""
+        assert self.kernel is not None
+        if call.new is not None and done.chan is not None:
+            if done.kind == "file":
+                self.kernel.bound(call.new, done.chan)
+            if isinstance(done.reply, m.Rwalk) and done.reply.wqid:
+                self.kernel.walked(done.chan, done.reply.wqid[-1])
+        elif call.fid is not None and done.how is not None:
+            if done.kind == "file":
+                self.kernel.bound(call.numbers[0], call.fid.chan)
+                self.kernel.opened(call.numbers[0], call.fid.chan)
+            else:
+                self.kernel.drop(call.numbers[0])
+        elif call.fid is not None and isinstance(done.reply, (m.Rgetattr, m.Rstat)):
+            frame = pack(call.tag, done.reply, self.dialect or Dialect.PLAIN)
+            if len(frame) <= self.msize:
+                self.kernel.told(call.fid.chan, frame)
 
     def _commit(self, call: Call, done: Done) -> None:
         if call.new is not None:
@@ -426,6 +505,8 @@ class Session:
     def _unbind(self, call: Call) -> None:
         """Tclunk and Tremove free the fid even when they fail. The performer has closed its chan."""
         self.fids.pop(call.numbers[0], None)
+        if self.kernel is not None:
+            self.kernel.drop(call.numbers[0])
 
     def _finish(self, call: Call, reply: Message | FsError | None) -> None:
         """Send ``reply`` (None: say nothing), free the tag, then answer the flushes parked on the call."""
@@ -445,6 +526,9 @@ class Session:
     def _forget(self, call: Call) -> None:
         if self._calls.get(call.tag) is call:
             del self._calls[call.tag]
+        if call.held and self.kernel is not None:
+            call.held = False
+            self.kernel.release(call.tag, call.numbers, self.fids)
         for number in call.numbers:
             queue = self._queues.get(number)
             if queue is not None and call in queue:

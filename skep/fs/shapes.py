@@ -18,6 +18,8 @@ from skep.fs.chan import settle
 from skep.fs.errors import E, FsError
 from skep.fs.messages import QT, Qid
 from skep.fs.node import Attr, Caller, Change, Handle, How, Maybe, Node, new_path, qid_type
+from skep.native.hot import steady_changed
+from skep.native.memory import memory
 from skep.trace.clock import SystemClock
 
 TEXT_MAX: Final = 16 << 20  # bytes in one text taken at open: what one reader can make us hold
@@ -32,6 +34,8 @@ class File(Node):
 
     kind = stat.S_IFREG
     qtype = QT.FILE
+    steady = True
+    """Whether its stat stays the same until ``moved`` is called: then it is remembered."""
 
     def __init__(self, mode: int) -> None:
         self.mode = mode
@@ -54,6 +58,8 @@ class File(Node):
         """Say that the content changed: qid.vers and mtime move."""
         self.version += 1
         self.mtime_ns = SystemClock().now_ns()
+        if self.steady:
+            steady_changed()
 
     def attr(self, caller: Caller) -> Maybe[Attr]:
         size = self.size()
@@ -277,47 +283,52 @@ class _Following(Handle):
 class Memory(File):
     """A file of bytes in memory, read and written at offsets."""
 
+    steady = False
+
     def __init__(self, data: bytes = b"", mode: int = 0o644, size_max: int = MEMORY_MAX) -> None:
         super().__init__(mode)
-        self.data = bytearray(data)
+        self.data = memory()
+        self.data.write(0, data)
         self.size_max = size_max
 
     def size(self) -> int:
         return len(self.data)
 
+    def attr(self, caller: Caller) -> Maybe[Attr]:
+        self.version, self.mtime_ns = self.data.version, self.data.mtime_ns
+        return super().attr(caller)
+
     def opened(self, how: How, caller: Caller) -> Handle:
         if how.trunc:
             self.resize(0)
-        return _MemoryHandle(self, how.append)
+        return MemoryHandle(self, how.append)
 
     def resize(self, size: int) -> None:
         """Cut or extend with zeros. Raises FsError(E.TOOBIG) above ``size_max``."""
         if size > self.size_max:
             raise FsError(E.TOOBIG, f"max={self.size_max}")
-        del self.data[size:]
-        self.data.extend(bytes(size - len(self.data)))
-        self.moved()
+        self.data.resize(size)
 
     def setattr(self, change: Change, caller: Caller) -> None:
         if change.size is not None:
             self.resize(change.size)
 
 
-class _MemoryHandle(Handle):
+class MemoryHandle(Handle):
+    """One open of a Memory file."""
+
     def __init__(self, file: Memory, append: bool) -> None:
         self.file = file
         self.append = append
 
     def read(self, offset: int, count: int) -> bytes:
-        return bytes(self.file.data[offset : offset + count])
+        return self.file.data.read(offset, count)
 
     def write(self, offset: int, data: memoryview) -> int:
-        content = self.file.data
-        at = len(content) if self.append else offset
-        if at + len(data) > len(content):
-            self.file.resize(at + len(data))
-        content[at : at + len(data)] = data
-        self.file.moved()
+        at = len(self.file.data) if self.append else offset
+        if at + len(data) > self.file.size_max:
+            raise FsError(E.TOOBIG, f"max={self.file.size_max}")
+        self.file.data.write(at, data)
         return len(data)
 
 
@@ -325,6 +336,7 @@ class Append(File):
     """A file that only grows: ``take`` gets each write, whatever its offset; ``read`` reads at offsets."""
 
     qtype = QT.APPEND
+    steady = False
 
     def __init__(
         self,

@@ -34,10 +34,11 @@ def malformed(why: str) -> FsError:
 
 
 def _string(encoding_errors: str) -> tuple[Pack, Unpack]:
-    """The codec of s: length[2] and that many bytes."""
+    """The codec of s: length[2] and that many bytes. What is not UTF-8 where it must be is sent as "?"."""
+    sent = "replace" if encoding_errors == "strict" else encoding_errors
 
     def pack(value: str, out: bytearray) -> None:
-        raw = value.encode("utf-8", encoding_errors)
+        raw = value.encode("utf-8", sent)
         out += len(raw).to_bytes(2, "little")
         out += raw
 
