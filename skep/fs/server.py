@@ -106,7 +106,10 @@ class _Connection(asyncio.BufferedProtocol):
             self.transport.pause_reading()
 
     def _send(self, frames: Sequence[bytes | memoryview]) -> None:
-        self.transport.writelines(frames)
+        if len(frames) == 1:
+            self.transport.write(frames[0])
+        else:
+            self.transport.writelines(frames)
 
     def pause_writing(self) -> None:
         if self.conversation is not None:

@@ -76,7 +76,22 @@ PYROUTE2 = Server(
     version=(sys.executable, "-c", "from importlib.metadata import version; print(version('pyroute2'))"),
 )
 
-SERVERS = [FLOOR, DIOD, PYROUTE2]
+SKEP_CONTROL = Server(
+    "skep control",
+    "skep.fs.server",
+    ("{python}", "{here}/serve_skep.py", "control", "{socket}"),
+    "9P2000.L",
+    {"read": "f64", "write": "mem", "stat": "f64", "walk": "f64", "idle": ""},
+)
+SKEP_EXPORT = Server(
+    "skep export",
+    "skep.fs.server",
+    ("{python}", "{here}/serve_skep.py", "export", "{socket}", "{files}"),
+    "9P2000.L",
+    EXPORTED,
+)
+
+SERVERS = [FLOOR, DIOD, PYROUTE2, SKEP_CONTROL, SKEP_EXPORT]
 
 
 @dataclass
