@@ -71,8 +71,12 @@ class Conversation:
 
     def receive(self, data: bytes | memoryview) -> None:
         """Take bytes. Raises WireError when they cannot be 9P: then the caller closes the connection."""
-        self.session.receive(data)
-        self.pump()
+        session = self.session
+        session.receive(data)
+        if session.settled and not self.paused and not self._pumping:
+            self.send(session.take())
+        else:
+            self.pump()
 
     def resume(self) -> None:
         """The transport takes bytes again."""

@@ -12,6 +12,7 @@ Sources: Plan 9 manual, intro(5), version(5), flush(5), walk(5), open(5); diod's
 
 from __future__ import annotations
 
+import struct
 from collections import deque
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple, Protocol
@@ -28,6 +29,8 @@ MSIZE_START: Final = 8192  # before Tversion: no first message is longer
 FIDS_MAX: Final = 65536  # per session: a mount holds one per cached file
 TAGS_MAX: Final = 4096  # outstanding calls per session: bounds what a peer can make us hold
 OUT_MAX: Final = 4 << 20  # bytes of answers not yet sent, above which no further call is begun
+XATTRS_MAX: Final = 256  # attributes being read or written at once: each may hold 64 KiB
+ENAME_MAX: Final = 4096  # bytes of an error's text: what a client sent may be quoted in it
 
 
 class Rule(NamedTuple):
@@ -151,8 +154,8 @@ class Session:
     """One connection's conversation.
 
     Feed it with ``receive``; perform what is in ``ready`` (each with one ``respond``); cancel what is in
-    ``aborts``; close the chans in ``dropped``; send what ``take`` gives. Raises WireError when the bytes
-    cannot be a conversation: then close.
+    ``aborts``; close the chans in ``dropped``; send what ``take`` gives. When the bytes cannot be a
+    conversation ``broken`` says why: then send what there is and close.
     """
 
     def __init__(
@@ -175,14 +178,21 @@ class Session:
         self._stir: deque[int] = deque()  # fids whose queue has moved
         self._version: Call | None = None  # a Tversion waiting for the last call to end
         self._stopped = False  # the kernel has looked at the next frame: it is ours
+        self._settling = False
+        self._ended = False  # the connection is gone
+        self._xattrs = 0  # fids of kind "xattr"
+        self.broken: WireError | None = None  # not None: no frame can be made of what came
 
     # Bytes in.
 
     def receive(self, data: bytes | memoryview) -> None:
-        """Take bytes as they came. Raises WireError on a size no frame can have."""
+        """Take bytes as they came."""
         self._stopped = False
         if self.kernel is not None and not self._in and not self.stalled:
-            data = data[self._kernel_answers(data, 0) :]
+            used = self._kernel_answers(data, 0)
+            if used == len(data):
+                return
+            data = data[used:]
         self._in += data
         self._frames()
 
@@ -198,7 +208,17 @@ class Session:
     @property
     def stalled(self) -> bool:
         """Whether bytes received wait for answers to be sent first: read no more until then."""
-        return self.outgoing > OUT_MAX or self._version is not None
+        return self.full or self._version is not None or self.broken is not None or self._ended
+
+    @property
+    def full(self) -> bool:
+        """Whether enough answers wait to be sent: perform no more calls until then."""
+        return self.outgoing > OUT_MAX
+
+    @property
+    def settled(self) -> bool:
+        """Whether there is nothing to do but to send."""
+        return bool(self.outgoing) and not (self.ready or self.aborts or self.dropped or self._in)
 
     def _frames(self) -> None:
         """Decode frames until the bytes end, a call is ready, or answers pile up.
@@ -212,7 +232,8 @@ class Session:
                 continue
             size = int.from_bytes(data[at : at + 4], "little")
             if size < 7 or size > self.msize:
-                raise WireError(f"frame of {size} bytes; between 7 and {self.msize} were expected")
+                self.broken = WireError(f"frame of {size} bytes; between 7 and {self.msize} were expected")
+                break
             if len(data) - at < size:
                 break
             # A copy, so that a Twrite's payload outlives the buffer it came in.
@@ -289,17 +310,42 @@ class Session:
             call.begun = False
         for call in self._calls.values():
             call.dead = True
-            if call.begun and not call.aborted:
-                call.aborted = True
-                self.aborts.append(call)
+            if call.begun:
+                self._give_up(call)
         for call in [c for c in self._calls.values() if not c.begun]:
             self._forget(call)
         self.ready.clear()
 
+    def _give_up(self, call: Call) -> None:
+        """Have its performer told to stop. A clunk or remove goes on: its fid is gone whatever happens."""
+        if not call.aborted and not isinstance(call.message, _LAST):
+            call.aborted = True
+            self.aborts.append(call)
+
+    def end(self) -> None:
+        """The connection is gone: no call is answered, each fid is dropped when its last call has ended."""
+        self._ended = True
+        self._version = None
+        self._in.clear()
+        self.abandon()
+        self._drop([number for number in self.fids if number not in self._queues])
+        if self.kernel is not None:
+            self.kernel.reset(0, None)
+
+    def _drop(self, numbers: list[int]) -> None:
+        for number in numbers:
+            self.dropped.append(self.fids[number].chan)
+            self._lose(number)
+
+    def _lose(self, number: int) -> None:
+        """A fid is no more."""
+        fid = self.fids.pop(number, None)
+        if fid is not None and fid.kind == "xattr":
+            self._xattrs -= 1
+
     def drop_fids(self) -> None:
         """Clunk every fid: their chans are in ``dropped``."""
-        self.dropped.extend(fid.chan for fid in self.fids.values())
-        self.fids.clear()
+        self._drop(list(self.fids))
         if self.kernel is not None:
             self.kernel.reset(0, None)
 
@@ -330,9 +376,8 @@ class Session:
             return
         if not old.begun:
             self._finish(old, None)
-        elif not old.aborted:
-            old.aborted = True
-            self.aborts.append(old)
+        else:
+            self._give_up(old)
 
     # The order of calls.
 
@@ -342,6 +387,8 @@ class Session:
         if rule.new is not None:
             call.new = getattr(call.message, rule.new)
             numbers.append(call.new)
+        if isinstance(call.message, m.Tattach) and call.message.afid != NOFID:
+            numbers.append(call.message.afid)  # what proves the user may still be on its way
         call.numbers = tuple(dict.fromkeys(numbers))
         for number in call.numbers:
             self._queues.setdefault(number, deque()).append(call)
@@ -390,6 +437,9 @@ class Session:
 
     def _settle(self) -> None:
         """Begin what the last change made runnable."""
+        if self._settling:  # a call that fails its checks ends within this loop: a queue of them would nest
+            return
+        self._settling = True
         while self._stir:
             number = self._stir.popleft()
             for call in list(self._queues.get(number, ())):
@@ -397,6 +447,7 @@ class Session:
                     self._begin(call)
                 elif call.begun and not call.parked:
                     break
+        self._settling = False
         if self._version is not None and not self._calls:
             self._rversion(self._version)
 
@@ -427,6 +478,8 @@ class Session:
             _check_open(call.fid, rule.opened)
         if rule.new is not None:
             self._check_new(call)
+        if isinstance(call.message, (m.Txattrwalk, m.Txattrcreate)) and self._xattrs >= XATTRS_MAX:
+            raise FsError(E.QUOTA, f"attributes have={self._xattrs} max={XATTRS_MAX}")
         if isinstance(call.message, m.Twalk) and len(call.message.wname) * 13 + 9 > self.msize:
             raise FsError(E.TOOBIG, f"max={self.msize}")
 
@@ -494,17 +547,19 @@ class Session:
                 if before is not None:  # a walk in place: only the chan moves on
                     self.dropped.append(before.chan)
                 self.fids[call.new] = Fid(done.chan, done.how, done.kind)
+                self._xattrs += done.kind == "xattr"
             return
         if call.fid is not None and done.how is not None:
             call.fid.how = done.how
             call.fid.kind = done.kind
+            self._xattrs += done.kind == "xattr"
             if done.chan is not None and done.chan is not call.fid.chan:
                 self.dropped.append(call.fid.chan)
                 call.fid.chan = done.chan
 
     def _unbind(self, call: Call) -> None:
         """Tclunk and Tremove free the fid even when they fail. The performer has closed its chan."""
-        self.fids.pop(call.numbers[0], None)
+        self._lose(call.numbers[0])
         if self.kernel is not None:
             self.kernel.drop(call.numbers[0])
 
@@ -537,6 +592,8 @@ class Session:
                     self._stir.append(number)
                 else:
                     del self._queues[number]
+                    if self._ended and number in self.fids:
+                        self._drop([number])
 
     # Bytes out.
 
@@ -552,17 +609,25 @@ class Session:
             self.outgoing += size
             return
         else:
-            frame = pack(tag, reply, dialect)
-            if len(frame) > self.msize:
-                frame = self._error(tag, FsError(E.TOOBIG, f"max={self.msize}"), dialect)
+            frame = self._reply(tag, reply, dialect)
         self._out.append(frame)
         self.outgoing += len(frame)
+
+    def _reply(self, tag: int, reply: Message, dialect: Dialect) -> bytes:
+        """A reply's frame; an error's where it does not fit, or a node told what no message can carry."""
+        try:
+            frame = pack(tag, reply, dialect)
+        except (struct.error, OverflowError, UnicodeEncodeError) as error:
+            return self._error(tag, FsError(E.IO, f"{type(reply).__name__} cannot be told: {error}"), dialect)
+        if len(frame) > self.msize:
+            return self._error(tag, FsError(E.TOOBIG, f"max={self.msize}"), dialect)
+        return frame
 
     def _error(self, tag: int, error: FsError, dialect: Dialect) -> bytes:
         """Rlerror with a Linux errno, or Rerror with a text cut to the msize."""
         if dialect is Dialect.L:
             return pack(tag, m.Rlerror(error.errno), dialect)
-        room = self.msize - 9 - (4 if dialect is Dialect.U else 0)
+        room = min(self.msize - 9 - (4 if dialect is Dialect.U else 0), ENAME_MAX)
         text = error.text.replace("\0", "?").encode("utf-8", "replace")[:room].decode("utf-8", "ignore")
         return pack(tag, m.Rerror(text, error.errno), dialect)
 

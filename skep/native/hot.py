@@ -60,6 +60,10 @@ class Table:
         if table == ffi.NULL:
             raise MemoryError
         self._table = ffi.gc(table, lib.hot_free)
+        self._run = lib.hot_run
+        self._bytes = ffi.typeof("uint8_t[]")
+        assert _out is not None
+        self._out = _out.buffer, _out.used, _out.view  # of the thread whose event loop the session is on
         self._kept: dict[int, Any] = {}  # what open fids point to
 
     def reset(self, msize: int, dialect: int) -> None:
@@ -69,10 +73,10 @@ class Table:
 
     def run(self, data: Any, at: int) -> tuple[int, bytes]:
         """How far ``data`` from ``at`` on is answered, and the answers."""
-        assert _out is not None
-        with ffi.from_buffer("uint8_t[]", data) as raw:
-            made = lib.hot_run(self._table, raw + at, len(data) - at, _out.buffer, OUT_SIZE, _out.used)
-        return int(_out.used[0]), _out.view[0:made]
+        out, used, view = self._out
+        raw = ffi.from_buffer(self._bytes, data)
+        made = self._run(self._table, raw + at if at else raw, len(data) - at, out, OUT_SIZE, used)
+        return used[0], view[0:made]
 
     def place(self) -> int:
         """A new place of the tree; NOT_HERE when there are too many."""
