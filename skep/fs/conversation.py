@@ -68,15 +68,22 @@ class Conversation:
         self.paused = False  # the transport takes no more for now
         self._tasks: dict[Call, asyncio.Task[Done | FsError]] = {}
         self._pumping = False
+        self._flows = True
+        self.hang_up: Callable[[], None] = lambda: None  # told to close: what came cannot be 9P
+        self.flow: Callable[[bool], None] = lambda wanted: None  # told when no more bytes are wanted, or again
 
     def receive(self, data: bytes | memoryview) -> None:
-        """Take bytes. Raises WireError when they cannot be 9P: then the caller closes the connection."""
+        """Take bytes. Raises WireError when they cannot be 9P: then the caller closes the connection.
+
+        What waits for earlier answers is looked at later: then ``hang_up`` is called for the same reason."""
         session = self.session
         session.receive(data)
         if session.settled and not self.paused and not self._pumping:
             self.send(session.take())
         else:
             self.pump()
+            if session.broken is not None:
+                raise session.broken
 
     def resume(self) -> None:
         """The transport takes bytes again."""
@@ -85,8 +92,7 @@ class Conversation:
 
     def lost(self) -> None:
         """The connection is gone: every call is given up, every fid clunked."""
-        self.session.abandon()
-        self.session.drop_fids()
+        self.session.end()
         self.paused = True
         self.pump()
 
@@ -103,20 +109,25 @@ class Conversation:
         session = self.session
         try:
             while True:
-                while session.ready:
+                while session.ready and not session.full:
                     self._perform(session.ready.popleft())
                 while session.aborts:
                     self._abort(session.aborts.popleft())
                 while session.dropped:
                     self._drop(session.dropped.popleft())
                 session.resume()
-                if session.ready:
+                if session.ready and not session.full:
                     continue
                 if not session.outgoing or self.paused:
                     break
                 self.send(session.take())
         finally:
             self._pumping = False
+        if session.stalled is self._flows:
+            self._flows = not session.stalled
+            self.flow(self._flows)
+        if session.broken is not None:
+            self.hang_up()
 
     def _perform(self, call: Call) -> None:
         outcome = eager.start(self._run(call))

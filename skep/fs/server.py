@@ -89,6 +89,8 @@ class _Connection(asyncio.BufferedProtocol):
         self.conversation = Conversation(
             self.listener.gate, _peer(self.transport), self._send, self.listener.msize
         )
+        self.conversation.hang_up = self.transport.abort
+        self.conversation.flow = self._flow
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return self.listener.buffer
@@ -101,9 +103,10 @@ class _Connection(asyncio.BufferedProtocol):
         except WireError as error:
             log.info("%s: %s", self.conversation.peer.address or self.conversation.peer.kind, error)
             self.transport.abort()
-            return
-        if self.conversation.session.stalled:
-            self.transport.pause_reading()
+
+    def _flow(self, wanted: bool) -> None:
+        if not self.transport.is_closing():
+            (self.transport.resume_reading if wanted else self.transport.pause_reading)()
 
     def _send(self, frames: Sequence[bytes | memoryview]) -> None:
         if len(frames) == 1:
@@ -118,8 +121,6 @@ class _Connection(asyncio.BufferedProtocol):
     def resume_writing(self) -> None:
         if self.conversation is not None:
             self.conversation.resume()
-            if not self.conversation.session.stalled:
-                self.transport.resume_reading()
 
     def connection_lost(self, error: Exception | None) -> None:
         self.listener.connections.discard(self)
