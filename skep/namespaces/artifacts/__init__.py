@@ -1,0 +1,1 @@
+"""Artifacts: bytes by their hash, metadata in the ledger."""

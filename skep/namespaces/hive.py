@@ -1,0 +1,257 @@
+"""The hive's one state: the nouns put together as the rules of its turn. No clock, no I/O.
+
+A line is parsed, checked against its file's table of verbs, asked whether its writer's role has the verb,
+and given to its noun. What the live hive does around it is live.py; the validator replays on this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, get_args
+
+import msgspec
+
+from skep.fs import ctl
+from skep.fs.ctl import Arg, Verb
+from skep.fs.errors import E, FsError
+from skep.namespaces.artifacts import core as artifacts
+from skep.namespaces.jobs import core as jobs
+from skep.namespaces.nodes import core as nodes
+from skep.namespaces.order import HIVE, Order, refusal
+from skep.namespaces.pools import core as pools
+from skep.trace.entry import Line
+from skep.trace.rules import Decision, Meta, Refusal
+
+# Refusals that are no news: an empty queue. The turn writes no entry for them.
+UNRECORDED: Final = frozenset({E.NODATA.name})
+
+OPERATOR: Final = "operator"
+WORKER: Final = jobs.NODES_ROLE
+
+
+# the hive itself
+
+
+HIVE_TABLES: Final[Mapping[str, ctl.Verbs]] = {
+    "ctl": ctl.verbs(
+        Verb("drain", (), "drain", "no more leases; quiesced when the last has ended"),
+        Verb("resume", (), "resume"),
+        Verb("kick", (Arg("session", required=True, kind="name"),), "kick session=01JD…", "end a session"),
+        Verb("shutdown", (Arg("grace", kind="duration"),), "shutdown grace=30s", "drain, then stop"),
+    ),
+    # The hive's own, written to no file.
+    "": ctl.verbs(Verb("start")),
+}
+
+
+class Drained(msgspec.Struct, frozen=True, tag_field="type", tag="hive.drained"):
+    pass
+
+
+class Resumed(msgspec.Struct, frozen=True, tag_field="type", tag="hive.resumed"):
+    pass
+
+
+class Kicked(msgspec.Struct, frozen=True, tag_field="type", tag="hive.kicked"):
+    session: str
+
+
+class Shutdown(msgspec.Struct, frozen=True, tag_field="type", tag="hive.shutdown"):
+    """``grace``: a duration; "" when none was given."""
+
+    grace: str
+
+
+class Started(msgspec.Struct, frozen=True, tag_field="type", tag="hive.started"):
+    pass
+
+
+HiveEvent = Drained | Resumed | Kicked | Shutdown | Started
+Event = HiveEvent | jobs.Event | pools.Event | nodes.Event | artifacts.Event
+
+
+@dataclass
+class HiveState:
+    """Everything the ledger says. ``mode``: online, draining, or stopping until the next start."""
+
+    mode: str = "online"
+    jobs: jobs.Jobs = field(default_factory=jobs.Jobs)
+    pools: pools.Pools = field(default_factory=pools.Pools)
+    nodes: nodes.Nodes = field(default_factory=nodes.Nodes)
+    artifacts: artifacts.Artifacts = field(default_factory=artifacts.Artifacts)
+
+    def copy(self) -> HiveState:
+        return HiveState(
+            self.mode, self.jobs.copy(), self.pools.copy(), self.nodes.copy(), self.artifacts.copy()
+        )
+
+    @property
+    def condition(self) -> str:
+        """What /state tells: online, draining, or quiesced when nothing is held any more."""
+        if self.mode == "online":
+            return "online"
+        return "draining" if self.jobs.held else "quiesced"
+
+    # What the nouns ask of each other.
+
+    def pool_of(self, topic: str) -> str | None:
+        return self.pools.topics.get(topic)
+
+    def lease_ns(self, pool: str) -> int:
+        return self.pools.by_name[pool].lease_ns
+
+    def artifact_named(self, tenant: str, name: str) -> str | None:
+        return self.artifacts.by_name.get((tenant, name))
+
+    def has_artifact(self, tenant: str, sha256: str) -> bool:
+        return (tenant, sha256) in self.artifacts.by_hash
+
+    def why_no_lease(self, pool: str, node: str) -> str:
+        if self.mode != "online":
+            return f"the hive is {self.condition}"
+        if pool not in self.pools.by_name:
+            return f"pool={pool}: there is no such pool"
+        if self.pools.by_name[pool].draining:
+            return f"pool={pool} is draining"
+        found = self.nodes.by_id.get(node)
+        if found is None:
+            return f"node={node} has not joined"
+        return "" if found.state == "online" else f"node={node} is {found.state}"
+
+    def held_tenant(self, job: str, node: str) -> str | None:
+        found = self.jobs.by_id.get(job)
+        return found.request.tenant if node and found is not None and found.node == node else None
+
+    def count_held(self, node: str) -> int:
+        return sum(self.jobs.by_id[job].node == node for job in self.jobs.held)
+
+
+# routing: a line's path to its noun and table
+
+
+TABLES: Final[Mapping[str, Mapping[str, ctl.Verbs]]] = {
+    "": HIVE_TABLES,
+    "jobs": jobs.TABLES,
+    "pools": pools.TABLES,
+    "nodes": nodes.TABLES,
+    "artifacts": artifacts.TABLES,
+}
+
+# Which verbs a role has, as noun/place/verb. An operator has those of every file, the hive all.
+OWN_VERBS: Final[frozenset[str]] = frozenset(
+    {"/jobs/*/expire", "/jobs/*/release", "//start", *(f"/nodes/*/{verb}" for verb in nodes.TABLES["*"])}
+)
+NODE_VERBS: Final[frozenset[str]] = frozenset({
+    "/jobs/*/ctl/start", "/jobs/*/ctl/renew", "/jobs/*/ctl/ack", "/jobs/*/ctl/nack",
+    "/pools/*/next/lease", "/artifacts/ctl/seal",
+})  # fmt: skip
+
+
+def has_verb(role: str, verb: str) -> bool:
+    """Whether the role may write the verb, called ``/noun/place/verb``."""
+    if role == HIVE:
+        return True
+    if verb in OWN_VERBS:
+        return False
+    return role == OPERATOR or (role == WORKER and verb in NODE_VERBS)
+
+
+def route(path: str) -> tuple[str, str, str]:
+    """``/jobs/01JD/ctl`` -> ("jobs", "*/ctl", "01JD"); ``/ctl`` -> ("", "ctl", "")."""
+    names = path.split("/")[1:]
+    if len(names) == 1:
+        return "", names[0], ""
+    noun, name, *rest = names
+    if not rest and name == "ctl":
+        return noun, "ctl", ""
+    return noun, "/".join(("*", *rest)), name
+
+
+class HiveRules:
+    """The rules of a hive's turn. A reply is one word for each line: what was made or changed, or ok."""
+
+    event_type: Any = Event
+
+    def fresh(self) -> HiveState:
+        return HiveState()
+
+    def copy(self, state: HiveState) -> HiveState:
+        return state.copy()
+
+    def decide(self, state: HiveState, line: Line, k: int) -> Decision[Event, str]:
+        noun, place, name = route(line.path)
+        try:
+            command = ctl.parse_line(line.lines[k], k + 1)
+            ctl.check(command, TABLES[noun][place])
+        except FsError as error:
+            raise Refusal(error.kind.name, error.text) from error
+        if not has_verb(line.role, f"{'/' if noun else ''}{noun}/{place}/{command.verb}"):
+            raise refusal(E.DENIED, f"rule=role {line.role} may not {command.verb}")
+        order = Order(
+            command.verb,
+            command.args,
+            place,
+            name,
+            line.actor,
+            line.role,
+            line.tenant,
+            line.time_ns,
+            line.id(k),
+        )
+        match noun:
+            case "jobs":
+                return jobs.decide(state.jobs, order, state)
+            case "pools" if place == "*/next":
+                return jobs.decide(state.jobs, order, state)
+            case "pools":
+                return pools.decide(state.pools, order)
+            case "nodes":
+                return nodes.decide(state.nodes, order, state)
+            case "artifacts":
+                return artifacts.decide(state.artifacts, order, state)
+            case _:
+                return decide_hive(state, order)
+
+    def apply(self, state: HiveState, event: Event, meta: Meta) -> None:
+        _APPLY[type(event)](state, event, meta)
+
+
+def _set_mode(mode: str) -> Callable[[HiveState, Any, Meta], None]:
+    def apply_mode(state: HiveState, event: Any, meta: Meta) -> None:
+        state.mode = mode
+
+    return apply_mode
+
+
+def _applying(noun: str, apply: Callable[[Any, Any, Meta], None]) -> Callable[[HiveState, Any, Meta], None]:
+    return lambda state, event, meta: apply(getattr(state, noun), event, meta)
+
+
+_APPLY: Final[Mapping[type, Callable[[HiveState, Any, Meta], None]]] = {
+    Drained: _set_mode("draining"),
+    Resumed: _set_mode("online"),
+    Shutdown: _set_mode("stopping"),
+    Started: _set_mode("online"),
+    Kicked: lambda state, event, meta: None,  # sessions are not in the state
+    **dict.fromkeys(get_args(jobs.Event), _applying("jobs", jobs.apply)),
+    **dict.fromkeys(get_args(pools.Event), _applying("pools", pools.apply)),
+    **dict.fromkeys(get_args(nodes.Event), _applying("nodes", nodes.apply)),
+    artifacts.Event: _applying("artifacts", artifacts.apply),
+}
+
+
+def decide_hive(state: HiveState, order: Order) -> Decision[HiveEvent, str]:
+    """What follows from an order to the hive itself."""
+    match order.verb:
+        case "drain":
+            return Decision((Drained(),), "ok")
+        case "resume":
+            return Decision((Resumed(),), "ok")
+        case "kick":
+            return Decision((Kicked(order.args["session"]),), order.args["session"])
+        case "shutdown":
+            return Decision((Shutdown(order.args.get("grace", "")),), "ok")
+        case _:
+            # A hive that was drained before it died is drained still.
+            return Decision((Started(),) if state.mode == "stopping" else (), "ok")

@@ -1,0 +1,1 @@
+"""Jobs: work submitted, leased to nodes, ended exactly once."""

@@ -1,0 +1,95 @@
+"""Who reads /pools/<p>/next, and who of them is served: first come, first served, one job for one reader.
+
+A reader is told to ask when a job waits that no reader before it has been told of. Asking is a line in the
+ledger, and which job it gets is decided there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter, deque
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from skep.fs.errors import E, FsError
+from skep.namespaces.hive import HiveState
+
+READERS_MAX: Final = 65536  # of one pool: each is a session that waits.
+
+
+class _Reader:
+    __slots__ = ("node", "told")
+
+    def __init__(self, node: str) -> None:
+        self.node = node
+        self.told: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+
+class Leases:
+    """The readers of all pools. ``state`` gives what is durable now."""
+
+    def __init__(self, state: Callable[[], HiveState]) -> None:
+        self._state = state
+        self._readers: dict[str, deque[_Reader]] = {}
+        self._asking: Counter[str] = Counter()  # pool -> readers told, whose lines are not decided yet
+
+    async def take(self, pool: str, node: str, ask: Callable[[], Awaitable[str]]) -> str:
+        """What ``ask`` gives, the id of a job leased to the node, when it is this reader's turn.
+
+        ``ask`` raises FsError(E.NODATA) when there was none after all. Cancelled before it asked, no job is
+        taken; ``ask`` itself says what a cancellation of it does."""
+        readers = self._readers.setdefault(pool, deque())
+        if len(readers) >= READERS_MAX:
+            raise FsError(E.QUOTA, f"readers have={len(readers)} max={READERS_MAX}")
+        reader = _Reader(node)
+        readers.append(reader)
+        while True:
+            self.dispatch(pool)
+            await self._wait_told(pool, reader)
+            try:
+                return await ask()
+            except FsError as error:
+                if error.kind is not E.NODATA:
+                    raise
+            finally:
+                self._asked(pool)
+            reader = _Reader(node)
+            # It was its turn.
+            readers.appendleft(reader)
+
+    async def _wait_told(self, pool: str, reader: _Reader) -> None:
+        try:
+            await reader.told
+        except asyncio.CancelledError:
+            if reader.told.cancelled():
+                self._readers[pool].remove(reader)
+            else:
+                self._asked(pool)
+            raise
+
+    def _asked(self, pool: str) -> None:
+        self._asking[pool] -= 1
+        self.dispatch(pool)
+
+    def dispatch(self, pool: str) -> None:
+        """Tell as many readers as there are jobs waiting that nobody was told of."""
+        readers = self._readers.get(pool)
+        if not readers:
+            return
+        state = self._state()
+        free = state.jobs.count_waiting(pool) - self._asking[pool]
+        if free <= 0:
+            return
+        for reader in [r for r in readers if not state.why_no_lease(pool, r.node)][:free]:
+            readers.remove(reader)
+            self._asking[pool] += 1
+            reader.told.set_result(None)
+
+    def dispatch_all(self) -> None:
+        """The state has moved."""
+        for pool in self._readers:
+            self.dispatch(pool)
+
+    def count(self, pool: str) -> int:
+        """How many readers wait."""
+        return len(self._readers.get(pool, ()))

@@ -1,0 +1,297 @@
+"""A hive that lives: its turn, its clock, those who wait, and what it forgets when it ends.
+
+Files ask it for two things: ``command`` (write lines, get their replies) and ``state`` (what is durable
+now). It alone speaks as ``hive``: leases that end, nodes that are not heard.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from skep.fs.ctl import line as ctl_line
+from skep.fs.errors import E, FsError
+from skep.fs.node import Caller
+from skep.namespaces import hive
+from skep.namespaces.artifacts.store import Store
+from skep.namespaces.hive import HiveState
+from skep.namespaces.jobs import core as jobs
+from skep.namespaces.jobs.logs import Logs
+from skep.namespaces.leases import Leases
+from skep.namespaces.nodes.core import Removed
+from skep.namespaces.order import HIVE, actor_of
+from skep.namespaces.sessions.core import Sessions
+from skep.trace.clock import HOUR, SECOND, Clock
+from skep.trace.entry import Entry, Line
+from skep.trace.ring import Ring
+from skep.trace.turn import Refused, Turn, TurnStopped
+
+TICK_S: Final = 0.5  # how late a lease's end or a silent node is noticed, at most.
+SUSPECT_NS: Final = 15 * SECOND  # without a heartbeat: three missed ones of a worker's.
+LOST_NS: Final = 45 * SECOND  # then its leases are about to end.
+START_GRACE_NS: Final = 10 * SECOND  # holders find their way back after a start before leases end.
+SWEEP_NS: Final = HOUR
+BOOKMARK_S: Final = 15.0  # an idle follower hears where it is this often: middleboxes forget in 30 s.
+HEARTBEATS: Final = 128  # kept of each node.
+PROGRESS_MAX: Final = 65536  # jobs whose progress is remembered: those running, and some that ended.
+
+HiveTurn = Turn[HiveState, hive.Event, str]
+
+
+class Heartbeat(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a node says of itself. Fractions of one machine, bytes, free of meaning to the hive so far."""
+
+    load: float = 0.0
+    gpu: float = 0.0
+    memory_free: int = 0
+    capacity: int = 0  # jobs it runs at a time
+    running: int = 0
+    labels: dict[str, str] = {}
+    version: str = ""
+
+
+class Heard(msgspec.Struct, frozen=True):
+    time_ns: int
+    said: Heartbeat
+
+
+class Progress(msgspec.Struct, frozen=True):
+    time_ns: int
+    percent: int | None = None  # None: it did not say
+    msg: str = ""
+
+
+class Hive:
+    """The hive of a turn. ``directory`` holds what is too big for the ledger: artifacts, logs.
+
+    Made and used on the turn's event loop. ``run`` is its timers' task."""
+
+    def __init__(
+        self,
+        turn: HiveTurn,
+        clock: Clock,
+        directory: Path,
+        version: str = "",
+        bookmark_s: float = BOOKMARK_S,
+    ) -> None:
+        self.turn = turn
+        self.clock = clock
+        self.version = version
+        self.bookmark_s = bookmark_s
+        self.store = Store(directory / "artifacts")
+        self.logs = Logs(directory / "jobs")
+        self.sessions = Sessions()
+        self.leases = Leases(lambda: turn.state)
+        self.started_ns = clock.now_ns()
+        self.shutdown: asyncio.Future[str] = asyncio.get_running_loop().create_future()  # the grace asked for
+        self.heartbeats: dict[str, Ring[Heard]] = {}
+        self.progress: dict[str, Progress] = {}
+        self._waiting: dict[str, set[asyncio.Future[None]]] = {}  # job -> who waits for news of it
+        self._later: set[asyncio.Task[None]] = set()
+        self._swept_ns = self.started_ns
+        turn.on_commit.append(self._moved)
+
+    @property
+    def state(self) -> HiveState:
+        return self.turn.state
+
+    # writing
+
+    async def command(self, caller: Caller, path: str, lines: Sequence[str]) -> list[str]:
+        """Write the lines to ``path`` as the caller; a reply for each: what was made or changed, the
+        revision, the trace. All take effect or none. Raises FsError."""
+        actor = actor_of(caller.principal, caller.node)
+        done = await self._submit(actor, caller.role, self._tenant(caller, path), path, lines)
+        return [f"{reply} rev={done.seq} trace={done.trace}" for reply in done.replies]
+
+    async def _submit(self, actor: str, role: str, tenant: str, path: str, lines: Sequence[str]) -> Any:
+        line = Line(actor, role, tenant, path, tuple(lines), self.clock.now_ns(), self.clock.new_id())
+        with told_as_fs_error(len(lines)):
+            return await self.turn.submit(line)
+
+    def _tenant(self, caller: Caller, path: str) -> str:
+        """What a node does to a job belongs in the job's tenant's trace."""
+        noun, _, name = hive.route(path)
+        job = self.state.jobs.by_id.get(name) if caller.node and noun == "jobs" else None
+        return caller.tenant if job is None else job.request.tenant
+
+    async def say(self, path: str, line: str, tenant: str = "") -> None:
+        """Write a line as the hive itself. Raises FsError."""
+        await self._submit(HIVE, HIVE, tenant, path, (line,))
+
+    async def start(self, first: Sequence[str] = ()) -> None:
+        """Begin: ``first`` are the lines for /pools/ctl of a hive that has no pool yet."""
+        await self.say("/", "start")
+        if first and not self.state.pools.by_name:
+            await self._submit(HIVE, HIVE, "", "/pools/ctl", first)
+
+    # nodes
+
+    async def join(self, caller: Caller) -> None:
+        """The caller's node has attached. Raises FsError(E.DENIED) when the name is another's."""
+        said = ctl_line("join", {"principal": caller.principal, "role": caller.role})
+        await self.say(f"/nodes/{caller.node}", said)
+        self._hear(caller.node, Heartbeat())
+
+    async def leave(self, node: str) -> None:
+        """The node has said that it goes: nobody need wait for its heartbeat."""
+        if node in self.state.nodes.by_id:
+            await self.say(f"/nodes/{node}", "leave")
+
+    async def hear(self, node: str, said: Heartbeat) -> None:
+        """A heartbeat of a node that has joined."""
+        self._hear(node, said)
+        if self.state.nodes.by_id[node].link != "online":
+            await self._own(f"/nodes/{node}", "back")
+
+    def _hear(self, node: str, said: Heartbeat) -> None:
+        self.heartbeats.setdefault(node, Ring(HEARTBEATS)).append(Heard(self.clock.now_ns(), said))
+
+    def heard(self, node: str) -> Heard | None:
+        """Its last heartbeat; None: none since the hive began."""
+        ring = self.heartbeats.get(node)
+        return ring.read(ring.last - 1)[1][0] if ring is not None and ring.last else None
+
+    # leases
+
+    async def take(self, caller: Caller, pool: str) -> jobs.Job:
+        """The next job of the pool, leased to the caller's node; waits for one.
+
+        Cancelled before the lease was decided, no job is taken; later it returns all the same."""
+        path = f"/pools/{pool}/next"
+
+        async def ask() -> str:
+            return (await self.command(caller, path, ("lease",)))[0].partition(" ")[0]
+
+        while True:
+            job = self.state.jobs.by_id[await self.leases.take(pool, caller.node, ask)]
+            # Cancelled in the next breath.
+            if job.node == caller.node:
+                return job
+
+    def give_back(self, job: jobs.Job) -> None:
+        """The lease did not reach its reader: the job goes back to the head of its queue, soon."""
+        self.later(self._own(f"/jobs/{job.id}", f"release fence={job.fence}", job.request.tenant))
+
+    # waiting
+
+    async def wait_news(self, job: str) -> None:
+        """Return when the job's state, log or progress has moved after this call."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        waiting = self._waiting.setdefault(job, set())
+        waiting.add(future)
+        try:
+            await future
+        finally:
+            waiting.discard(future)
+            if not waiting and self._waiting.get(job) is waiting:
+                del self._waiting[job]
+
+    def news(self, job: str) -> None:
+        """Wake those who wait for news of the job."""
+        for future in self._waiting.get(job, ()):
+            if not future.done():
+                future.set_result(None)
+
+    def report(self, job: str, progress: Progress) -> None:
+        """Remember how far the job is, and forget the oldest such memory beyond PROGRESS_MAX."""
+        self.progress.pop(job, None)
+        self.progress[job] = progress
+        if len(self.progress) > PROGRESS_MAX:
+            del self.progress[next(iter(self.progress))]
+        self.news(job)
+
+    def _moved(self, entries: list[Entry[hive.Event]]) -> None:
+        for entry in entries:
+            for event in entry.events:
+                match event:
+                    case hive.Shutdown() if not self.shutdown.done():
+                        self.shutdown.set_result(event.grace)
+                    case hive.Kicked():
+                        if session := self.sessions.by_id.get(event.session):
+                            session.kick()
+                    case Removed():
+                        self.heartbeats.pop(event.node, None)
+                    case _ if job := getattr(event, "job", ""):
+                        self.news(job)
+        self.leases.dispatch_all()
+
+    # time
+
+    async def run(self) -> None:
+        """Do what time asks for, until cancelled or until the turn stops (TurnStopped)."""
+        while True:
+            await self.tick()
+            await asyncio.sleep(TICK_S)
+
+    async def tick(self) -> None:
+        """Do what is due now: end leases, notice silent nodes, sweep the store."""
+        now_ns = self.clock.now_ns()
+        due = [*self._ended_leases(now_ns), *self._silent_nodes(now_ns)]
+        if due:
+            await asyncio.gather(*(self._own(*said) for said in due))
+        if now_ns - self._swept_ns >= SWEEP_NS:
+            self._swept_ns = now_ns
+            await asyncio.to_thread(self.store.sweep, now_ns, self.state.artifacts.sealed.__contains__)
+
+    def _ended_leases(self, now_ns: int) -> Iterator[tuple[str, str, str]]:
+        if now_ns < self.started_ns + START_GRACE_NS:
+            return
+        for id in self.state.jobs.held:
+            job = self.state.jobs.by_id[id]
+            if job.until_ns <= now_ns:
+                yield f"/jobs/{id}", f"expire fence={job.fence}", job.request.tenant
+
+    def _silent_nodes(self, now_ns: int) -> Iterator[tuple[str, str, str]]:
+        for node in self.state.nodes.by_id.values():
+            heard = self.heard(node.id)
+            silent_ns = now_ns - (self.started_ns if heard is None else heard.time_ns)
+            if silent_ns > LOST_NS and node.link in ("online", "suspect"):
+                yield f"/nodes/{node.id}", "lost", ""
+            elif silent_ns > SUSPECT_NS and node.link == "online":
+                yield f"/nodes/{node.id}", "suspect", ""
+
+    async def _own(self, path: str, line: str, tenant: str = "") -> None:
+        """Say what a timer found; refused, it was late: the lease was renewed, the node came back."""
+        try:
+            await self.say(path, line, tenant)
+        except FsError as error:
+            if isinstance(error.__cause__, TurnStopped):
+                raise
+
+    def later(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do it without anybody waiting; ``close`` waits for it."""
+        task = asyncio.ensure_future(work)
+        self._later.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._later.discard(task)
+        # What can fail here is the turn, and its role waits for that.
+        if not task.cancelled():
+            task.exception()
+
+    async def close(self) -> None:
+        """Return when what was left for later is done; call it before the turn's close."""
+        if self._later:
+            await asyncio.gather(*self._later, return_exceptions=True)
+
+
+@contextmanager
+def told_as_fs_error(lines: int) -> Iterator[None]:
+    """Refusals and the turn's end as files tell them; one of several lines is named."""
+    try:
+        yield
+    except Refused as error:
+        kind = E[error.code]
+        detail = error.text.removeprefix(kind.value.text).removeprefix(": ")
+        if lines > 1 and not detail.startswith("line "):
+            detail = f"{detail} (line {error.k + 1})".lstrip()
+        raise FsError(kind, detail, trace=error.trace) from error
+    except TurnStopped as error:
+        raise FsError(E.IO, str(error)) from error

@@ -1,0 +1,1 @@
+"""Nodes: the machines of the hive."""

@@ -1,0 +1,54 @@
+"""An order: one line of a write as a noun's core sees it, and how a core says no."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from skep.fs.errors import E
+from skep.trace.rules import Refusal
+
+HIVE = "hive"  # actor and role of what the hive itself writes: timers, registrations.
+
+
+class Order(NamedTuple):
+    """Parsed and checked against its place's table of verbs; who may write it has been asked.
+
+    place: the kind of file it was written to, below the noun: ``ctl``, ``*/ctl``; name: what ``*`` stands
+    for ("": nothing). id: fresh, for what the order makes. Times are ns."""
+
+    verb: str
+    args: dict[str, str]
+    place: str
+    name: str
+    actor: str
+    role: str
+    tenant: str
+    time_ns: int
+    id: str
+
+    @property
+    def node(self) -> str:
+        """The node that speaks; "" when no node does."""
+        return node_of(self.actor)
+
+    def check_rev(self, have: int) -> None:
+        """Refuse when ``if-rev=`` asks for another revision than ``have``."""
+        want = self.args.get("if-rev")
+        if want is not None and int(want) != have:
+            raise refusal(E.CONFLICT, f"rev have={have} want={want}")
+
+
+def refusal(kind: E, detail: str = "") -> Refusal:
+    """The Refusal of an error class, its text as the error table begins it."""
+    return Refusal(kind.name, f"{kind.value.text}: {detail}" if detail else kind.value.text)
+
+
+def actor_of(principal: str, node: str) -> str:
+    """Who speaks, as the ledger has it: ``spiffe://…`` or ``unix:root``, a node behind ``#``.
+
+    SPIFFE ids have no fragment, so the last ``#`` is ours."""
+    return f"{principal}#{node}" if node else principal
+
+
+def node_of(actor: str) -> str:
+    return actor.rpartition("#")[2] if "#" in actor else ""

@@ -1,0 +1,1 @@
+"""Pools: where the jobs of a topic wait, and which nodes take them."""

@@ -1,0 +1,162 @@
+"""Pools as a fold: which topics go where, how long leases last, which pools give none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+import msgspec
+
+from skep.fs import ctl
+from skep.fs.ctl import Arg, Verb
+from skep.fs.errors import E
+from skep.namespaces.order import Order, refusal
+from skep.trace.clock import SECOND, parse_duration
+from skep.trace.rules import Decision, Meta
+
+LEASE_NS: Final = 30 * SECOND  # when a pool says nothing: a worker renews three times in it.
+LEASE_MIN_NS: Final = SECOND  # shorter ones would end before a busy hive has heard their renewal.
+POOLS_MAX: Final = 1024  # each has readers' queues in memory.
+TOPICS_MAX: Final = 65536  # the table is read whole by /pools/<p>/topics.
+
+POOL: Final = Arg("pool", required=True, kind="name")
+TOPIC: Final = Arg("topic", required=True, kind="name")
+
+TABLES: Final[Mapping[str, ctl.Verbs]] = {
+    "ctl": ctl.verbs(
+        Verb(
+            "create",
+            (POOL, Arg("lease", kind="duration", help="how long a lease lasts unless renewed, else 30s")),
+            "create pool=images lease=1m",
+        ),
+        Verb("map", (TOPIC, POOL), "map topic=thumbnail pool=images", "jobs of the topic wait in the pool"),
+        Verb("unmap", (TOPIC,), "unmap topic=thumbnail", "jobs of the topic are refused"),
+        Verb("drain", (POOL,), "drain pool=images", "no more leases; what runs goes on"),
+        Verb("resume", (POOL,), "resume pool=images"),
+    ),
+    "*/next": ctl.verbs(Verb("lease")),  # decided by the jobs
+}
+
+
+class Created(msgspec.Struct, frozen=True, tag_field="type", tag="pool.created"):
+    pool: str
+    lease_ns: int
+
+
+class Mapped(msgspec.Struct, frozen=True, tag_field="type", tag="pool.mapped"):
+    topic: str
+    pool: str
+
+
+class Unmapped(msgspec.Struct, frozen=True, tag_field="type", tag="pool.unmapped"):
+    topic: str
+    pool: str
+
+
+class Drained(msgspec.Struct, frozen=True, tag_field="type", tag="pool.drained"):
+    pool: str
+
+
+class Resumed(msgspec.Struct, frozen=True, tag_field="type", tag="pool.resumed"):
+    pool: str
+
+
+Event = Created | Mapped | Unmapped | Drained | Resumed
+
+
+class Pool(msgspec.Struct, frozen=True):
+    name: str
+    lease_ns: int
+    rev: int
+    draining: bool = False
+
+
+@dataclass
+class Pools:
+    by_name: dict[str, Pool] = field(default_factory=dict)
+    topics: dict[str, str] = field(default_factory=dict)  # topic -> pool
+
+    def copy(self) -> Pools:
+        return Pools(self.by_name.copy(), self.topics.copy())
+
+
+Decided = Decision[Event, str]
+
+
+def decide(pools: Pools, order: Order) -> Decided:
+    """What follows from an order to /pools; raises Refusal."""
+    return _DECIDE[order.verb](pools, order)
+
+
+def _create(pools: Pools, order: Order) -> Decided:
+    name = order.args["pool"]
+    if name in pools.by_name or name == "ctl":
+        raise refusal(E.EXISTS, f"pool={name}")
+    if len(pools.by_name) >= POOLS_MAX:
+        raise refusal(E.QUOTA, f"pools have={len(pools.by_name)} max={POOLS_MAX}")
+    lease_ns = parse_duration(order.args["lease"]) if "lease" in order.args else LEASE_NS
+    if lease_ns < LEASE_MIN_NS:
+        raise refusal(E.USAGE, f"create: lease={order.args['lease']}: expected 1s or more")
+    return Decision((Created(name, lease_ns),), name)
+
+
+def _map(pools: Pools, order: Order) -> Decided:
+    pool, topic = _pool(pools, order), order.args["topic"]
+    if topic not in pools.topics and len(pools.topics) >= TOPICS_MAX:
+        raise refusal(E.QUOTA, f"topics have={len(pools.topics)} max={TOPICS_MAX}")
+    return Decision((Mapped(topic, pool.name),), topic)
+
+
+def _unmap(pools: Pools, order: Order) -> Decided:
+    topic = order.args["topic"]
+    pool = pools.topics.get(topic)
+    if pool is None:
+        raise refusal(E.NOROUTE, f"topic={topic}")
+    return Decision((Unmapped(topic, pool),), topic)
+
+
+def _drain(pools: Pools, order: Order) -> Decided:
+    pool = _pool(pools, order)
+    return Decision((Drained(pool.name),), pool.name)
+
+
+def _resume(pools: Pools, order: Order) -> Decided:
+    pool = _pool(pools, order)
+    return Decision((Resumed(pool.name),), pool.name)
+
+
+def _pool(pools: Pools, order: Order) -> Pool:
+    pool = pools.by_name.get(order.args["pool"])
+    if pool is None:
+        raise refusal(E.USAGE, f"{order.verb}: pool={order.args['pool']}: there is no such pool")
+    order.check_rev(pool.rev)
+    return pool
+
+
+_DECIDE: Final[Mapping[str, Callable[[Pools, Order], Decided]]] = {
+    "create": _create, "map": _map, "unmap": _unmap, "drain": _drain, "resume": _resume,
+}  # fmt: skip
+
+
+def apply(pools: Pools, event: Event, meta: Meta) -> None:
+    """Change ``pools`` by ``event``."""
+    match event:
+        case Created():
+            pools.by_name[event.pool] = Pool(event.pool, event.lease_ns, meta.seq)
+        case Mapped():
+            pools.topics[event.topic] = event.pool
+            _put(pools, event.pool, meta)
+        case Unmapped():
+            del pools.topics[event.topic]
+            _put(pools, event.pool, meta)
+        case Drained():
+            _put(pools, event.pool, meta, draining=True)
+        case Resumed():
+            _put(pools, event.pool, meta, draining=False)
+
+
+def _put(pools: Pools, name: str, meta: Meta, draining: bool | None = None) -> None:
+    """The pool's next record; ``draining`` None: as it was."""
+    pool = pools.by_name[name]
+    pools.by_name[name] = Pool(name, pool.lease_ns, meta.seq, pool.draining if draining is None else draining)

@@ -1,0 +1,1 @@
+"""Sessions: who is attached now; in memory only."""

@@ -1,0 +1,39 @@
+"""Who is attached now. Sessions are not in the ledger: they end with the process that serves them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from skep.fs.node import Caller
+
+
+@dataclass(frozen=True)
+class Session:
+    """One attached session, as its server tells of it."""
+
+    id: str
+    caller: Caller
+    peer: str  # the address of the other end, like "unix:pid=12" or "tcp:127.0.0.1:4711"
+    since_ns: int
+    fids: Callable[[], int]  # how many are open now
+    ns: str  # its namespace, as mount and bind lines
+    kick: Callable[[], None]  # end it
+
+
+class Sessions:
+    """The sessions attached now, by id."""
+
+    def __init__(self) -> None:
+        self.by_id: dict[str, Session] = {}
+
+    def add(self, session: Session) -> None:
+        assert session.id not in self.by_id, session.id
+        self.by_id[session.id] = session
+
+    def remove(self, id: str) -> None:
+        del self.by_id[id]
+
+    def of(self, caller: Caller) -> Session | None:
+        """The caller's own session; None: it has none, it calls in process."""
+        return self.by_id.get(caller.session)
