@@ -69,13 +69,18 @@ EVERYTHING: Final = Everything()
 
 
 async def settle(value: Maybe[T]) -> T:
-    """What a node's answer comes to. A coroutine of an author's gets a task of its own, as asyncio's
-    time-outs and groups need one."""
-    if inspect.iscoroutine(value):
-        return await asyncio.ensure_future(value)
+    """What a node's answer comes to. Its coroutine is begun at once, without a task of its own."""
     if hasattr(value, "__await__"):
         return await value
     return value
+
+
+async def asked(value: Maybe[T]) -> T:
+    """What an author's function gives. A coroutine gets a task of its own, as asyncio's time-outs and groups
+    need one."""
+    if inspect.iscoroutine(value):
+        return await asyncio.ensure_future(value)
+    return await settle(value)
 
 
 def check_name(name: str) -> None:

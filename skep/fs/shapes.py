@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, Protocol
 
 from skep.fs import ctl
-from skep.fs.chan import settle
+from skep.fs.chan import asked
 from skep.fs.errors import E, FsError
 from skep.fs.messages import QT, Qid
 from skep.fs.node import Attr, Caller, Change, Handle, How, Maybe, Node, new_path, qid_type
@@ -68,7 +68,7 @@ class File(Node):
         return self._late_attr(size)
 
     async def _late_attr(self, size: Maybe[int]) -> Attr:
-        return self._attr(await settle(size))
+        return self._attr(await asked(size))
 
     def _attr(self, size: int) -> Attr:
         qid = Qid(int(self.qtype) | qid_type(self.kind), self.version & 0xFFFFFFFF, self.path)
@@ -126,7 +126,7 @@ class Text(File):
         return self._late(value, how, caller)
 
     async def _late(self, value: Maybe[str | bytes], how: How, caller: Caller) -> Handle:
-        return self._handle(await settle(value), how, caller)
+        return self._handle(await asked(value), how, caller)
 
     def _handle(self, value: str | bytes, how: How, caller: Caller) -> Handle:
         data = value.encode("utf-8", "surrogateescape") if isinstance(value, str) else bytes(value)
@@ -145,7 +145,7 @@ class _Value(Snapshot):
 
     async def write(self, offset: int, data: memoryview) -> int:
         assert self.text.write is not None
-        await settle(self.text.write(self.caller, bytes(data)))
+        await asked(self.text.write(self.caller, bytes(data)))
         return len(data)
 
 
@@ -199,7 +199,7 @@ class _Commands(Reply):
         commands = ctl.parse(bytes(data))
         for command in commands:
             ctl.check(command, self.file.verbs)
-        lines: Iterable[str] = await settle(self.file.run(self.caller, commands)) if commands else ()
+        lines: Iterable[str] = await asked(self.file.run(self.caller, commands)) if commands else ()
         self.reply("".join(f"{line}\n" for line in lines).encode())
         return len(data)
 
@@ -222,7 +222,7 @@ class _Question(Reply):
         self.caller = caller
 
     async def write(self, offset: int, data: memoryview) -> int:
-        answer: str | bytes = await settle(self.file.ask(self.caller, bytes(data)))
+        answer: str | bytes = await asked(self.file.ask(self.caller, bytes(data)))
         self.reply(answer.encode() if isinstance(answer, str) else answer)
         return len(data)
 
@@ -245,7 +245,7 @@ class Stream(File):
         self.source = source
 
     async def opened(self, how: How, caller: Caller) -> Handle:
-        return _Following(await settle(self.source(caller)))
+        return _Following(await asked(self.source(caller)))
 
 
 class _Following(Handle):
@@ -361,13 +361,13 @@ class _Appending(Handle):
         self.file = file
         self.caller = caller
 
-    def read(self, offset: int, count: int) -> Maybe[bytes]:
+    async def read(self, offset: int, count: int) -> bytes:
         assert self.file.read_at is not None
-        return self.file.read_at(offset, count)
+        return await asked(self.file.read_at(offset, count))
 
     async def write(self, offset: int, data: memoryview) -> int:
         assert self.file.take is not None
-        await settle(self.file.take(self.caller, bytes(data)))
+        await asked(self.file.take(self.caller, bytes(data)))
         self.file.moved()
         return len(data)
 
@@ -399,12 +399,12 @@ class _BlobHandle(Handle):
         self.blob = blob
         self.caller = caller
 
-    def read(self, offset: int, count: int) -> Maybe[bytes]:
-        return self.blob.read_at(offset, count)
+    async def read(self, offset: int, count: int) -> bytes:
+        return await asked(self.blob.read_at(offset, count))
 
-    def write(self, offset: int, data: memoryview) -> Maybe[int]:
+    async def write(self, offset: int, data: memoryview) -> int:
         assert self.blob.write_at is not None
-        return self.blob.write_at(self.caller, offset, data)
+        return await asked(self.blob.write_at(self.caller, offset, data))
 
 
 def call(function: Callable[..., Any], caller: Caller) -> Any:

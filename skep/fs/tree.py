@@ -13,7 +13,7 @@ import stat
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from skep.fs.chan import settle
+from skep.fs.chan import asked, settle
 from skep.fs.errors import E, FsError
 from skep.fs.messages import QT, Qid
 from skep.fs.node import Attr, Caller, Entry, Handle, How, Maybe, Node, qid_type
@@ -30,7 +30,7 @@ class Clone(File):
         self.new = new
 
     async def opened(self, how: How, caller: Caller) -> Handle:
-        return await settle(as_node(await settle(self.new(caller))).open(how, caller))
+        return await settle(as_node(await asked(self.new(caller))).open(how, caller))
 
 
 class Exclusive(Node):
@@ -131,7 +131,7 @@ class Listing(File):
         return self._found(name, found)
 
     async def _late(self, name: str, found: Any) -> Node:
-        return self._found(name, await settle(found))
+        return self._found(name, await asked(found))
 
     def _found(self, name: str, thing: Any) -> Node:
         if thing is None:
@@ -151,7 +151,7 @@ class Listing(File):
         return _Names(lambda: self._entries(caller))
 
     async def _entries(self, caller: Caller) -> list[Entry]:
-        names = await settle(self.names(caller))
+        names = await asked(self.names(caller))
         if self.listed is not None:
             kind = qid_type(self.listed)
             return [Entry(name, Qid(kind, 0, self._block(name)), self.listed) for name in names]
