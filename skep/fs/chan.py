@@ -70,16 +70,39 @@ EVERYTHING: Final = Everything()
 
 async def settle(value: Maybe[T]) -> T:
     """What a node's answer comes to. Its coroutine is begun at once, without a task of its own."""
+    if asyncio.isfuture(value):
+        return await _outcome(value)
     if hasattr(value, "__await__"):
         return await value
     return value
+
+
+async def _outcome(future: asyncio.Future[T]) -> T:
+    try:
+        return await future
+    except asyncio.CancelledError:
+        # It ended before the cancellation reached it: what it did is told, or it would be lost.
+        if future.done() and not future.cancelled():
+            return future.result()
+        raise
+
+
+async def _settle_after(value: Maybe[T]) -> T:
+    """What must be known of something done already: asked for to the end, whoever gives up meanwhile."""
+    task = asyncio.ensure_future(settle(value))
+    while not task.done():
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError:
+            continue
+    return task.result()
 
 
 async def asked(value: Maybe[T]) -> T:
     """What an author's function gives. A coroutine gets a task of its own, as asyncio's time-outs and groups
     need one."""
     if inspect.iscoroutine(value):
-        return await asyncio.ensure_future(value)
+        return await _outcome(asyncio.ensure_future(value))
     return await settle(value)
 
 
@@ -199,7 +222,7 @@ class Chan:
         self.handle = await settle(self.node.open(how, self.caller))
         self.how = how
         self.rclose = rclose
-        return (await self.attr()).qid if how.trunc else attr.qid
+        return (await self._attr_after(self.node)).qid if how.trunc else attr.qid
 
     async def create(
         self, name: str, mode: int, how: How, gid: int, rclose: bool = False
@@ -209,7 +232,7 @@ class Chan:
         node, handle = await settle(self.node.create(name, mode, how, gid, self.caller))
         made = Chan(node, self.caller, view, self.clone(), name)
         made.handle, made.how, made.rclose = handle, how, rclose
-        return made, (await made.attr()).qid
+        return made, (await self._attr_after(node)).qid
 
     async def _new(self, name: str) -> View:
         """The view of an entry about to be made here."""
@@ -241,7 +264,11 @@ class Chan:
         await settle(self.node.link(name, other.node, self.caller))
 
     async def _qid_of(self, node: Node) -> Qid:
-        return (await settle(node.attr(self.caller))).qid
+        return (await self._attr_after(node)).qid
+
+    async def _attr_after(self, node: Node) -> Attr:
+        attr = node.attr(self.caller)
+        return attr if isinstance(attr, Attr) else await _settle_after(attr)
 
     # read, write
 
@@ -341,20 +368,25 @@ class Chan:
         return Attr(**{f: getattr(attr, f) for f in attr.__struct_fields__} | {"mode": attr.mode & ~lost})
 
     async def setattr(self, change: Change) -> None:
-        """All of ``change`` or nothing; a rename in it is done last, over nothing."""
+        """All of ``change`` or nothing; a rename in it is done first, as it can be undone."""
         self._need(Right.WRITE)
         attr = await self.attr()
         if stat.S_ISDIR(attr.mode) and change.size:
             raise FsError(E.ISDIR)
-        rename, rest = change.rename, _without_rename(change)
-        if rename is not None and rename != self.name:
-            await self._check_rename(rename)
-        if rest != Change() or rename is None:
+        old, rename, rest = self.name, change.rename, _without_rename(change)
+        if rename is None or rename == old:
             await settle(self.node.setattr(rest, self.caller))
-        if rename is not None and rename != self.name:
-            assert self.up is not None
-            await self.up.renameat(self.name, self.up, rename, replace=False)
-            self.name, self.place = rename, None
+            return
+        await self._check_rename(rename)
+        assert self.up is not None
+        await self.up.renameat(old, self.up, rename, replace=False)
+        if rest != Change():
+            try:
+                await settle(self.node.setattr(rest, self.caller))
+            except BaseException:
+                await _settle_after(self.up.renameat(rename, self.up, old, replace=False))
+                raise
+        self.name, self.place = rename, None
 
     async def _check_rename(self, name: str) -> None:
         check_name(name)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
 import stat
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, NamedTuple, Protocol
@@ -40,14 +41,16 @@ class Peer(NamedTuple):
 class Gate(Protocol):
     """Who may attach, and where. Raises FsError to refuse."""
 
-    def attach(self, peer: Peer, uname: str, aname: str, n_uname: int) -> Maybe[Chan]:
-        """The root chan for this user and tree. ``n_uname`` NONUNAME: not given."""
+    def attach(
+        self, peer: Peer, uname: str, aname: str, n_uname: int, afid: Chan | None = None
+    ) -> Maybe[Chan]:
+        """The root chan for this user and tree. ``n_uname`` NONUNAME: not given.
+
+        ``afid``: the chan that ``auth`` gave, by which the client means to have proved who it is; whether it
+        has, for this user and tree, is asked here. None: it shows no proof."""
 
     def auth(self, peer: Peer, uname: str, aname: str, n_uname: int) -> Maybe[Chan]:
         """An open chan to prove who one is by. Refusing means that none is needed."""
-
-    def vouches(self, afid: Chan, uname: str, aname: str) -> bool:
-        """Whether ``afid`` has proved ``uname`` for ``aname``."""
 
 
 class Conversation:
@@ -70,7 +73,7 @@ class Conversation:
         self._pumping = False
         self._flows = True
         self.hang_up: Callable[[], None] = lambda: None  # told to close: what came cannot be 9P
-        self.flow: Callable[[bool], None] = lambda wanted: None  # told when no more bytes are wanted, or again
+        self.flow: Callable[[bool], None] = lambda wanted: None  # told when no more bytes are wanted, or are
 
     def receive(self, data: bytes | memoryview) -> None:
         """Take bytes. Raises WireError when they cannot be 9P: then the caller closes the connection.
@@ -192,17 +195,18 @@ async def _close(chan: Chan) -> None:
 
 async def _auth(conversation: Conversation, call: Call, t: m.Tauth) -> Done:
     chan = await settle(conversation.gate.auth(conversation.peer, t.uname, t.aname, t.n_uname))
-    return Done(m.Rauth((await chan.attr()).qid), chan, How(read=True, write=True), "auth")
+    qid = (await chan.attr()).qid
+    return Done(m.Rauth(qid._replace(type=qid.type | QT.AUTH)), chan, How(read=True, write=True), "auth")
 
 
 async def _attach(conversation: Conversation, call: Call, t: m.Tattach) -> Done:
+    proof: tuple[Chan, ...] = ()
     if t.afid != m.NOFID:
         afid = conversation.session.fids.get(t.afid)
         if afid is None or afid.kind != "auth":
             raise FsError(E.BADF, f"afid {t.afid}")
-        if not conversation.gate.vouches(afid.chan, t.uname, t.aname):
-            raise FsError(E.UNAUTHENTICATED, f"afid {t.afid} does not vouch for {t.uname!r}")
-    chan = await settle(conversation.gate.attach(conversation.peer, t.uname, t.aname, t.n_uname))
+        proof = (afid.chan,)
+    chan = await settle(conversation.gate.attach(conversation.peer, t.uname, t.aname, t.n_uname, *proof))
     return Done(m.Rattach((await chan.attr()).qid), chan)
 
 
@@ -251,6 +255,8 @@ async def _create(conversation: Conversation, call: Call, t: m.Tcreate) -> Done:
     """A new file or directory, its permissions no more than the directory's, its fid open."""
     chan, how = _chan(call), _plain_how(t.mode, conversation.dialect)
     above = (await chan.attr()).mode
+    if t.perm & (DM.APPEND | DM.EXCL | DM.AUTH | DM.TMP):
+        raise FsError(E.NOTSUP, f"permissions {t.perm:#o}: no such file is made here")
     if t.perm & (DM.SYMLINK | DM.DEVICE | DM.NAMEDPIPE | DM.SOCKET):
         return await _create_special(conversation, chan, t)
     if t.perm & DM.DIR:
@@ -279,6 +285,11 @@ async def _create_special(conversation: Conversation, chan: Chan, t: m.Tcreate) 
     return Done(m.Rcreate(attr.qid, 0), made, How())
 
 
+_MAJOR_MAX: Final = (1 << 12) - 1  # of Linux's device numbers
+_MINOR_MAX: Final = (1 << 20) - 1
+_NUMBER: Final = re.compile(r"[0-9]{1,7}")
+
+
 def _device(perm: int, extension: str) -> tuple[int, int]:
     """The st_mode type and the device of a special file; ``extension`` is like "b 1 2"."""
     if perm & DM.NAMEDPIPE:
@@ -286,8 +297,9 @@ def _device(perm: int, extension: str) -> tuple[int, int]:
     if perm & DM.SOCKET:
         return stat.S_IFSOCK, 0
     match extension.split():
-        case ["b" | "c" as kind, major, minor] if major.isdigit() and minor.isdigit():
-            return (stat.S_IFBLK if kind == "b" else stat.S_IFCHR), os.makedev(int(major), int(minor))
+        case ["b" | "c" as kind, major, minor] if _NUMBER.fullmatch(major) and _NUMBER.fullmatch(minor):
+            if int(major) <= _MAJOR_MAX and int(minor) <= _MINOR_MAX:
+                return (stat.S_IFBLK if kind == "b" else stat.S_IFCHR), os.makedev(int(major), int(minor))
     raise FsError(E.INVALID, f'device {extension!r}: "b 1 2" or "c 1 2" was expected')
 
 
@@ -330,6 +342,7 @@ async def _stat(conversation: Conversation, call: Call, t: m.Tstat) -> Done:
 
 
 _FIXED: Final = ("type", "dev", "qid", "uid", "muid")
+_FIXED_UNIX: Final = (*_FIXED, "extension", "n_muid")
 
 
 async def _wstat(conversation: Conversation, call: Call, t: m.Twstat) -> Done:
@@ -338,17 +351,17 @@ async def _wstat(conversation: Conversation, call: Call, t: m.Twstat) -> Done:
     extended = conversation.dialect is Dialect.U
     attr = await chan.attr()
     old = stat_of(attr, chan.name, conversation.dialect)
-    for field in _FIXED if extended else (*_FIXED, "atime"):
+    for field in _FIXED_UNIX if extended else (*_FIXED, "atime"):
         if getattr(new, field) not in (getattr(keep, field), getattr(old, field)):
             raise FsError(E.READONLY, f"wstat of {field}")
-    if new.mode != keep.mode and (new.mode ^ old.mode) & DM.DIR:
-        raise FsError(E.READONLY, "wstat of the directory bit")
+    if new.mode != keep.mode and (new.mode ^ old.mode) & ~(0o777 | DM.SETUID | DM.SETGID):
+        raise FsError(E.READONLY, f"wstat of mode {old.mode:#o} to {new.mode:#o}")
     change = Change(
         mode=_permissions(new.mode) if new.mode not in (keep.mode, old.mode) else None,
         uid=new.n_uid if extended and new.n_uid not in (keep.n_uid, old.n_uid) else None,
         gid=new.n_gid if extended and new.n_gid not in (keep.n_gid, old.n_gid) else None,
         group=new.gid if new.gid not in (keep.gid, old.gid) else None,
-        size=new.length if new.length != keep.length else None,
+        size=None if new.length == keep.length or (attr.qid.type & QT.DIR and not new.length) else new.length,
         atime_ns=new.atime * SECOND if new.atime not in (keep.atime, old.atime) else None,
         mtime_ns=new.mtime * SECOND if new.mtime not in (keep.mtime, old.mtime) else None,
         rename=new.name if new.name not in (keep.name, old.name) else None,
@@ -357,6 +370,8 @@ async def _wstat(conversation: Conversation, call: Call, t: m.Twstat) -> Done:
         raise FsError(E.ISDIR)
     if change != Change():
         await chan.setattr(change)
+    elif chan.handle is not None and not attr.qid.type & QT.DIR:
+        await chan.fsync(False)  # "leave everything" asks for stable storage
     return Done(m.Rwstat())
 
 
@@ -378,7 +393,9 @@ async def _symlink(conversation: Conversation, call: Call, t: m.Tsymlink) -> Don
 
 
 async def _mknod(conversation: Conversation, call: Call, t: m.Tmknod) -> Done:
-    rdev = os.makedev(t.major, t.minor) if t.mode & (stat.S_IFCHR | stat.S_IFBLK) else 0
+    if t.major > _MAJOR_MAX or t.minor > _MINOR_MAX:
+        raise FsError(E.INVALID, f"device {t.major} {t.minor}")
+    rdev = os.makedev(t.major, t.minor) if stat.S_IFMT(t.mode) in (stat.S_IFCHR, stat.S_IFBLK) else 0
     return Done(m.Rmknod(await _chan(call).mknod(t.name, t.mode, rdev, t.gid)))
 
 

@@ -246,7 +246,7 @@ _DM_BY_FORMAT: Final = {
 
 def dm_mode(attr: Attr, unix: bool) -> int:
     """The mode of 9P2000: permissions, DMDIR, what the qid says and, where ``unix``, 9P2000.u's bits."""
-    mode = attr.mode & 0o777 | (attr.qid.type & (QT.APPEND | QT.EXCL | QT.TMP)) << 24
+    mode = attr.mode & 0o777 | (attr.qid.type & (QT.APPEND | QT.EXCL | QT.AUTH | QT.TMP)) << 24
     kind = _DM_BY_FORMAT.get(stat.S_IFMT(attr.mode), DM(0))
     if kind is DM.DIR or unix:
         mode |= kind

@@ -51,7 +51,7 @@ class OpenGate:
     def __init__(self, root: Node) -> None:
         self.root = root
 
-    def attach(self, peer: Peer, uname: str, aname: str, n_uname: int) -> Chan:
+    def attach(self, peer: Peer, uname: str, aname: str, n_uname: int, afid: Chan | None = None) -> Chan:
         if aname not in ("", "/"):
             raise FsError(E.MISSING, aname)
         uid, gid = (peer.uid, peer.gid) if peer.uid >= 0 else (os.getuid(), os.getgid())
@@ -62,9 +62,6 @@ class OpenGate:
 
     def auth(self, peer: Peer, uname: str, aname: str, n_uname: int) -> Chan:
         raise FsError(E.NOTSUP, "authentication is not required")
-
-    def vouches(self, afid: Chan, uname: str, aname: str) -> bool:
-        return False
 
 
 class _Connection(asyncio.BufferedProtocol):

@@ -85,6 +85,8 @@ class File(Node):
             raise FsError(E.READONLY, "it is not for writing")
         if how.read and not self.mode & 0o444:
             raise FsError(E.READONLY, "it is not for reading")
+        if how.execute and not self.mode & 0o111:
+            raise FsError(E.DENIED, "it is not for executing")
         return self.opened(how, caller)
 
     def opened(self, how: How, caller: Caller) -> Maybe[Handle]:

@@ -16,7 +16,7 @@ from typing import Any, Final
 from skep.fs.chan import asked, settle
 from skep.fs.errors import E, FsError
 from skep.fs.messages import QT, Qid
-from skep.fs.node import Attr, Caller, Entry, Handle, How, Maybe, Node, qid_type
+from skep.fs.node import Attr, Caller, Change, Entry, Handle, How, Maybe, Node, qid_type
 from skep.fs.shapes import File, Text
 
 _blocks = itertools.count(1)
@@ -54,6 +54,9 @@ class Exclusive(Node):
         except BaseException:
             self.holder = None
             raise
+
+    def setattr(self, change: Change, caller: Caller) -> Maybe[None]:
+        return self.node.setattr(change, caller)
 
 
 class _Held(Handle):

@@ -306,12 +306,20 @@ def negotiate(version: str) -> Dialect | None:
     return {"u": Dialect.U, "L": Dialect.L}.get(extension, Dialect.PLAIN)
 
 
+def _told(text: str, dialect: Dialect) -> str:
+    """A name as this dialect can tell it: bytes of the host that are not UTF-8 only in 9P2000.L."""
+    if dialect is Dialect.L or text.isascii():
+        return text
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
 def stat_of(attr: Attr, name: str, dialect: Dialect) -> Stat:
     """The 9P2000 entry that tells ``attr``; directories have length 0 there."""
     mode = dm_mode(attr, dialect is Dialect.U)
+    name, target = _told(name, dialect), _told(attr.target, dialect)
     seconds = 1_000_000_000
     return Stat(
         0, 0, attr.qid, mode, attr.atime_ns // seconds & 0xFFFFFFFF, attr.mtime_ns // seconds & 0xFFFFFFFF,
         0 if mode & DM.DIR else attr.size, name, attr.user, attr.group, attr.muser,
-        attr.target, attr.uid, attr.gid, NONUNAME,
+        target, attr.uid, attr.gid, NONUNAME,
     )  # fmt: skip
