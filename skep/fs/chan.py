@@ -13,6 +13,7 @@ import asyncio
 import enum
 import inspect
 import stat
+from collections.abc import Awaitable
 from typing import Final, Protocol
 
 from skep.fs.errors import E, FsError
@@ -87,9 +88,9 @@ async def _outcome(future: asyncio.Future[T]) -> T:
         raise
 
 
-async def _settle_after(value: Maybe[T]) -> T:
+async def _settle_after(value: Awaitable[T]) -> T:
     """What must be known of something done already: asked for to the end, whoever gives up meanwhile."""
-    task = asyncio.ensure_future(settle(value))
+    task = asyncio.ensure_future(value)
     while not task.done():
         try:
             await asyncio.shield(task)
