@@ -1,0 +1,73 @@
+"""``skep mount`` and ``skep umount``."""
+
+from __future__ import annotations
+
+import click
+
+from skep.cli.connect import ADDRESS, coroutine
+from skep.cli.exits import Unreachable, told
+from skep.fs.address import Address
+from skep.fs.mount import Options, mount, unmount
+
+
+@click.command()
+@click.option("--way", type=click.Choice(["kernel", "fuse"]), help="Not the one it would pick by itself.")
+@click.option("--aname", default="", help="The tenant, org/project/env, or the server's own name of a tree.")
+@click.option("--uname", help="Who attaches; else your login name.")
+@click.option("--cache", is_flag=True, help="Believe attributes for a second, cache what has a length.")
+@click.option("--allow-other", is_flag=True, help="Let other users of this machine in, with your rights.")
+@click.option("--read-only", is_flag=True, help="Refuse every change.")
+@click.argument("address", type=ADDRESS)
+@click.argument("directory", type=click.Path(file_okay=False))
+@coroutine
+async def mount_command(
+    way: str | None,
+    aname: str,
+    uname: str | None,
+    cache: bool,
+    allow_other: bool,
+    read_only: bool,
+    address: Address,
+    directory: str,
+) -> None:
+    """Mount a hive, or any 9P server, on a directory, for as long as this command runs.
+
+    By the kernel's own 9p client where there is one, else by FUSE; it says which, and prints `mounted` when
+    the directory can be used.
+
+    \b
+    Examples:
+      skep mount unix:var/hive/hive.sock n/hive
+      skep mount --read-only tcp:127.0.0.1:5640 /mnt/hive &
+    """
+    options = Options(
+        way=way,  # type: ignore[arg-type]  # click.Choice has checked it
+        aname=aname,
+        uname=uname,
+        cache=cache,
+        allow_other=allow_other,
+        read_only=read_only,
+    )
+    try:
+        with told(f"mount {address}"):
+            await mount(address, directory, options=options, ready=_ready)
+    except ConnectionError as error:
+        raise Unreachable(f"{address}: {error.strerror or error}; is the hive up?") from error
+
+
+def _ready() -> None:
+    print("mounted", flush=True)
+
+
+@click.command()
+@click.option("--lazy", is_flag=True, help="Even while somebody is in there, who keeps what is open.")
+@click.argument("directory", type=click.Path())
+def umount_command(lazy: bool, directory: str) -> None:
+    """Unmount what `skep mount` mounted.
+
+    \b
+    Example:
+      skep umount n/hive
+    """
+    with told(directory):
+        unmount(directory, lazy=lazy)
