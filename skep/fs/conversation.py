@@ -119,7 +119,7 @@ class Conversation:
                 while session.dropped:
                     self._drop(session.dropped.popleft())
                 session.resume()
-                if session.ready and not session.full:
+                if (session.ready and not session.full) or session.aborts or session.dropped:
                     continue
                 if not session.outgoing or self.paused:
                     break
