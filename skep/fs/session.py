@@ -4,7 +4,8 @@ Frames, tags, flushes, fids and their order are decided here; what a file does i
 message has two halves, as in Plan 9's lib9p: the first checks what must hold (the table ``RULES``), the
 second, in ``respond``, commits the effect on the fid table or takes it back. ``respond`` is the only exit.
 
-Calls on one fid are performed in the order they came, calls on different fids in any. A read that waits for
+Calls on one fid are performed in the order they came, calls on different fids in any, and so are those that
+only look (walks from it, stats). A read that waits for
 an event (``park``) is passed by everything but reads, and ended by a clunk behind it.
 
 Sources: Plan 9 manual, intro(5), version(5), flush(5), walk(5), open(5); diod's protocol.md.
@@ -77,6 +78,7 @@ RULES: Final[dict[type[Message], Rule]] = {
 }
 _READS: Final = (m.Tread, m.Treaddir)
 _LAST: Final = (m.Tclunk, m.Tremove)
+_LOOKS: Final = (m.Twalk, m.Tstat, m.Tgetattr, m.Tstatfs, m.Treadlink, m.Txattrwalk)
 
 
 class Fid:
@@ -400,13 +402,16 @@ class Session:
 
     def _runnable(self, call: Call) -> bool:
         """Whether every call that stands before it, on each of its fids, may be passed."""
-        return all(self._passable(call, self._queues[number]) for number in call.numbers)
+        return all(self._passable(call, number) for number in call.numbers)
 
-    def _passable(self, call: Call, queue: deque[Call]) -> bool:
+    def _passable(self, call: Call, number: int) -> bool:
         parked = False
-        for other in queue:
+        looks = _looks(call, number)
+        for other in self._queues[number]:
             if other is call:
                 return not (parked and isinstance(call.message, (*_READS, *_LAST)))
+            if looks and _looks(other, number):
+                continue
             if not (other.parked or (parked and isinstance(other.message, _READS))):
                 return False
             parked = True
@@ -445,7 +450,7 @@ class Session:
             for call in list(self._queues.get(number, ())):
                 if not call.begun and self._runnable(call):
                     self._begin(call)
-                elif call.begun and not call.parked:
+                elif call.begun and not call.parked and not _looks(call, number):
                     break
         self._settling = False
         if self._version is not None and not self._calls:
@@ -636,6 +641,12 @@ class Session:
         out, self._out = self._out, []
         self.outgoing = 0
         return out
+
+
+def _looks(call: Call, number: int) -> bool:
+    """Whether the fid stays what it is: such calls need not wait for each other. A walk from the root that
+    takes its time would hold up everybody."""
+    return isinstance(call.message, _LOOKS) and number != call.new
 
 
 def _check_open(fid: Fid, opened: bool | str) -> None:
