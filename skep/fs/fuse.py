@@ -43,7 +43,7 @@ class Host:
 
     def __init__(self, link: Link, options: Sequence[str], cache: bool) -> None:
         """``options``: as after mount's -o, one each. ``link`` has been dialled."""
-        self.mirror = Mirror(link)
+        self.mirror = Mirror(link.live.qid, cache)
         self.cache = cache
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._link = link

@@ -16,7 +16,7 @@ from skep.fs import idiom
 from skep.fs import messages as m
 from skep.fs.errors import E, FsError
 from skep.fs.inodes import Inode, Inodes, walk, walk_and
-from skep.fs.link import Asked, Link, Live
+from skep.fs.link import Asked, Live
 from skep.fs.messages import AT_REMOVEDIR, GETATTR_ALL, IOHDRSZ, LO, READ_OVERHEAD, SA, LockStatus, LockType
 from skep.fs.wire import Dirent, unpack_dirents
 
@@ -52,9 +52,10 @@ class Mirror:
 
     They raise FsError, whose errno the caller of the file operation gets as it is."""
 
-    def __init__(self, link: Link) -> None:
-        self.link = link
-        self.inodes = Inodes(link.live.qid)
+    def __init__(self, root: m.Qid, cached: bool) -> None:
+        """``cached``: the kernel believes attributes for a while, so that an open must ask for them."""
+        self.cached = cached
+        self.inodes = Inodes(root)
         self._handles: dict[int, Handle] = {}
         self._last_handle = 0
         self._client_id = f"{os.uname().nodename}:{os.getpid()}"
@@ -157,7 +158,7 @@ class Mirror:
 
     async def open(self, asked: Asked, number: int, flags: int) -> tuple[Inode, int]:
         """A handle for the inode."""
-        inode = self.inodes[number]
+        inode = await self.getattr(asked, number) if self.cached else self.inodes[number]
         source = await self.inodes.fid(asked, number)
         fid, reply = await walk_and(asked, source, (), lambda fid: m.Tlopen(fid, _flags(flags)), m.Rlopen)
         return inode, self._handle(Handle(inode, asked.live, fid, reply.iounit))

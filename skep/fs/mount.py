@@ -46,7 +46,7 @@ DEFAULTS: Final = Options()
 
 def say(line: str) -> None:
     """Tell the person who mounts."""
-    print(f"skep: {line}", file=sys.stderr, flush=True)
+    sys.stderr.write(f"skep: {line}\n")  # in one piece, unlike print
 
 
 async def mount(
