@@ -123,6 +123,20 @@ class HiveState:
         found = self.jobs.by_id.get(job)
         return found.request.tenant if node and found is not None and found.node == node else None
 
+    def holders(self, pool: str) -> list[str]:
+        """The node of each lease of the pool that is held."""
+        held = (self.jobs.by_id[job] for job in self.jobs.held)
+        return [job.node for job in held if job.request.pool == pool]
+
+    def artifacts_held(self, node: str) -> list[tuple[str, str]]:
+        """Tenant and hash of the inputs and outputs of the jobs that the node holds."""
+        found = []
+        for job in map(self.jobs.by_id.__getitem__, self.jobs.held):
+            if job.node == node:
+                hashes = [job.request.artifact, *self.artifacts.outputs.get(job.id, {}).values()]
+                found += [(job.request.tenant, sha256) for sha256 in hashes if sha256]
+        return found
+
     def count_held(self, node: str) -> int:
         return sum(self.jobs.by_id[job].node == node for job in self.jobs.held)
 

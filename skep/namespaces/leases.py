@@ -90,6 +90,6 @@ class Leases:
         for pool in self._readers:
             self.dispatch(pool)
 
-    def count(self, pool: str) -> int:
-        """How many readers wait."""
-        return len(self._readers.get(pool, ()))
+    def waiting(self, pool: str) -> list[str]:
+        """The nodes of the readers that wait, the first to be served first."""
+        return [reader.node for reader in self._readers.get(pool, ())]

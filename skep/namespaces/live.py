@@ -7,13 +7,14 @@ now). It alone speaks as ``hive``: leases that end, nodes that are not heard.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
+from skep.fs.ctl import Command
 from skep.fs.ctl import line as ctl_line
 from skep.fs.errors import E, FsError
 from skep.fs.node import Caller
@@ -108,6 +109,10 @@ class Hive:
         actor = actor_of(caller.principal, caller.node)
         done = await self._submit(actor, caller.role, self._tenant(caller, path), path, lines)
         return [f"{reply} rev={done.seq} trace={done.trace}" for reply in done.replies]
+
+    def writes(self, path: str) -> Callable[[Caller, list[Command]], Awaitable[list[str]]]:
+        """What a ctl file at ``path`` runs: its commands as they were written."""
+        return lambda caller, commands: self.command(caller, path, [command.text for command in commands])
 
     async def _submit(self, actor: str, role: str, tenant: str, path: str, lines: Sequence[str]) -> Any:
         line = Line(actor, role, tenant, path, tuple(lines), self.clock.now_ns(), self.clock.new_id())
@@ -283,7 +288,7 @@ class Hive:
 
 
 @contextmanager
-def told_as_fs_error(lines: int) -> Iterator[None]:
+def told_as_fs_error(lines: int = 1) -> Iterator[None]:
     """Refusals and the turn's end as files tell them; one of several lines is named."""
     try:
         yield

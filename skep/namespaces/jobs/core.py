@@ -19,7 +19,7 @@ from skep.fs import ctl
 from skep.fs.ctl import Arg, Verb
 from skep.fs.errors import E
 from skep.namespaces.order import HIVE, Order, refusal
-from skep.trace.clock import parse_duration
+from skep.trace.clock import duration, parse_duration
 from skep.trace.rules import Decision, Meta
 
 INPUT_MAX: Final = 16 * 1024  # bytes: it stands twice in an entry of 64 KiB. Longer inputs are artifacts.
@@ -147,6 +147,7 @@ class Attempt(msgspec.Struct, frozen=True):
 class Job(msgspec.Struct, frozen=True):
     request: Submitted
     submitted_ns: int
+    first: int  # the entry that submitted it
     rev: int
     state: str = "queued"
     fence: int = 0
@@ -169,6 +170,19 @@ class Job(msgspec.Struct, frozen=True):
 
     def was_held_by(self, node: str) -> bool:
         return any(attempt.node == node for attempt in self.attempts)
+
+
+def shown_input(job: Job) -> dict[str, str]:
+    """The job's input and time limit as files and leases show them, as far as it has them."""
+    request = job.request
+    shown = {}
+    if request.input is not None:
+        shown["input"] = request.input
+    if request.artifact:
+        shown["artifact"] = f"sha256:{request.artifact}"
+    if request.timeout_ns:
+        shown["timeout"] = duration(request.timeout_ns)
+    return shown
 
 
 @dataclass
@@ -426,7 +440,7 @@ def apply(jobs: Jobs, event: Event, meta: Meta) -> None:
     """Change ``jobs`` by ``event``."""
     match event:
         case Submitted():
-            jobs.by_id[event.job] = Job(event, meta.time_ns, meta.seq)
+            jobs.by_id[event.job] = Job(event, meta.time_ns, meta.seq, meta.seq)
             if event.key:
                 jobs.by_key[event.tenant, event.key] = event.job
             _queue(jobs, event)[event.job] = None
@@ -486,4 +500,6 @@ def _put(
         attempts = job.attempts
         if changes:
             attempts = (*attempts[:-1], msgspec.structs.replace(attempts[-1], **changes))
-    jobs.by_id[job.id] = Job(job.request, job.submitted_ns, meta.seq, state, fence, until_ns, attempts, text)
+    jobs.by_id[job.id] = Job(
+        job.request, job.submitted_ns, job.first, meta.seq, state, fence, until_ns, attempts, text
+    )

@@ -1,0 +1,271 @@
+"""/artifacts: bytes by their hash.
+
+    stage/<name>         created and written like any file, seen by its writer alone, gone after a day
+                         unsealed. Modes and times may be set and mean nothing.
+    ctl                  W seal; R usage
+    by-name/<name>       R the hash sealed last under that name
+    <sha256>/data        R the bytes, at any offset
+    <sha256>/meta.json   R size, name, class, type, who sealed it and when
+
+An artifact exists for its tenant, and for the node that holds a job whose input or output it is.
+
+    cp notes.txt artifacts/stage/; echo seal name=notes.txt > artifacts/ctl; cat artifacts/by-name/notes.txt
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import stat
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, ExitStack
+
+import msgspec
+
+from skep.fs import ctl
+from skep.fs.ctl import Command
+from skep.fs.errors import E, FsError
+from skep.fs.messages import LO, QT, Qid
+from skep.fs.node import Attr, Caller, Change, Entry, Handle, How, Node, new_path
+from skep.fs.shapes import Ctl, File
+from skep.fs.tree import Listing
+from skep.namespaces.artifacts.core import VERBS, Artifact
+from skep.namespaces.artifacts.store import Staged, Store
+from skep.namespaces.live import Hive
+from skep.namespaces.order import actor_of
+from skep.namespaces.rows import Rows
+from skep.trace.clock import rfc3339
+
+
+def files(hive: Hive) -> Listing:
+    """The tree of /artifacts."""
+    fixed = {
+        "stage": _Stage(hive.store),
+        "ctl": Ctl(VERBS, lambda caller, commands: seal(hive, caller, commands)),
+        "by-name": Listing(
+            lambda caller: [name for tenant, name in hive.state.artifacts.by_name if tenant == caller.tenant],
+            lambda name, caller: _by_name(hive, name, caller),
+        ),
+    }
+    return Listing(
+        lambda caller: [*fixed, *(artifact.sha256 for artifact in _visible(hive, caller))],
+        lambda name, caller: fixed.get(name) or _artifact(hive, name, caller),
+    )
+
+
+def owner_of(caller: Caller) -> str:
+    """Whose staged files a caller sees."""
+    return f"{caller.tenant} {actor_of(caller.principal, caller.node)}"
+
+
+def _visible(hive: Hive, caller: Caller) -> Iterable[Artifact]:
+    table = hive.state.artifacts.by_hash
+    if caller.node:
+        return [table[place] for place in hive.state.artifacts_held(caller.node)]
+    return [artifact for artifact in table.values() if artifact.tenant == caller.tenant]
+
+
+def _by_name(hive: Hive, name: str, caller: Caller) -> str | None:
+    sha256 = hive.state.artifact_named(caller.tenant, name)
+    return None if sha256 is None or caller.node else f"sha256:{sha256}\n"
+
+
+def _artifact(hive: Hive, sha256: str, caller: Caller) -> Rows[Hive] | None:
+    if caller.node:
+        tenants = [tenant for tenant, held in hive.state.artifacts_held(caller.node) if held == sha256]
+    else:
+        tenants = [caller.tenant]
+    found = [t for t in tenants if (t, sha256) in hive.state.artifacts.by_hash]
+    if not found:
+        return None
+    artifact = hive.state.artifacts.by_hash[found[0], sha256]
+    rows = {"data": lambda hive, _: _Data(hive.store, artifact), "meta.json": lambda hive, _: _meta(artifact)}
+    return Rows(rows, hive, sha256, artifact.rev)
+
+
+def _meta(artifact: Artifact) -> str:
+    shown = {
+        "sha256": f"sha256:{artifact.sha256}", "size": artifact.size, "name": artifact.name,
+        "class": artifact.kind, "type": artifact.media, "tenant": artifact.tenant,
+        "sealed_by": artifact.actor, "sealed": rfc3339(artifact.sealed_ns),
+    }  # fmt: skip
+    return msgspec.json.encode(shown).decode() + "\n"
+
+
+class _Data(File):
+    """The bytes of an artifact."""
+
+    def __init__(self, store: Store, artifact: Artifact) -> None:
+        super().__init__(0o444)
+        self.store = store
+        self.artifact = artifact
+        self.mtime_ns = artifact.sealed_ns
+
+    def size(self) -> int:
+        return self.artifact.size
+
+    def opened(self, how: How, caller: Caller) -> Handle:
+        return _Reading(self.store.open_sealed(self.artifact.sha256))
+
+
+class _Reading(Handle):
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+    def read(self, offset: int, count: int) -> bytes:
+        return os.pread(self.fd, count, offset)
+
+    def close(self) -> None:
+        os.close(self.fd)
+
+
+# sealing
+
+
+async def seal(hive: Hive, caller: Caller, commands: list[Command]) -> list[str]:
+    """Put the staged files away, then write the lines down with each one's hash and size."""
+    owner = owner_of(caller)
+    with ExitStack() as sealing:
+        files = [sealing.enter_context(_staged(hive.store, owner, command)) for command in commands]
+        lines = [await _put(hive.store, *each) for each in zip(commands, files, strict=True)]
+        replies = await hive.command(caller, "/artifacts/ctl", lines)
+        for file in files:
+            hive.store.settle(file)
+    return replies
+
+
+def _staged(store: Store, owner: str, command: Command) -> AbstractContextManager[Staged]:
+    name = command.args["name"]
+    if name not in store.staged(owner):
+        raise FsError(E.USAGE, f"line {command.number}: seal: name={name}: nothing is staged under that name")
+    return store.sealing(owner, name)
+
+
+async def _put(store: Store, command: Command, file: Staged) -> str:
+    """The line to write down: the command with the hash and size found."""
+    sha256, size = await store.put(file)
+    expected = command.args.get("sha256", sha256).removeprefix("sha256:")
+    if sha256 != expected:
+        raise FsError(E.TAMPER, f"{command.args['name']} has sha256:{sha256}, not sha256:{expected}")
+    return ctl.line("seal", command.args | {"sha256": sha256, "size": str(size)})
+
+
+# staging
+
+
+class _Stage(File):
+    """The directory of the caller's staged files."""
+
+    kind = stat.S_IFDIR
+
+    def __init__(self, store: Store) -> None:
+        super().__init__(0o777)
+        self.store = store
+        self.numbers: dict[tuple[str, str], int] = {}  # owner, name -> qid path, while it is there
+
+    def walk(self, name: str, caller: Caller) -> Node:
+        owner = owner_of(caller)
+        if name not in self.store.staged(owner):
+            self.numbers.pop((owner, name), None)
+            raise FsError(E.MISSING, name)
+        return self._file(owner, name)
+
+    def _file(self, owner: str, name: str) -> _Staged:
+        number = self.numbers.setdefault((owner, name), 0) or new_path()
+        self.numbers[owner, name] = number
+        return _Staged(self.store, owner, name, number)
+
+    def opened(self, how: How, caller: Caller) -> Handle:
+        return _StageNames(self, caller)
+
+    def create(self, name: str, mode: int, how: How, gid: int, caller: Caller) -> tuple[Node, Handle]:
+        if not ctl.is_name(name):
+            raise FsError(E.NAMETOOLONG, f"max={ctl.NAME_MAX}")
+        owner = owner_of(caller)
+        if name in self.store.staged(owner) and how.flags & LO.CREAT and not how.flags & LO.EXCL:
+            node = self._file(owner, name)
+            return node, node.open(how, caller)
+        file = self.store.create(owner, name)
+        self.numbers.pop((owner, name), None)
+        return self._file(owner, name), _Writing(self.store, file, how)
+
+    def unlink(self, name: str, directory: bool | None, caller: Caller) -> None:
+        owner = owner_of(caller)
+        if name not in self.store.staged(owner):
+            raise FsError(E.MISSING, name)
+        if directory:
+            raise FsError(E.NOTDIR)
+        self.store.remove(owner, name)
+        self.numbers.pop((owner, name), None)
+
+
+class _StageNames(Handle):
+    def __init__(self, stage: _Stage, caller: Caller) -> None:
+        self.stage = stage
+        self.caller = caller
+
+    def entries(self) -> Sequence[Entry]:
+        owner = owner_of(self.caller)
+        files = [self.stage._file(owner, name) for name in self.stage.store.staged(owner)]
+        return [Entry(file.name, file.attr(self.caller).qid, stat.S_IFREG) for file in files]
+
+
+class _Staged(Node):
+    """One staged file, as its writer has it."""
+
+    def __init__(self, store: Store, owner: str, name: str, number: int) -> None:
+        self.store = store
+        self.owner = owner
+        self.name = name
+        self.number = number
+
+    def attr(self, caller: Caller) -> Attr:
+        is_there = self.store.stat(self.owner, self.name)
+        at = is_there.st_mtime_ns
+        return Attr(
+            Qid(int(QT.FILE), at & 0xFFFFFFFF, self.number), stat.S_IFREG | 0o644, is_there.st_size,
+            caller.uid, caller.gid, caller.user, caller.user, caller.user,
+            blocks=is_there.st_blocks, atime_ns=at, mtime_ns=at, ctime_ns=is_there.st_ctime_ns, btime_ns=at,
+        )  # fmt: skip
+
+    def open(self, how: How, caller: Caller) -> Handle:
+        handle = _Writing(self.store, self.store.open(self.owner, self.name), how)
+        if how.trunc:
+            handle.truncate()
+        return handle
+
+    def setattr(self, change: Change, caller: Caller) -> None:
+        if change.uid is not None or change.gid is not None or change.group is not None:
+            raise FsError(E.READONLY, "a staged file is its writer's")
+        if change.size is not None:
+            file = self.store.open(self.owner, self.name)
+            try:
+                file.truncate(change.size)
+            finally:
+                self.store.close(file)
+
+
+class _Writing(Handle):
+    def __init__(self, store: Store, file: Staged, how: How) -> None:
+        self.store = store
+        self.file = file
+        self.how = how
+
+    def truncate(self) -> None:
+        try:
+            self.file.truncate(0)
+        except FsError:
+            self.close()
+            raise
+
+    def read(self, offset: int, count: int) -> bytes:
+        return self.file.read(offset, count)
+
+    def write(self, offset: int, data: memoryview) -> int:
+        return self.file.append(data) if self.how.append else self.file.write(offset, data)
+
+    async def fsync(self, datasync: bool) -> None:
+        await asyncio.to_thread(self.file.sync)
+
+    def close(self) -> None:
+        self.store.close(self.file)

@@ -1,0 +1,115 @@
+"""Reading on: the ledger's entries and events as JSON lines, to the present or for ever.
+
+A follower's place is a ledger number. It is told where it is even when nothing comes for it, so that it
+can begin again there without gap or duplicate.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, Final
+
+import msgspec
+
+from skep.fs.node import Caller
+from skep.namespaces.hive import OPERATOR, WORKER
+from skep.namespaces.jobs.core import visible
+from skep.namespaces.live import Hive, told_as_fs_error
+from skep.namespaces.order import actor_of
+from skep.trace.clock import rfc3339
+from skep.trace.entry import Entry, entry_decoder
+
+READ_MAX: Final = 64  # entries read in one step: 4 MiB at the most, and a pause for the others.
+READERS: Final = frozenset({OPERATOR, "observer"})  # roles that see what is no tenant's
+
+Plain = Entry[dict[str, Any]]
+_decoder = entry_decoder(dict)
+
+
+class Feed:
+    """The lines that ``render`` makes of the entries after ``after``; each entry gives some, or b"".
+
+    ``until`` is the last entry wanted; None: there is none, wait for more."""
+
+    def __init__(self, hive: Hive, after: int, until: int | None, render: Callable[[Plain], bytes]) -> None:
+        self.hive = hive
+        self.seq = after
+        self.until = until
+        self.render = render
+
+    async def next(self) -> bytes | None:
+        turn = self.hive.turn
+        while self.until is None or self.seq < self.until:
+            limit = READ_MAX if self.until is None else min(READ_MAX, self.until - self.seq)
+            bodies = turn.read(self.seq, limit)
+            if bodies:
+                lines = b"".join(self.render(_decoder.decode(body)) for _, body in bodies)
+                self.seq = bodies[-1][0]
+                if lines:
+                    return lines
+                # Others get their turn before the next step.
+                await asyncio.sleep(0)
+            elif self.until is not None:
+                break
+            elif not await self._more():
+                return msgspec.json.encode({"seq": max(self.seq, turn.seq)}) + b"\n"
+        return None
+
+    async def _more(self) -> bool:
+        """Whether an entry came before a bookmark was due."""
+        try:
+            with told_as_fs_error():
+                await asyncio.wait_for(self.hive.turn.wait_past(self.seq), self.hive.bookmark_s)
+        except TimeoutError:
+            return False
+        return True
+
+    def close(self, undelivered: bytes | None) -> None:
+        """Nothing is taken by reading."""
+
+
+def events(hive: Hive, caller: Caller, job: str = "") -> Callable[[Plain], bytes]:
+    """Renders the events that the caller may see, one JSON line each; given ``job``, that job's."""
+
+    def render(entry: Plain) -> bytes:
+        return b"".join(
+            _event_line(entry, event)
+            for event in entry.events
+            if (not job or event.get("job") == job) and sees(hive, caller, event)
+        )
+
+    return render
+
+
+def _event_line(entry: Plain, event: dict[str, Any]) -> bytes:
+    head = {"seq": entry.seq, "time": rfc3339(entry.time), "trace": entry.trace}
+    return msgspec.json.encode(head | event) + b"\n"
+
+
+def sees(hive: Hive, caller: Caller, event: dict[str, Any]) -> bool:
+    """Whether the event is of the caller's tenant, or of no tenant and the caller one who reads all."""
+    job = hive.state.jobs.by_id.get(event.get("job", ""))
+    if job is not None:
+        return visible(job, caller.role, caller.tenant, caller.node)
+    if "tenant" in event:
+        return caller.role != WORKER and bool(event["tenant"] == caller.tenant)
+    return caller.role in READERS
+
+
+def trace(caller: Caller) -> Callable[[Plain], bytes]:
+    """Renders entries as the trace has them: of the caller's tenant or of none; a node's own to a node."""
+    actor = actor_of(caller.principal, caller.node)
+
+    def render(entry: Plain) -> bytes:
+        seen = entry.tenant in ("", caller.tenant) if caller.role in READERS else entry.actor == actor
+        if not seen:
+            return b""
+        line = {
+            "seq": entry.seq, "time": rfc3339(entry.time), "trace": entry.trace, "actor": entry.actor,
+            "role": entry.role, "tenant": entry.tenant, "path": entry.path, "line": entry.line,
+            "outcome": entry.outcome, "events": entry.events,
+        }  # fmt: skip
+        return msgspec.json.encode(line) + b"\n"
+
+    return render

@@ -1,0 +1,339 @@
+"""/jobs: work.
+
+    clone             open: a new job's id is read; write ``submit …``, then it is that job's ctl
+    ctl               W submit, cancel; R usage
+    by-key/<key>      R the id submitted under that idempotency key
+    by-state/<state>/ the jobs in that state
+    <id>/             a job
+
+A job has:
+
+    request.json      R what was asked for
+    state             R queued, leased, running, succeeded, failed, cancelled
+    wait              R blocks until the job has ended, gives its state
+    result            R what its worker acknowledged it with
+    error             R why it failed, or was cancelled
+    attempts          R a line for each lease: number, node=, fence=, leased=, started=, ended=, end=
+    events.jsonl      R its events; events.jsonl@N those after ledger number N, for ever
+    progress          R percent, msg and time as last reported; in memory only
+    artifacts         R a line for each output: name, hash
+    log, out          R what it printed; appended by its holder; log@N follows from byte N to the job's end
+    ctl               W cancel; by the holder of its lease start, progress, renew, ack, nack
+
+A job exists for its tenant, and for the nodes it was leased to.
+
+    echo submit topic=sha256 input=artifact:notes.txt key=notes-1 > jobs/ctl
+    cat jobs/$(cat jobs/by-key/notes-1)/wait
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final
+
+import msgspec
+
+from skep.fs import ctl
+from skep.fs.ctl import Arg, Command, Verb
+from skep.fs.errors import E, FsError
+from skep.fs.node import Caller, Handle, How
+from skep.fs.shapes import Append, Ctl, File, Reply, Stream, Text
+from skep.fs.tree import Clone, Listing
+from skep.namespaces.follow import Feed, events
+from skep.namespaces.jobs.core import MOVES, SUBMIT, TABLES, TERMINAL, Attempt, Job, shown_input, visible
+from skep.namespaces.live import Hive, Progress
+from skep.namespaces.rows import Rows
+from skep.trace.clock import rfc3339
+
+PROGRESS: Final = Verb(
+    "progress",
+    (
+        Arg("percent", kind="number"),
+        Arg("msg"),
+        Arg("fence", kind="number", help="refuse when the lease is not that one any more"),
+    ),
+    "progress percent=50 msg='half of it'",
+    "how far it is; remembered, not recorded",
+)
+# ``submit`` is for the clone alone.
+JOB_VERBS: Final[ctl.Verbs] = {
+    name: verb for name, verb in TABLES["*/ctl"].items() if name != SUBMIT.name
+} | ctl.verbs(PROGRESS)
+CLONE_VERBS: Final[ctl.Verbs] = dict(TABLES["*/ctl"]) | ctl.verbs(PROGRESS)
+
+
+def files(hive: Hive) -> Listing:
+    """The tree of /jobs."""
+    fixed = {
+        "clone": Clone(lambda caller: _Draft(hive, hive.clock.new_id())),
+        "ctl": Ctl(TABLES["ctl"], hive.writes("/jobs/ctl")),
+        "by-key": Listing(
+            lambda caller: [key for tenant, key in hive.state.jobs.by_key if tenant == caller.tenant],
+            lambda key, caller: _by_key(hive, key, caller),
+        ),
+        "by-state": {state: _by_state(hive, state) for state in MOVES},
+    }
+    return Listing(
+        lambda caller: [*fixed, *(job.id for job in _visible(hive, caller))],
+        lambda name, caller: fixed.get(name) or _job(hive, name, caller),
+    )
+
+
+def _visible(hive: Hive, caller: Caller) -> Iterable[Job]:
+    jobs = hive.state.jobs.by_id.values()
+    return (job for job in jobs if visible(job, caller.role, caller.tenant, caller.node))
+
+
+def _job(hive: Hive, id: str, caller: Caller) -> Rows[Hive] | None:
+    job = hive.state.jobs.by_id.get(id)
+    if job is None or not visible(job, caller.role, caller.tenant, caller.node):
+        return None
+    return Rows(FILES, hive, id, job.rev, AT)
+
+
+def _by_key(hive: Hive, key: str, caller: Caller) -> str | None:
+    id = hive.state.jobs.by_key.get((caller.tenant, key))
+    if id is None or _job(hive, id, caller) is None:
+        return None
+    return f"{id}\n"
+
+
+def _by_state(hive: Hive, state: str) -> Listing:
+    def walk(id: str, caller: Caller) -> Rows[Hive] | None:
+        job = hive.state.jobs.by_id.get(id)
+        return _job(hive, id, caller) if job is not None and job.state == state else None
+
+    return Listing(lambda caller: [job.id for job in _visible(hive, caller) if job.state == state], walk)
+
+
+# one job
+
+
+def _text(render: Callable[[Job], str]) -> Callable[[Hive, str], Text]:
+    """A row whose text is rendered from the job's record when opened."""
+    return lambda hive, id: Text(lambda: render(hive.state.jobs.by_id[id]))
+
+
+def _request(job: Job) -> str:
+    request = job.request
+    shown = {
+        "job": job.id, "tenant": request.tenant, "submitter": request.actor, "topic": request.topic,
+        "pool": request.pool, "priority": request.priority, "labels": request.labels,
+        "submitted": rfc3339(job.submitted_ns),
+    } | shown_input(job)  # fmt: skip
+    if request.key:
+        shown["key"] = request.key
+    return msgspec.json.encode(shown).decode() + "\n"
+
+
+def _line(text: str) -> str:
+    """``text`` as a file's content: a value is one bare line, no value is none."""
+    return f"{text}\n" if text else ""
+
+
+def _attempts(job: Job) -> str:
+    return "".join(f"{n} {_attempt(attempt)}\n" for n, attempt in enumerate(job.attempts, 1))
+
+
+def _attempt(attempt: Attempt) -> str:
+    words = [f"node={attempt.node}", f"fence={attempt.fence}", f"leased={rfc3339(attempt.leased_ns)}"]
+    if attempt.started_ns:
+        words.append(f"started={rfc3339(attempt.started_ns)}")
+    if attempt.end:
+        words += [f"ended={rfc3339(attempt.ended_ns)}", f"end={attempt.end}"]
+    return " ".join(words)
+
+
+def _progress(hive: Hive, id: str) -> Text:
+    def content() -> str:
+        progress = hive.progress.get(id)
+        if progress is None:
+            return ""
+        percent = "" if progress.percent is None else f"percent {progress.percent}\n"
+        return f"{percent}msg {progress.msg}\ntime {rfc3339(progress.time_ns)}\n"
+
+    return Text(content)
+
+
+def _artifacts(hive: Hive, id: str) -> Text:
+    outputs = hive.state.artifacts.outputs
+    return Text(lambda: "".join(f"{name} sha256:{sha}\n" for name, sha in outputs.get(id, {}).items()))
+
+
+def _events(hive: Hive, id: str) -> Stream:
+    def source(caller: Caller) -> Feed:
+        job = hive.state.jobs.by_id[id]
+        return Feed(hive, job.first - 1, job.rev, events(hive, caller, id))
+
+    return Stream(source)
+
+
+def _events_at(hive: Hive, id: str, seq: int) -> Stream:
+    return Stream(lambda caller: Feed(hive, seq, None, events(hive, caller, id)))
+
+
+def _wait(hive: Hive, id: str) -> Stream:
+    return Stream(lambda caller: _Wait(hive, id))
+
+
+class _Wait:
+    """Gives the state once, when it is terminal."""
+
+    def __init__(self, hive: Hive, id: str) -> None:
+        self.hive = hive
+        self.id = id
+        self.given = False
+
+    async def next(self) -> bytes | None:
+        if self.given:
+            return None
+        while (state := self.hive.state.jobs.by_id[self.id].state) not in TERMINAL:
+            await self.hive.wait_news(self.id)
+        self.given = True
+        return f"{state}\n".encode()
+
+    def close(self, undelivered: bytes | None) -> None:
+        """Nothing was taken."""
+
+
+def _printed(name: str) -> Callable[[Hive, str], Append]:
+    return lambda hive, id: _Printed(hive, id, name)
+
+
+class _Printed(Append):
+    """The log or the output: appended by the holder of the job's lease."""
+
+    def __init__(self, hive: Hive, id: str, name: str) -> None:
+        super().__init__(self._print, lambda offset, count: hive.logs.read(id, name, offset, count))
+        self.hive = hive
+        self.id = id
+        self.name = name
+        self.mtime_ns = hive.logs.mtime_ns(id, name) or self.mtime_ns
+
+    def size(self) -> int:
+        return self.hive.logs.size(self.id, self.name)
+
+    def _print(self, caller: Caller, data: bytes) -> None:
+        check_holder(self.hive, self.id, caller)
+        self.hive.logs.append(self.id, self.name, data)
+        self.hive.news(self.id)
+
+
+def check_holder(hive: Hive, id: str, caller: Caller) -> Job:
+    """The job, when the caller's node holds its lease. Raises FsError(E.DENIED)."""
+    job = hive.state.jobs.by_id[id]
+    if not caller.node or job.node != caller.node:
+        raise FsError(E.DENIED, "rule=lease-holder")
+    return job
+
+
+def _printed_at(name: str) -> Callable[[Hive, str, int], Stream]:
+    return lambda hive, id, offset: Stream(lambda caller: _Printing(hive, id, name, offset))
+
+
+PIECE: Final = 64 * 1024  # bytes of a log that a follower gets at a time.
+
+
+class _Printing:
+    """What a job prints, as it prints it, until it has ended."""
+
+    def __init__(self, hive: Hive, id: str, name: str, offset: int) -> None:
+        self.hive = hive
+        self.id = id
+        self.name = name
+        self.offset = offset
+
+    async def next(self) -> bytes | None:
+        while True:
+            ended = self.hive.state.jobs.by_id[self.id].state in TERMINAL
+            if data := self.hive.logs.read(self.id, self.name, self.offset, PIECE):
+                self.offset += len(data)
+                return data
+            if ended:
+                return None
+            await self.hive.wait_news(self.id)
+
+    def close(self, undelivered: bytes | None) -> None:
+        """Nothing is taken by reading."""
+
+
+# commands to one job
+
+
+def _ctl(hive: Hive, id: str) -> Ctl:
+    return Ctl(JOB_VERBS, lambda caller, commands: run(hive, id, caller, commands))
+
+
+async def run(hive: Hive, id: str, caller: Caller, commands: list[Command]) -> list[str]:
+    """Write the commands to the job: what is recorded in one entry, then progress into memory."""
+    reports = [_report(hive, id, caller, command) for command in commands if command.verb == PROGRESS.name]
+    recorded = [command.text for command in commands if command.verb != PROGRESS.name]
+    replies = iter(await hive.command(caller, f"/jobs/{id}/ctl", recorded) if recorded else [])
+    for report in reports:
+        hive.report(id, report)
+    return [id if command.verb == PROGRESS.name else next(replies) for command in commands]
+
+
+def _report(hive: Hive, id: str, caller: Caller, command: Command) -> Progress:
+    job = check_holder(hive, id, caller)
+    args = command.args
+    if "fence" in args and int(args["fence"]) != job.fence:
+        raise FsError(E.FENCED, f"token={args['fence']} newest={job.fence}")
+    percent = int(args["percent"]) if "percent" in args else None
+    if percent is not None and percent > 100:
+        raise FsError(E.USAGE, f"line {command.number}: progress: percent={percent}: expected 100 or less")
+    return Progress(hive.clock.now_ns(), percent, args.get("msg", "").replace("\n", " "))
+
+
+class _Draft(File):
+    """A job that has an id and is not submitted yet: what an open of clone holds."""
+
+    def __init__(self, hive: Hive, id: str) -> None:
+        super().__init__(0o666)
+        self.hive = hive
+        self.id = id
+
+    def opened(self, how: How, caller: Caller) -> Handle:
+        return _Drafting(self, caller)
+
+
+class _Drafting(Reply):
+    def __init__(self, draft: _Draft, caller: Caller) -> None:
+        super().__init__(f"{draft.id}\n".encode())
+        self.draft = draft
+        self.caller = caller
+
+    async def write(self, offset: int, data: memoryview) -> int:
+        commands = ctl.parse(bytes(data))
+        for command in commands:
+            ctl.check(command, CLONE_VERBS)
+        if (
+            commands
+            and commands[0].verb != SUBMIT.name
+            and self.draft.id not in self.draft.hive.state.jobs.by_id
+        ):
+            raise FsError(E.USAGE, f"line {commands[0].number}: expected {ctl.synopsis(SUBMIT)}")
+        replies = await run(self.draft.hive, self.draft.id, self.caller, commands)
+        self.reply("".join(f"{line}\n" for line in replies).encode())
+        return len(data)
+
+
+FILES: Final[Mapping[str, Callable[[Hive, str], Any]]] = {
+    "request.json": _text(_request),
+    "state": _text(lambda job: f"{job.state}\n"),
+    "wait": _wait,
+    "result": _text(lambda job: _line(job.text) if job.state == "succeeded" else ""),
+    "error": _text(lambda job: _line(job.text) if job.state in ("failed", "cancelled") else ""),
+    "attempts": _text(_attempts),
+    "events.jsonl": _events,
+    "progress": _progress,
+    "artifacts": _artifacts,
+    "log": _printed("log"),
+    "out": _printed("out"),
+    "ctl": _ctl,
+}
+AT: Final[Mapping[str, Callable[[Hive, str, int], Any]]] = {
+    "events.jsonl": _events_at,
+    "log": _printed_at("log"),
+    "out": _printed_at("out"),
+}

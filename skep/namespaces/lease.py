@@ -1,0 +1,50 @@
+"""A lease as its reader gets it: one JSON line from /pools/<p>/next.
+
+job, attempt (from 1), fence, topic, tenant, priority, labels, deadline (when it ends unless renewed), lease
+(how long a renewal lasts), timeout if there is one, and the input: input, or artifact and its size in bytes.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from skep.fs.errors import E, FsError
+from skep.fs.node import Caller
+from skep.namespaces.jobs.core import Job, shown_input
+from skep.namespaces.live import Hive
+from skep.trace.clock import duration, rfc3339
+
+
+class Next:
+    """Gives one lease, then ends. Not delivered, the lease is given back."""
+
+    def __init__(self, hive: Hive, caller: Caller, pool: str) -> None:
+        if caller.node not in hive.state.nodes.by_id:
+            raise FsError(E.DENIED, "rule=nodes-only")
+        self.hive = hive
+        self.caller = caller
+        self.pool = pool
+        self.taken: Job | None = None  # None: not yet
+
+    async def next(self) -> bytes | None:
+        if self.taken is not None:
+            return None
+        self.taken = await self.hive.take(self.caller, self.pool)
+        return lease_line(self.hive, self.taken)
+
+    def close(self, undelivered: bytes | None) -> None:
+        if undelivered is not None and self.taken is not None:
+            self.hive.give_back(self.taken)
+
+
+def lease_line(hive: Hive, job: Job) -> bytes:
+    """The line of a job that is held."""
+    request = job.request
+    line: dict[str, object] = {
+        "job": job.id, "attempt": len(job.attempts), "fence": job.fence, "topic": request.topic,
+        "tenant": request.tenant, "priority": request.priority, "labels": request.labels,
+        "deadline": rfc3339(job.until_ns), "lease": duration(hive.state.lease_ns(request.pool)),
+    } | shown_input(job)  # fmt: skip
+    if request.artifact:
+        line["size"] = hive.state.artifacts.by_hash[request.tenant, request.artifact].size
+    return msgspec.json.encode(line) + b"\n"

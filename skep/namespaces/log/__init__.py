@@ -1,0 +1,1 @@
+"""The trace as files: the ledger read and followed."""

@@ -1,0 +1,111 @@
+"""/nodes: the machines of the hive.
+
+    ctl               W cordon, drain, uncordon, remove; R usage
+    <id>/role         R the role its session has
+    <id>/principal    R who it is
+    <id>/state        R online, suspect (not heard for 15 s), lost (45 s), left, cordoned, draining
+    <id>/heartbeat    R when it was last heard and what it said, a JSON line; W by that node: the same
+                      without time: load, gpu, memory_free, capacity, running, labels, version
+    <id>/load         R the load it last told, fraction of the machine
+    <id>/labels       R a line ``key value`` for each label it last told
+    <id>/capacity     R how many jobs it runs at a time
+    <id>/version      R the version it runs
+    <id>/sessions     R the ids of its sessions
+
+Heartbeats are in memory only; what their absence means is in the ledger.
+
+    echo '{"load":0.25,"capacity":4}' > nodes/w1/heartbeat
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+import msgspec
+
+from skep.fs.errors import E, FsError
+from skep.fs.node import Caller
+from skep.fs.shapes import Ctl, Text
+from skep.fs.tree import Listing
+from skep.namespaces.live import Heartbeat, Hive
+from skep.namespaces.nodes.core import TABLES, Node
+from skep.namespaces.rows import Rows
+from skep.trace.clock import rfc3339
+
+HEARTBEAT_MAX: Final = 4096  # bytes: a hundred and more of them are kept of each node.
+
+_heartbeats = msgspec.json.Decoder(Heartbeat)
+
+
+def files(hive: Hive) -> Listing:
+    """The tree of /nodes."""
+    fixed = {"ctl": Ctl(TABLES["ctl"], hive.writes("/nodes/ctl"))}
+
+    def walk(name: str, caller: Caller) -> Any:
+        node = hive.state.nodes.by_id.get(name)
+        return fixed.get(name) if node is None else Rows(FILES, hive, name, node.rev)
+
+    return Listing(lambda caller: [*fixed, *hive.state.nodes.by_id], walk)
+
+
+def _record(render: Callable[[Node], str]) -> Callable[[Hive, str], Text]:
+    """A row rendered from the node's record when opened."""
+    return lambda hive, id: Text(lambda: f"{render(hive.state.nodes.by_id[id])}\n")
+
+
+def _said(render: Callable[[Heartbeat], str]) -> Callable[[Hive, str], Text]:
+    """A row rendered from what the node said last; empty when it has not spoken."""
+
+    def row(hive: Hive, id: str) -> Text:
+        def content() -> str:
+            heard = hive.heard(id)
+            return "" if heard is None else render(heard.said)
+
+        return Text(content)
+
+    return row
+
+
+def _heartbeat(hive: Hive, id: str) -> Text:
+    def content() -> str:
+        heard = hive.heard(id)
+        if heard is None:
+            return ""
+        said = {"time": rfc3339(heard.time_ns)} | msgspec.to_builtins(heard.said)
+        return msgspec.json.encode(said).decode() + "\n"
+
+    async def write(caller: Caller, data: bytes) -> None:
+        if caller.node != id:
+            raise FsError(E.DENIED, "rule=own-node")
+        if len(data) > HEARTBEAT_MAX:
+            raise FsError(E.TOOBIG, f"max={HEARTBEAT_MAX}")
+        await hive.hear(id, parse_heartbeat(data))
+
+    return Text(content, write=write)
+
+
+def parse_heartbeat(data: bytes) -> Heartbeat:
+    """What one write says. Raises FsError(E.SCHEMA)."""
+    try:
+        return _heartbeats.decode(data)
+    except msgspec.DecodeError as error:
+        raise FsError(E.SCHEMA, str(error)) from error
+
+
+def _sessions(hive: Hive, id: str) -> Text:
+    sessions = hive.sessions.by_id.values()
+    return Text(lambda: "".join(f"{session.id}\n" for session in sessions if session.caller.node == id))
+
+
+FILES: Final[Mapping[str, Callable[[Hive, str], Any]]] = {
+    "role": _record(lambda node: node.role),
+    "principal": _record(lambda node: node.principal),
+    "state": _record(lambda node: node.state),
+    "heartbeat": _heartbeat,
+    "load": _said(lambda said: f"{said.load}\n"),
+    "labels": _said(lambda said: "".join(f"{name} {value}\n" for name, value in said.labels.items())),
+    "capacity": _said(lambda said: f"{said.capacity}\n"),
+    "version": _said(lambda said: f"{said.version}\n"),
+    "sessions": _sessions,
+}

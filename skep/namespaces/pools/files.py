@@ -1,0 +1,83 @@
+"""/pools: where jobs wait for nodes.
+
+    ctl               W create, map, unmap, drain, resume; R usage
+    <pool>/state      R open, draining
+    <pool>/topics     R a line for each topic mapped to it
+    <pool>/load       R waiting, held and readers: how many
+    <pool>/queue      R the ids of the caller's waiting jobs, the next one first
+    <pool>/workers    R a line for each node that holds jobs or waits for one: name, held=, readers=
+    <pool>/next       R blocks; gives one lease to the node that reads, a JSON line (lease.py), then ends
+
+Ended before the read returns, the job stays queued; taken and not read, it goes back.
+
+    echo map topic=sha256 pool=default > pools/ctl
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from skep.fs.node import Caller
+from skep.fs.shapes import Ctl, Stream, Text
+from skep.fs.tree import Listing
+from skep.namespaces.lease import Next
+from skep.namespaces.live import Hive
+from skep.namespaces.pools.core import TABLES
+from skep.namespaces.rows import Rows
+
+
+def files(hive: Hive) -> Listing:
+    """The tree of /pools."""
+    fixed = {"ctl": Ctl(TABLES["ctl"], hive.writes("/pools/ctl"))}
+
+    def walk(name: str, caller: Caller) -> Any:
+        pool = hive.state.pools.by_name.get(name)
+        return fixed.get(name) if pool is None else Rows(FILES, hive, name, pool.rev)
+
+    return Listing(lambda caller: [*fixed, *hive.state.pools.by_name], walk)
+
+
+def _state(hive: Hive, pool: str) -> Text:
+    return Text(lambda: "draining\n" if hive.state.pools.by_name[pool].draining else "open\n")
+
+
+def _topics(hive: Hive, pool: str) -> Text:
+    topics = hive.state.pools.topics
+    return Text(lambda: "".join(f"{topic}\n" for topic, of in sorted(topics.items()) if of == pool))
+
+
+def _load(hive: Hive, pool: str) -> Text:
+    def content() -> str:
+        waiting, held = hive.state.jobs.count_waiting(pool), len(hive.state.holders(pool))
+        return f"waiting {waiting}\nheld {held}\nreaders {len(hive.leases.waiting(pool))}\n"
+
+    return Text(content)
+
+
+def _queue(hive: Hive, pool: str) -> Text:
+    def content(caller: Caller) -> str:
+        jobs = hive.state.jobs
+        mine = (id for id in jobs.waiting(pool) if jobs.by_id[id].request.tenant == caller.tenant)
+        return "".join(f"{id}\n" for id in mine)
+
+    return Text(content)
+
+
+def _workers(hive: Hive, pool: str) -> Text:
+    def content() -> str:
+        held, readers = Counter(hive.state.holders(pool)), Counter(hive.leases.waiting(pool))
+        nodes = sorted(held | readers)
+        return "".join(f"{node} held={held[node]} readers={readers[node]}\n" for node in nodes)
+
+    return Text(content)
+
+
+def _next(hive: Hive, pool: str) -> Stream:
+    return Stream(lambda caller: Next(hive, caller, pool))
+
+
+FILES: Final[Mapping[str, Callable[[Hive, str], Any]]] = {
+    "state": _state, "topics": _topics, "load": _load, "queue": _queue, "workers": _workers, "next": _next,
+}  # fmt: skip

@@ -1,0 +1,86 @@
+"""The tree a hive serves: the nouns' trees under one root.
+
+ctl             W drain, resume, kick, shutdown; R usage
+version         R the hive's version and the protocols it speaks
+whoami          R who the caller is here
+state           R online, draining, quiesced; degraded and why when its ledger is closed to it
+ns              R the session's namespace, as mount and bind lines
+events          R events up to now, a JSON line each; events@N those after ledger number N, for ever,
+                with {"seq":N} when nothing comes
+health/live     R ok
+health/ready    R ok, or why it takes no work
+artifacts jobs log nodes pools sessions
+
+echo drain > ctl
+"""
+
+from __future__ import annotations
+
+from skep.fs.messages import Dialect
+from skep.fs.node import Caller
+from skep.fs.shapes import Ctl, Stream, Text
+from skep.fs.tree import Dir
+from skep.namespaces.artifacts import files as artifacts
+from skep.namespaces.follow import Feed, events
+from skep.namespaces.hive import HIVE_TABLES
+from skep.namespaces.jobs import files as jobs
+from skep.namespaces.live import Hive
+from skep.namespaces.log import files as log
+from skep.namespaces.nodes import files as nodes
+from skep.namespaces.pools import files as pools
+from skep.namespaces.rows import Followed
+from skep.namespaces.sessions import files as sessions
+
+
+def hive_tree(hive: Hive) -> Dir:
+    """The whole tree; what of it exists for a caller is its view's business."""
+
+    def events_past(caller: Caller) -> Feed:
+        return Feed(hive, 0, hive.turn.seq, events(hive, caller))
+
+    def events_at(seq: int) -> Stream:
+        return Stream(lambda caller: Feed(hive, seq, None, events(hive, caller)))
+
+    children = {
+        "ctl": Ctl(HIVE_TABLES["ctl"], hive.writes("/ctl")),
+        "version": f"skep {hive.version}\n{' '.join(dialect.value for dialect in Dialect)}\n",
+        "whoami": Text(lambda caller: whoami(caller)),
+        "state": lambda: f"{condition(hive)}\n",
+        "ns": Text(lambda caller: ns(hive, caller)),
+        "events": Stream(events_past),
+        "nodes": nodes.files(hive),
+        "sessions": sessions.files(hive),
+        "pools": pools.files(hive),
+        "jobs": jobs.files(hive),
+        "artifacts": artifacts.files(hive),
+        "log": log.files(hive),
+        "health": {"live": "ok\n", "ready": lambda: ready(hive)},
+    }
+    return Followed(children, {"events": events_at})
+
+
+def whoami(caller: Caller) -> str:
+    """``key value`` lines of what the session was found to be."""
+    said = {
+        "principal": caller.principal, "role": caller.role, "tenant": caller.tenant,
+        "node": caller.node, "session": caller.session,
+    }  # fmt: skip
+    return "".join(f"{name} {value}\n" for name, value in said.items() if value)
+
+
+def ns(hive: Hive, caller: Caller) -> str:
+    """The namespace of the caller's session; "" in process, where nobody has attached."""
+    session = hive.sessions.of(caller)
+    return "" if session is None else session.ns
+
+
+def condition(hive: Hive) -> str:
+    """The word of /state, and why when it is degraded."""
+    failed = hive.turn.failed
+    return hive.state.condition if failed is None else f"degraded: {failed}"
+
+
+def ready(hive: Hive) -> str:
+    """``ok`` when jobs are taken and leased; else the state."""
+    found = condition(hive)
+    return "ok\n" if found == "online" else f"{found}\n"
