@@ -5,8 +5,8 @@ message has two halves, as in Plan 9's lib9p: the first checks what must hold (t
 second, in ``respond``, commits the effect on the fid table or takes it back. ``respond`` is the only exit.
 
 Calls on one fid are performed in the order they came, calls on different fids in any, and so are those that
-only look (walks from it, stats). A read that waits for
-an event (``park``) is passed by everything but reads, and ended by a clunk behind it.
+only look (walks from it, stats). A read that waits for an event (``park``) is passed by everything but reads,
+and ended by a clunk behind it.
 
 Sources: Plan 9 manual, intro(5), version(5), flush(5), walk(5), open(5); diod's protocol.md.
 """
@@ -463,6 +463,8 @@ class Session:
         try:
             self._check(call, RULES[type(call.message)])
         except FsError as error:
+            if isinstance(call.message, m.Tremove) and call.fid is not None:
+                self._drop([call.numbers[0]])  # it clunks even when it fails
             self._finish(call, error)
             return
         self.ready.append(call)

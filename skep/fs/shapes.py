@@ -330,7 +330,8 @@ class MemoryHandle(Handle):
         at = len(self.file.data) if self.append else offset
         if at + len(data) > self.file.size_max:
             raise FsError(E.TOOBIG, f"max={self.file.size_max}")
-        self.file.data.write(at, data)
+        if data:
+            self.file.data.write(at, data)
         return len(data)
 
 
