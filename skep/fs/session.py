@@ -344,6 +344,8 @@ class Session:
         fid = self.fids.pop(number, None)
         if fid is not None and fid.kind == "xattr":
             self._xattrs -= 1
+        if self.kernel is not None:
+            self.kernel.drop(number)
 
     def drop_fids(self) -> None:
         """Clunk every fid: their chans are in ``dropped``."""
@@ -567,8 +569,6 @@ class Session:
     def _unbind(self, call: Call) -> None:
         """Tclunk and Tremove free the fid even when they fail. The performer has closed its chan."""
         self._lose(call.numbers[0])
-        if self.kernel is not None:
-            self.kernel.drop(call.numbers[0])
 
     def _finish(self, call: Call, reply: Message | FsError | None) -> None:
         """Send ``reply`` (None: say nothing), free the tag, then answer the flushes parked on the call."""

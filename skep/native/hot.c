@@ -417,7 +417,7 @@ run_write(struct hot *h, const uint8_t *in, uint32_t size, uint8_t *out, uint64_
 	if(e == NULL || !(e->how & 2) || size - WRITE_HEAD != count || offset > INT64_MAX)
 		return 0;
 	if(e->kind == MEMORY){
-		if(offset > e->memory->length || count > e->memory->length - offset)
+		if(count == 0 || offset > e->memory->length || count > e->memory->length - offset)
 			return 0;
 		memcpy(e->memory->data + offset, in + WRITE_HEAD, count);
 		memory_changed(e->memory);
