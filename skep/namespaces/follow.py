@@ -13,7 +13,7 @@ from typing import Any, Final
 import msgspec
 
 from skep.fs.node import Caller
-from skep.namespaces.hive import OPERATOR, WORKER
+from skep.namespaces.hive import OPERATOR
 from skep.namespaces.jobs.core import visible
 from skep.namespaces.live import Hive, told_as_fs_error
 from skep.namespaces.order import actor_of
@@ -93,7 +93,7 @@ def sees(hive: Hive, caller: Caller, event: dict[str, Any]) -> bool:
     if job is not None:
         return visible(job, caller.role, caller.tenant, caller.node)
     if "tenant" in event:
-        return caller.role != WORKER and bool(event["tenant"] == caller.tenant)
+        return not caller.node and bool(event["tenant"] == caller.tenant)
     return caller.role in READERS
 
 

@@ -17,6 +17,7 @@ from skep.fs.ctl import Arg, Verb
 from skep.fs.errors import E, FsError
 from skep.namespaces.artifacts import core as artifacts
 from skep.namespaces.jobs import core as jobs
+from skep.namespaces.jobs import verbs as job_verbs
 from skep.namespaces.nodes import core as nodes
 from skep.namespaces.order import HIVE, Order, refusal
 from skep.namespaces.pools import core as pools
@@ -27,7 +28,7 @@ from skep.trace.rules import Decision, Meta, Refusal
 UNRECORDED: Final = frozenset({E.NODATA.name})
 
 OPERATOR: Final = "operator"
-WORKER: Final = jobs.NODES_ROLE
+WORKER: Final = "drone-worker"
 
 
 # the hive itself
@@ -146,7 +147,7 @@ class HiveState:
 
 TABLES: Final[Mapping[str, Mapping[str, ctl.Verbs]]] = {
     "": HIVE_TABLES,
-    "jobs": jobs.TABLES,
+    "jobs": job_verbs.TABLES,
     "pools": pools.TABLES,
     "nodes": nodes.TABLES,
     "artifacts": artifacts.TABLES,

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import msgspec
 
-from skep.fs.ctl import Command
+from skep.fs.ctl import Command, is_name
 from skep.fs.ctl import line as ctl_line
 from skep.fs.errors import E, FsError
 from skep.fs.node import Caller
@@ -139,6 +139,8 @@ class Hive:
 
     async def join(self, caller: Caller) -> None:
         """The caller's node has attached. Raises FsError(E.DENIED) when the name is another's."""
+        if not is_name(caller.node) or "#" in caller.node:
+            raise FsError(E.USAGE, f"node {caller.node!r}: expected a file name without #")
         said = ctl_line("join", {"principal": caller.principal, "role": caller.role})
         await self.say(f"/nodes/{caller.node}", said)
         self._hear(caller.node, Heartbeat())
@@ -211,6 +213,12 @@ class Hive:
             del self.progress[next(iter(self.progress))]
         self.news(job)
 
+    async def wait_quiesced(self) -> None:
+        """Return when the hive drains and no lease is held. Raises FsError(E.IO) when the turn stops."""
+        while self.state.condition != "quiesced":
+            with told_as_fs_error():
+                await self.turn.wait_past(self.turn.seq)
+
     def _moved(self, entries: list[Entry[hive.Event]]) -> None:
         for entry in entries:
             for event in entry.events:
@@ -229,13 +237,15 @@ class Hive:
     # time
 
     async def run(self) -> None:
-        """Do what time asks for, until cancelled or until the turn stops (TurnStopped)."""
+        """Do what time asks for, until cancelled; raises FsError(E.IO) when the turn has stopped."""
         while True:
             await self.tick()
             await asyncio.sleep(TICK_S)
 
     async def tick(self) -> None:
         """Do what is due now: end leases, notice silent nodes, sweep the store."""
+        # Other processes of this hive may have queued jobs for our readers.
+        self.turn.refresh()
         now_ns = self.clock.now_ns()
         due = [*self._ended_leases(now_ns), *self._silent_nodes(now_ns)]
         if due:

@@ -46,9 +46,11 @@ def refusal(kind: E, detail: str = "") -> Refusal:
 def actor_of(principal: str, node: str) -> str:
     """Who speaks, as the ledger has it: ``spiffe://…`` or ``unix:root``, a node behind ``#``.
 
-    SPIFFE ids have no fragment, so the last ``#`` is ours."""
+    SPIFFE ids have no fragment; whatever else has a ``#`` in it must not be taken for a node."""
+    principal = principal.replace("#", "%23")
     return f"{principal}#{node}" if node else principal
 
 
 def node_of(actor: str) -> str:
-    return actor.rpartition("#")[2] if "#" in actor else ""
+    """The node of an actor; "" when it has none."""
+    return actor.partition("#")[2]

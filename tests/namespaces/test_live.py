@@ -10,6 +10,7 @@ from skep.fs.errors import E, FsError
 from skep.namespaces.hive import Event, HiveRules, HiveState
 from skep.namespaces.jobs.core import Job
 from skep.namespaces.live import LOST_NS, SUSPECT_NS, Heartbeat, Progress
+from skep.namespaces.order import actor_of, node_of
 from skep.trace.clock import HOUR, SECOND, ManualClock
 from skep.trace.entry import OK, Entry, Outcome, entry_decoder
 from skep.trace.rules import Meta, Refusal
@@ -206,6 +207,21 @@ def test_a_nodes_name_belongs_to_who_had_it_first() -> None:
     live(story)
 
 
+def test_what_cannot_be_a_node_s_name_does_not_join() -> None:
+    async def story(alive: Living) -> None:
+        for name in ("", "a/b", "..", "a#b", "ctl"):
+            with pytest.raises(FsError, match="usage: "):
+                await alive.hive.join(type(W1)("unix:work", "drone-worker", node=name))
+        assert {"w1", "w2"} == set(alive.state.nodes.by_id)
+
+    live(story)
+
+
+def test_a_principal_is_never_taken_for_a_node() -> None:
+    assert "" == node_of(actor_of("unix:mallory#w1", ""))
+    assert "w2" == node_of(actor_of("unix:mallory#w1", "w2"))
+
+
 def test_who_waits_for_news_of_a_job_hears_of_every_move() -> None:
     async def story(alive: Living) -> None:
         job = await alive.submit()
@@ -224,9 +240,15 @@ def test_who_waits_for_news_of_a_job_hears_of_every_move() -> None:
 
 def test_a_shutdown_is_told_to_the_role_with_its_grace() -> None:
     async def story(alive: Living) -> None:
+        job = await alive.submit()
+        await alive.hive.take(W1, "default")
+        quiesced = asyncio.ensure_future(alive.hive.wait_quiesced())
         await alive.write("/ctl", "shutdown grace=30s")
         assert "30s" == await alive.hive.shutdown
-        assert "quiesced" == alive.state.condition
+        assert "draining" == alive.state.condition
+        assert not quiesced.done()
+        await alive.run(job, "nack error=late")
+        await quiesced
 
     live(story)
 

@@ -16,8 +16,8 @@ from typing import Any, Final, Protocol
 import msgspec
 
 from skep.fs import ctl
-from skep.fs.ctl import Arg, Verb
 from skep.fs.errors import E
+from skep.namespaces.jobs.verbs import PRIORITY, PRIORITY_MAX
 from skep.namespaces.order import HIVE, Order, refusal
 from skep.trace.clock import duration, parse_duration
 from skep.trace.rules import Decision, Meta
@@ -25,9 +25,6 @@ from skep.trace.rules import Decision, Meta
 INPUT_MAX: Final = 16 * 1024  # bytes: it stands twice in an entry of 64 KiB. Longer inputs are artifacts.
 RESULT_MAX: Final = 16 * 1024  # bytes, for the same reason.
 ERROR_MAX: Final = 4 * 1024  # bytes of what went wrong: the rest is in the job's log.
-PRIORITY_MAX: Final = 9
-PRIORITY: Final = 5  # when none is given; 9 is served first.
-NODES_ROLE: Final = "drone-worker"
 
 MOVES: Final[Mapping[str, frozenset[str]]] = {
     "queued": frozenset({"leased", "cancelled"}),
@@ -39,45 +36,6 @@ MOVES: Final[Mapping[str, frozenset[str]]] = {
 }
 TERMINAL: Final = frozenset(state for state, moves in MOVES.items() if not moves)
 HELD: Final = frozenset({"leased", "running"})
-
-JOB: Final = Arg("job", required=True, kind="name")
-FENCE: Final = Arg("fence", required=True, kind="number", help="the lease's, from /pools/<p>/next")
-REASON: Final = Arg("reason")
-
-SUBMIT: Final = Verb(
-    "submit",
-    (
-        Arg("topic", required=True, kind="name", help="what kind of work; a pool must be mapped to it"),
-        Arg("key", kind="name", help="idempotency: the same key and request is the same job"),
-        Arg("priority", kind="|".join(map(str, range(PRIORITY_MAX + 1))), help=f"9 first, else {PRIORITY}"),
-        Arg("labels", kind="labels"),
-        Arg("timeout", kind="duration", help="how long a worker lets it run"),
-        Arg("input", help="text, or artifact:<name> as sealed last"),
-        Arg("artifact", kind="sha256", help="the input by its hash"),
-    ),
-    "submit topic=sha256 input=artifact:notes.txt key=notes-1",
-    "queue a job; the reply is its id",
-)
-CANCEL: Final = Verb(
-    "cancel", (REASON,), "cancel reason='no longer needed'", "end it; a holder is fenced off"
-)
-
-# What people and workers write, by the file they write it to.
-TABLES: Final[Mapping[str, ctl.Verbs]] = {
-    "ctl": ctl.verbs(
-        SUBMIT, CANCEL._replace(args=(JOB, REASON), example="cancel job=01JD… reason='no longer needed'")
-    ),
-    "*/ctl": ctl.verbs(
-        SUBMIT,
-        CANCEL,
-        Verb("start", (FENCE,), "start fence=1", "the holder runs it now"),
-        Verb("renew", (FENCE,), "renew fence=1", "the lease's end moves on"),
-        Verb("ack", (FENCE, Arg("result")), "ack fence=1 result=done", "it succeeded"),
-        Verb("nack", (FENCE, Arg("error", required=True)), "nack fence=1 error='exit status 1'", "it failed"),
-    ),
-    # The hive's own, written to no file.
-    "*": ctl.verbs(Verb("expire", (FENCE,)), Verb("release", (FENCE,))),
-}
 
 
 class Submitted(msgspec.Struct, frozen=True, tag_field="type", tag="job.submitted", omit_defaults=True):
@@ -400,12 +358,10 @@ def _held_job(jobs: Jobs, order: Order, to: str | None = None) -> Job:
 
 
 def visible(job: Job, role: str, tenant: str, node: str) -> bool:
-    """Whether the job exists for who asks: a node's role sees what it was leased, others their tenant's."""
+    """Whether the job exists for who asks: nodes see what they were leased, others what is their tenant's."""
     if role == HIVE:
         return True
-    if role == NODES_ROLE:
-        return job.was_held_by(node)
-    return job.request.tenant == tenant
+    return job.was_held_by(node) if node else job.request.tenant == tenant
 
 
 def _check_move(job: Job, to: str) -> None:

@@ -40,7 +40,8 @@ from skep.fs.node import Caller, Handle, How
 from skep.fs.shapes import Append, Ctl, File, Reply, Stream, Text
 from skep.fs.tree import Clone, Listing
 from skep.namespaces.follow import Feed, events
-from skep.namespaces.jobs.core import MOVES, SUBMIT, TABLES, TERMINAL, Attempt, Job, shown_input, visible
+from skep.namespaces.jobs.core import MOVES, TERMINAL, Attempt, Job, shown_input, visible
+from skep.namespaces.jobs.verbs import SUBMIT, TABLES
 from skep.namespaces.live import Hive, Progress
 from skep.namespaces.rows import Rows
 from skep.trace.clock import rfc3339

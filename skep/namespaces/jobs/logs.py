@@ -30,7 +30,9 @@ class Logs:
         try:
             if os.fstat(fd).st_size + len(data) > LOG_MAX:
                 raise FsError(E.TOOBIG, f"max={LOG_MAX}")
-            os.write(fd, data)
+            # A short write: the disk is full, the next one says so.
+            while data:
+                data = data[os.write(fd, data) :]
         finally:
             os.close(fd)
 

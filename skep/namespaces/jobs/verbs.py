@@ -1,0 +1,51 @@
+"""What can be written about jobs: the verbs of each file, as tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from skep.fs import ctl
+from skep.fs.ctl import Arg, Verb
+
+PRIORITY_MAX: Final = 9
+PRIORITY: Final = 5  # when none is given; 9 is served first.
+
+JOB: Final = Arg("job", required=True, kind="name")
+FENCE: Final = Arg("fence", required=True, kind="number", help="the lease's, from /pools/<p>/next")
+REASON: Final = Arg("reason")
+
+SUBMIT: Final = Verb(
+    "submit",
+    (
+        Arg("topic", required=True, kind="name", help="what kind of work; a pool must be mapped to it"),
+        Arg("key", kind="name", help="idempotency: the same key and request is the same job"),
+        Arg("priority", kind="|".join(map(str, range(PRIORITY_MAX + 1))), help=f"9 first, else {PRIORITY}"),
+        Arg("labels", kind="labels"),
+        Arg("timeout", kind="duration", help="how long a worker lets it run"),
+        Arg("input", help="text, or artifact:<name> as sealed last"),
+        Arg("artifact", kind="sha256", help="the input by its hash"),
+    ),
+    "submit topic=sha256 input=artifact:notes.txt key=notes-1",
+    "queue a job; the reply is its id",
+)
+CANCEL: Final = Verb(
+    "cancel", (REASON,), "cancel reason='no longer needed'", "end it; a holder is fenced off"
+)
+
+# What people and workers write, by the file they write it to.
+TABLES: Final[Mapping[str, ctl.Verbs]] = {
+    "ctl": ctl.verbs(
+        SUBMIT, CANCEL._replace(args=(JOB, REASON), example="cancel job=01JD… reason='no longer needed'")
+    ),
+    "*/ctl": ctl.verbs(
+        SUBMIT,
+        CANCEL,
+        Verb("start", (FENCE,), "start fence=1", "the holder runs it now"),
+        Verb("renew", (FENCE,), "renew fence=1", "the lease's end moves on"),
+        Verb("ack", (FENCE, Arg("result")), "ack fence=1 result=done", "it succeeded"),
+        Verb("nack", (FENCE, Arg("error", required=True)), "nack fence=1 error='exit status 1'", "it failed"),
+    ),
+    # The hive's own, written to no file.
+    "*": ctl.verbs(Verb("expire", (FENCE,)), Verb("release", (FENCE,))),
+}
