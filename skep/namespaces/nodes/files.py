@@ -51,7 +51,15 @@ def files(hive: Hive) -> Listing:
 
 def _record(render: Callable[[Node], str]) -> Callable[[Hive, str], Text]:
     """A row rendered from the node's record when opened."""
-    return lambda hive, id: Text(lambda: f"{render(hive.state.nodes.by_id[id])}\n")
+    return lambda hive, id: Text(lambda: f"{render(node_of(hive, id))}\n")
+
+
+def node_of(hive: Hive, id: str) -> Node:
+    """The node's record. Raises FsError(E.MISSING) when it was removed since it was walked to."""
+    node = hive.state.nodes.by_id.get(id)
+    if node is None:
+        raise FsError(E.MISSING)
+    return node
 
 
 def _said(render: Callable[[Heartbeat], str]) -> Callable[[Hive, str], Text]:
@@ -80,7 +88,9 @@ def _heartbeat(hive: Hive, id: str) -> Text:
             raise FsError(E.DENIED, "rule=own-node")
         if len(data) > HEARTBEAT_MAX:
             raise FsError(E.TOOBIG, f"max={HEARTBEAT_MAX}")
-        await hive.hear(id, parse_heartbeat(data))
+        said = parse_heartbeat(data)
+        node_of(hive, id)
+        await hive.hear(id, said)
 
     return Text(content, write=write)
 

@@ -19,6 +19,7 @@ from typing import Any, Final
 
 from skep.fs import ctl
 from skep.fs.ctl import Command, Verb
+from skep.fs.errors import E, FsError
 from skep.fs.node import Caller
 from skep.fs.shapes import Ctl, Text
 from skep.fs.tree import Listing
@@ -44,12 +45,20 @@ def files(hive: Hive) -> Listing:
 
 
 def _record(render: Callable[[Session], object]) -> Callable[[Hive, str], Text]:
-    """A row rendered from the session when walked to: it may end before it is opened."""
-    return lambda hive, id: Text(f"{render(hive.sessions.by_id[id])}\n")
+    """A row rendered from the session when opened."""
+    return lambda hive, id: Text(lambda: f"{render(_session(hive, id))}\n")
+
+
+def _session(hive: Hive, id: str) -> Session:
+    """The session. Raises FsError(E.MISSING) when it has ended since it was walked to."""
+    session = hive.sessions.by_id.get(id)
+    if session is None:
+        raise FsError(E.MISSING)
+    return session
 
 
 def _ns(hive: Hive, id: str) -> Text:
-    return Text(hive.sessions.by_id[id].ns)
+    return Text(lambda: _session(hive, id).ns)
 
 
 def _ctl(hive: Hive, id: str) -> Ctl:

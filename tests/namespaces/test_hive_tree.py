@@ -356,7 +356,11 @@ def test_a_node_says_how_it_is_and_nobody_says_it_for_it() -> None:
 
 def test_a_removed_node_does_not_exist() -> None:
     async def story(hive: Served) -> None:
+        state = await hive.ann.walk("/nodes/w1/state")
+        heartbeat = await hive.w1.open("/nodes/w1/heartbeat", How(write=True))
         await hive.ann.write("/nodes/ctl", "remove node=w1\n")
+        assert E.MISSING is (await refused(state.open(How(read=True)))).kind
+        assert E.MISSING is (await refused(say(heartbeat, "{}"))).kind
         assert ["ctl", "w2"] == await hive.ann.names("/nodes")
         assert not await hive.ann.exists("/nodes/w1")
 
@@ -385,7 +389,9 @@ def test_a_session_tells_of_itself_and_can_be_kicked() -> None:
         assert not await hive.bob.exists("/sessions/s1")
         await hive.ann.write("/sessions/s1/ctl", "kick\n")
         assert ["s1"] == kicked
+        peer = await hive.ann.walk("/sessions/s1/peer")
         hive.hive.sessions.remove("s1")
+        assert E.MISSING is (await refused(peer.open(How(read=True)))).kind
         assert not await hive.ann.exists("/sessions/s1")
 
     served(story)
