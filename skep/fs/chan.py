@@ -43,6 +43,7 @@ class Right(enum.IntFlag):
     WRITE = 2
     CREATE = 4  # names in a directory: create, mkdir, link, rename to
     REMOVE = 8  # names in a directory: unlink, rename from
+    LIST = 16  # names in a directory: those that exist for the caller, where READ is not granted
 
 
 ALL_RIGHTS: Final = Right.READ | Right.WRITE | Right.CREATE | Right.REMOVE
@@ -121,6 +122,7 @@ class Chan:
     __slots__ = (
         "_entries",
         "_next",
+        "_rest",
         "caller",
         "handle",
         "how",
@@ -145,6 +147,7 @@ class Chan:
         self.rclose = False
         self.place: int | None = None  # its number in the inner loop (hot.py), once asked for
         self._entries: list[Entry] = []  # a directory's names, as they were when last read from 0
+        self._rest = 0  # 9P2000: what the last directory read left of its count
         self._next = (0, 0)  # 9P2000: the offset the next directory read must have, and its index
 
     @property
@@ -214,7 +217,7 @@ class Chan:
             raise FsError(E.LOOP)
         if stat.S_ISDIR(attr.mode) and (how.write or how.trunc or rclose):
             raise FsError(E.ISDIR)
-        if how.read or how.execute:
+        if (how.read or how.execute) and not (stat.S_ISDIR(attr.mode) and self.view.rights & Right.LIST):
             self._need(Right.READ)
         if how.write or how.trunc:
             self._need(Right.WRITE)
@@ -331,7 +334,11 @@ class Chan:
         return bytes(out)
 
     async def read_directory(self, offset: int, count: int, dialect: Dialect) -> bytes:
-        """9P2000 and 9P2000.u: whole stat entries from ``offset``: 0, or where the last read ended."""
+        """9P2000 and 9P2000.u: whole stat entries from ``offset``: 0, or where the last read ended.
+
+        A count too small for one entry is an error, since nothing would be the end. But Linux fills one
+        buffer by several reads, each of what is left: where that is too small, it must get nothing."""
+        rest, self._rest = self._rest, 0
         if offset == 0:
             self._entries = await self.entries()
             self._next = (0, 0)
@@ -347,12 +354,13 @@ class Chan:
                 continue
             packed = pack_stat(stat_of(attr, here.name, dialect), dialect)
             if len(out) + len(packed) > count:
-                if not out:
+                if not out and count != rest:
                     raise FsError(E.INVALID, f"count {count} is too small for one entry")
                 break
             out += packed
             index += 1
         self._next = (offset + len(out), index)
+        self._rest = count - len(out)
         return bytes(out)
 
     # stat

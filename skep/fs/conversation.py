@@ -257,7 +257,7 @@ async def _create(conversation: Conversation, call: Call, t: m.Tcreate) -> Done:
     above = (await chan.attr()).mode
     if t.perm & (DM.APPEND | DM.EXCL | DM.AUTH | DM.TMP):
         raise FsError(E.NOTSUP, f"permissions {t.perm:#o}: no such file is made here")
-    if t.perm & (DM.SYMLINK | DM.DEVICE | DM.NAMEDPIPE | DM.SOCKET):
+    if t.perm & (DM.SYMLINK | DM.LINK | DM.DEVICE | DM.NAMEDPIPE | DM.SOCKET):
         return await _create_special(conversation, chan, t)
     if t.perm & DM.DIR:
         if how.write or how.trunc or t.mode & m.ORCLOSE:
@@ -273,11 +273,13 @@ async def _create(conversation: Conversation, call: Call, t: m.Tcreate) -> Done:
 
 
 async def _create_special(conversation: Conversation, chan: Chan, t: m.Tcreate) -> Done:
-    """9P2000.u: a link to, or the device named by, ``extension``; its fid is open for nothing."""
+    """9P2000.u: a link to, or what else ``extension`` names; its fid is open for nothing."""
     if conversation.dialect is not Dialect.U:
         raise FsError(E.INVALID, f"permissions {t.perm:#o}")
     if t.perm & DM.SYMLINK:
         await chan.symlink(t.name, t.extension, -1)
+    elif t.perm & DM.LINK:
+        await chan.link(t.name, _named_fid(conversation, t.extension))
     else:
         kind, rdev = _device(t.perm, t.extension)
         await chan.mknod(t.name, kind | t.perm & 0o777, rdev, -1)
@@ -288,6 +290,16 @@ async def _create_special(conversation: Conversation, chan: Chan, t: m.Tcreate) 
 _MAJOR_MAX: Final = (1 << 12) - 1  # of Linux's device numbers
 _MINOR_MAX: Final = (1 << 20) - 1
 _NUMBER: Final = re.compile(r"[0-9]{1,7}")
+
+
+def _named_fid(conversation: Conversation, extension: str) -> Chan:
+    """The chan of the fid whose number is the extension of a DMLINK, as Linux writes it."""
+    number = extension.strip()
+    fid = conversation.session.fids.get(int(number)) if number.isascii() and number.isdigit() else None
+    if fid is None or fid.kind != "file":
+        raise FsError(E.BADF, extension)
+    assert isinstance(fid.chan, Chan)
+    return fid.chan
 
 
 def _device(perm: int, extension: str) -> tuple[int, int]:
@@ -341,8 +353,9 @@ async def _stat(conversation: Conversation, call: Call, t: m.Tstat) -> Done:
     return Done(m.Rstat(stat_of(await chan.attr(), chan.name, conversation.dialect)))
 
 
-_FIXED: Final = ("type", "dev", "qid", "uid", "muid")
-_FIXED_UNIX: Final = (*_FIXED, "extension", "n_muid")
+_FIXED: Final = ("type", "dev", "qid", "uid")
+_FIXED_PLAIN: Final = (*_FIXED, "muid", "atime")
+_FIXED_UNIX: Final = (*_FIXED, "extension", "n_muid")  # Linux sends its user's name as muid with every rename
 
 
 async def _wstat(conversation: Conversation, call: Call, t: m.Twstat) -> Done:
@@ -351,7 +364,7 @@ async def _wstat(conversation: Conversation, call: Call, t: m.Twstat) -> Done:
     extended = conversation.dialect is Dialect.U
     attr = await chan.attr()
     old = stat_of(attr, chan.name, conversation.dialect)
-    for field in _FIXED_UNIX if extended else (*_FIXED, "atime"):
+    for field in _FIXED_UNIX if extended else _FIXED_PLAIN:
         if getattr(new, field) not in (getattr(keep, field), getattr(old, field)):
             raise FsError(E.READONLY, f"wstat of {field}")
     if new.mode != keep.mode and (new.mode ^ old.mode) & ~(0o777 | DM.SETUID | DM.SETGID):

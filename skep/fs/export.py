@@ -338,7 +338,7 @@ class HostNode(_Descriptor, Node):
         self.tree.check_writable()
         if flags not in (0, os.XATTR_CREATE, os.XATTR_REPLACE):
             raise failure(errno.EINVAL)
-        if value or flags:
+        if value or flags & os.XATTR_CREATE:
             os.setxattr(self.place, _raw(name, name=False), value, flags)
         else:
             os.removexattr(self.place, _raw(name, name=False))

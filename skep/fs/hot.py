@@ -59,7 +59,8 @@ class Hot:
     def opened(self, fid: int, chan: Chan) -> None:
         """A fid bound to ``chan`` has been opened. What is open otherwise than here is none of the loop's."""
         handle, how = chan.handle, chan.how
-        assert how is not None
+        if handle is None or how is None:  # a special file just made: a fid that is open for nothing
+            return
         access = (READ if how.read else 0) | (WRITE if how.write else 0)
         if type(handle) is Snapshot:
             self.table.open_bytes(fid, handle.data)

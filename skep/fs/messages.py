@@ -43,7 +43,7 @@ class QT(enum.IntFlag):
 
 
 class DM(enum.IntFlag):
-    """Mode bits of 9P2000 above the nine permissions; the last five are 9P2000.u's."""
+    """Mode bits of 9P2000 above the nine permissions; from SYMLINK on they are 9P2000.u's."""
 
     DIR = 0x80000000
     APPEND = 0x40000000
@@ -51,6 +51,7 @@ class DM(enum.IntFlag):
     AUTH = 0x08000000
     TMP = 0x04000000
     SYMLINK = 0x02000000
+    LINK = 0x01000000
     DEVICE = 0x00800000
     NAMEDPIPE = 0x00200000
     SOCKET = 0x00100000

@@ -226,7 +226,8 @@ class Node:
         raise FsError(E.NOTSUP)
 
     def set_xattr(self, name: str, value: bytes, flags: int, caller: Caller) -> Maybe[None]:
-        """Set one (flags: 1 XATTR_CREATE, 2 XATTR_REPLACE); an empty ``value`` with flags 0 removes it."""
+        """Set one (flags: 1 XATTR_CREATE, 2 XATTR_REPLACE). An empty ``value`` without CREATE removes it:
+        Linux asks for that with REPLACE."""
         raise FsError(E.NOTSUP)
 
 

@@ -314,9 +314,12 @@ def _told(text: str, dialect: Dialect) -> str:
 
 
 def stat_of(attr: Attr, name: str, dialect: Dialect) -> Stat:
-    """The 9P2000 entry that tells ``attr``; directories have length 0 there."""
+    """The 9P2000 entry that tells ``attr``; directories have length 0 there. Linux reads the number of a
+    file's links from the extension of 9P2000.u."""
     mode = dm_mode(attr, dialect is Dialect.U)
     name, target = _told(name, dialect), _told(attr.target, dialect)
+    if attr.nlink > 1 and not mode & DM.DIR and not target:
+        target = f"HARDLINKCOUNT {attr.nlink}"
     seconds = 1_000_000_000
     return Stat(
         0, 0, attr.qid, mode, attr.atime_ns // seconds & 0xFFFFFFFF, attr.mtime_ns // seconds & 0xFFFFFFFF,

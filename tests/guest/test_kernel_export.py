@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from exports import diod
+from exports import diod, skep_export
 from guest import GuestResult, run_guest
 from tap import FAR, Address, Tap, far_read, tapped
 
@@ -36,6 +36,8 @@ class Row(NamedTuple):
 EXPORTS = {
     # diod takes flock(2) locks for those of its clients.
     "diod-9p2000.L": Row("9p2000.L", diod, "aname={root}", fcntl.flock),
+    "skep-9p2000.L": Row("9p2000.L", skep_export, "aname=", lambda fd, how: fcntl.lockf(fd, how, 1)),
+    "skep-9p2000.u": Row("9p2000.u", skep_export, "aname=", lambda fd, how: fcntl.lockf(fd, how, 1)),
 }
 LINUX_ONLY = [name for name, row in EXPORTS.items() if row.dialect == "9p2000.L"]
 
