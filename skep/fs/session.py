@@ -465,7 +465,7 @@ class Session:
         try:
             self._check(call, RULES[type(call.message)])
         except FsError as error:
-            if isinstance(call.message, m.Tremove) and call.fid is not None:
+            if isinstance(call.message, m.Tremove) and call.numbers[0] in self.fids:
                 self._drop([call.numbers[0]])  # it clunks even when it fails
             self._finish(call, error)
             return
