@@ -113,9 +113,12 @@ async def _whole(client: Client, path: str) -> AsyncIterator[bytes]:
 
 
 async def _follow(client: Client, path: str, seen: _Seen) -> None:
-    """What comes after what was seen, without end: by the file's own stream, else by looking again."""
+    """What comes after what was seen: by the file's own stream, else by looking again, without end.
+
+    A stream of a file that shows its length begins at a byte, others after an entry of the ledger."""
+    after = seen.size if (await client.stat(path)).size else seen.seq
     try:
-        fid = await client.open(f"{path}@{seen.seq}")
+        fid = await client.open(f"{path}@{after}")
     except FsError as error:
         if error.kind not in (E.MISSING, E.NOTDIR):
             raise

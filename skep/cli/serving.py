@@ -3,12 +3,142 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import os
 import signal
+from pathlib import Path
+from typing import Any
 
 import click
 
 from skep.cli.connect import ADDRESS
-from skep.fs.address import Address
+from skep.cli.exits import Failed
+from skep.fs.address import Address, default_hive
+from skep.fs.ctl import line
+
+
+@click.command()
+@click.option("--role", default="queen-primary", show_default=True, help="The manifest it serves by.")
+@click.option(
+    "--dir",
+    "directory",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Where it keeps its state. Default: SKEP_STATE, else ~/.local/state/skep/hive.",
+)
+@click.option("--ledger", default="", help="Its URL, sqlite:///path. Default: ledger.db in --dir.")
+@click.option(
+    "--listen",
+    type=ADDRESS,
+    multiple=True,
+    help="unix:/path or tcp:127.0.0.1:port (0: any free); again for more. Default: hive.sock in --dir, "
+    "else SKEP_HIVE.",
+)
+@click.option(
+    "--listen-workers",
+    type=ADDRESS,
+    multiple=True,
+    help="unix:/path. Default: worker.sock beside the first Unix socket.",
+)
+@click.option(
+    "--tcp-role",
+    type=click.Choice(["observer", "operator"]),
+    default="observer",
+    show_default=True,
+    help="What anybody on this machine is who comes by TCP.",
+)
+@click.option(
+    "--pool",
+    "pools",
+    multiple=True,
+    metavar="POOL[=TOPIC,...]",
+    help="A pool that a new hive begins with. Default: default=sha256.",
+)
+def serve_command(
+    role: str,
+    directory: Path | None,
+    ledger: str,
+    listen: tuple[Address, ...],
+    listen_workers: tuple[Address, ...],
+    tcp_role: str,
+    pools: tuple[str, ...],
+) -> None:
+    """Run a queen: serve a hive, until SIGTERM or `shutdown` in its ctl file.
+
+    Prints a line for each address it serves, then `ready`. The Unix sockets are for you and root alone:
+    one for operators, one for workers.
+
+    \b
+    Examples:
+      skep serve --dir ./var/hive
+      skep serve --listen unix:/run/skep/hive.sock --listen tcp:127.0.0.1:5640
+      skep serve --pool default=sha256,resize --pool slow
+    """
+    from skep.roles.manifest import ManifestError
+    from skep.roles.queen import Plan, QueenError, serve
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    if tcp_role == "operator" and any(address.kind == "tcp" for address in listen):
+        click.echo(
+            "skep: everybody on this machine can command this hive by TCP (--tcp-role operator)", err=True
+        )
+    state = directory or default_state()
+    listen = listen or (default_listen(directory),)
+    plan = Plan(
+        state,
+        role,
+        ledger,
+        listen,
+        listen_workers or (beside(listen, state, "worker.sock"),),
+        tcp_role,
+        pool_lines(pools),
+    )
+    try:
+        _run(serve(plan, lambda line: print(line, flush=True)))
+    except (QueenError, ManifestError, OSError) as error:
+        raise Failed(str(error)) from error
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+
+
+def default_state() -> Path:
+    """Where a hive of this user is kept when nothing is said."""
+    if named := os.environ.get("SKEP_STATE"):
+        return Path(named)
+    home = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    return Path(home) / "skep" / "hive"
+
+
+def default_listen(directory: Path | None) -> Address:
+    """Where a hive listens when nothing is said: in its directory when that was named, else where clients
+    look first."""
+    if directory is None:
+        try:
+            return default_hive()
+        except ValueError as error:
+            raise click.UsageError(f"SKEP_HIVE: {error}") from error
+    return Address("unix", path=str(directory / "hive.sock"))
+
+
+def beside(listen: tuple[Address, ...], state: Path, name: str) -> Address:
+    """The socket ``name`` in the folder of the first Unix socket, else in the state directory."""
+    folders = [Path(address.path).parent for address in listen if address.kind == "unix"]
+    return Address("unix", path=str((folders or [state])[0] / name))
+
+
+def pool_lines(pools: tuple[str, ...]) -> tuple[str, ...]:
+    """Lines for /pools/ctl of a new hive, from POOL[=TOPIC,...]."""
+    lines = []
+    for text in pools or ("default=sha256",):
+        pool, _, topics = text.partition("=")
+        lines += [line("create", {"pool": pool})]
+        lines += [line("map", {"topic": topic, "pool": pool}) for topic in topics.split(",") if topic]
+    return tuple(lines)
+
+
+def _run(main: Any) -> None:
+    import uvloop
+
+    uvloop.run(main)
 
 
 @click.command()
@@ -28,9 +158,7 @@ def export_command(listen: Address, read_only: bool, directory: str) -> None:
       skep export --listen unix:/tmp/src.sock ~/src &
       skep ls -H unix:/tmp/src.sock
     """
-    import uvloop
-
-    uvloop.run(_export(directory, listen, read_only))
+    _run(_export(directory, listen, read_only))
 
 
 async def _export(directory: str, address: Address, read_only: bool) -> None:

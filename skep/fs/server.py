@@ -87,6 +87,8 @@ class _Connection(asyncio.BufferedProtocol):
             self.listener.gate, _peer(self.transport), self._send, self.listener.msize
         )
         self.conversation.hang_up = self.transport.abort
+        if hasattr(self.listener.gate, "greet"):
+            self.conversation.gate = self.listener.gate.greet(self.conversation)
         self.conversation.flow = self._flow
 
     def get_buffer(self, sizehint: int) -> memoryview:
@@ -123,6 +125,8 @@ class _Connection(asyncio.BufferedProtocol):
         self.listener.connections.discard(self)
         if self.conversation is not None:
             self.conversation.lost()
+            if hasattr(self.conversation.gate, "left"):
+                self.conversation.gate.left()
 
 
 def _peer(transport: asyncio.BaseTransport) -> Peer:
@@ -197,10 +201,11 @@ def _bind_unix(path: str, mode: int) -> socket.socket:
 async def listen(
     tree: Node | Mapping[str, Any] | Any, address: str | Address, *, msize: int = 1 << 20, mode: int = 0o600
 ) -> AsyncIterator[Listener]:
-    """Serve ``tree`` (what as_node takes, or a Gate) on ``address`` within the ``async with``.
+    """Serve ``tree`` (what as_node takes, a Gate, or what greets each connection with a Gate of its own, that
+    is told when the connection has ``left``) on ``address`` within the ``async with``.
 
     ``mode``: who may connect to a Unix socket. Raises ValueError for an address that may not be served."""
-    gate = tree if hasattr(tree, "attach") else OpenGate(as_node(tree))
+    gate = tree if hasattr(tree, "attach") or hasattr(tree, "greet") else OpenGate(as_node(tree))
     listener = Listener(gate, parse(address) if isinstance(address, str) else address, msize)
     await listener.open(mode)
     try:

@@ -1,0 +1,174 @@
+"""A queen: opens the ledger, puts hive, tree and gates together, and listens.
+
+What it is, a manifest says; who comes in through which socket, gate.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import logging
+import os
+import signal
+from collections.abc import AsyncIterator, Callable, Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from skep.fs.address import Address
+from skep.fs.server import Listener, listen
+from skep.namespaces.hive import UNRECORDED, WORKER, HiveRules
+from skep.namespaces.live import Hive
+from skep.namespaces.tree import hive_tree
+from skep.roles.gate import Doorkeeper
+from skep.roles.manifest import Manifest, load
+from skep.trace.clock import SECOND, SystemClock, parse_duration
+from skep.trace.ledger import LedgerError, LedgerTampered, open_ledger
+from skep.trace.turn import Turn, TurnStopped
+
+log = logging.getLogger("skep.queen")
+QUEENS: Final = ("queen-primary",)  # the roles that serve a hive
+LOCK: Final = "queen.lock"
+GRACE_STEP_S: Final = 0.1  # between two looks at whether the last job has ended
+
+
+class QueenError(Exception):
+    """The queen cannot begin, or cannot go on; the text says why and what to do."""
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """What a queen is told. ``pools``: the lines for /pools/ctl of a hive that has no pool yet."""
+
+    directory: Path
+    role: str = "queen-primary"
+    ledger: str = ""  # "": in the directory
+    listen: tuple[Address, ...] = ()  # Unix: for operators; TCP: as tcp_role
+    listen_workers: tuple[Address, ...] = ()
+    tcp_role: str = "observer"
+    pools: tuple[str, ...] = ()
+
+
+async def serve(plan: Plan, say: Callable[[str], None]) -> None:
+    """Serve until a signal, or ``shutdown`` written to /ctl; ``say`` gets a line for each address, then
+    ``ready``. Raises QueenError, ManifestError, ValueError for an address that may not be served."""
+    if plan.role not in QUEENS:
+        raise QueenError(f"role {plan.role!r} serves no hive: expected one of {' '.join(QUEENS)}")
+    load(plan.role)  # no manifest, no queen
+    plan.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with alone(plan.directory), told_signals() as told:
+        async with _hive(plan) as hive, contextlib.AsyncExitStack() as stack:
+            root = hive_tree(hive)
+            for address, manifest in _doors(plan):
+                keeper = Doorkeeper(hive, root, manifest)
+                listener: Listener = await stack.enter_async_context(listen(keeper, address))
+                say(f"serving {listener.address} as {manifest.role}")
+            say("ready")
+            await _until_told(hive, told)
+
+
+def _doors(plan: Plan) -> Iterator[tuple[Address, Manifest]]:
+    for address in plan.listen:
+        yield address, load("operator" if address.kind == "unix" else plan.tcp_role)
+    for address in plan.listen_workers:
+        if address.kind != "unix":
+            raise QueenError(f"{address}: workers come by a Unix socket, TCP does not tell who they are")
+        yield address, load(WORKER)
+
+
+@contextlib.contextmanager
+def alone(directory: Path) -> Iterator[None]:
+    """Hold the directory for one queen. The kernel lets go of it when the process ends, however it does."""
+    path = directory / LOCK
+    with path.open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            holder = lock.read().strip() or "?"
+            raise QueenError(f"{directory}: another queen (pid {holder}) serves this hive") from None
+        lock.truncate(0)
+        lock.write(f"{os.getpid()}\n")
+        lock.flush()
+        yield
+
+
+@contextlib.asynccontextmanager
+async def _hive(plan: Plan) -> AsyncIterator[Hive]:
+    """The hive of the plan's ledger, begun; closed with its ledger at the end."""
+    url = plan.ledger or f"sqlite:///{plan.directory.resolve()}/ledger.db"
+    try:
+        ledger = open_ledger(url)
+        with contextlib.closing(ledger):
+            turn = Turn(ledger, HiveRules(), UNRECORDED)
+            try:
+                hive = Hive(turn, SystemClock(), plan.directory, metadata.version("skep"))
+                await hive.start(plan.pools)
+                try:
+                    yield hive
+                finally:
+                    await hive.close()
+            finally:
+                await turn.close()
+    except LedgerTampered as error:
+        raise QueenError(f"integrity: {error.where} (ledger {url})") from error
+    except LedgerError as error:
+        raise QueenError(f"ledger {url}: {error}") from error
+
+
+@contextlib.contextmanager
+def told_signals() -> Iterator[asyncio.Event]:
+    """An event that SIGTERM and SIGINT set."""
+    told = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, told.set)
+    try:
+        yield told
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+
+
+async def _until_told(hive: Hive, told: asyncio.Event) -> None:
+    """Return when it is time to stop; the hive has been told. Raises QueenError when it cannot go on."""
+    timers = asyncio.create_task(hive.run())
+    failed = asyncio.create_task(hive.turn.wait_failed())
+    signalled = asyncio.create_task(told.wait())
+    tasks = (timers, failed, signalled)
+    try:
+        await asyncio.wait((*tasks, hive.shutdown), return_when=asyncio.FIRST_COMPLETED)
+        if failed.done():
+            raise QueenError(_why(failed.result()))
+        if timers.done():
+            raise QueenError(_why(timers.exception()))
+        if hive.shutdown.done():
+            await _quiesce(hive, hive.shutdown.result(), signalled)
+        else:
+            # Workers keep their leases, and find their way back after the next start.
+            await hive.say("/ctl", "shutdown")
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+
+
+async def _quiesce(hive: Hive, grace: str, signalled: asyncio.Task[bool]) -> None:
+    """Return when no lease is held any more, when the grace is over, or at a signal."""
+    until_ns = hive.clock.now_ns() + (parse_duration(grace) if grace else 0)
+    log.info("shutting down, grace %s", grace or "none")
+    while hive.state.jobs.held and hive.clock.now_ns() < until_ns:
+        left_s = (until_ns - hive.clock.now_ns()) / SECOND
+        done, _ = await asyncio.wait((signalled,), timeout=min(GRACE_STEP_S, left_s))
+        if done:
+            return
+
+
+def _why(error: BaseException | None) -> str:
+    """What stopped the hive, in one line."""
+    cause = error.__cause__ if isinstance(error, TurnStopped) and error.__cause__ else error
+    if isinstance(cause, LedgerTampered):
+        return f"integrity: {cause.where}"
+    return f"the hive has stopped: {cause}"
