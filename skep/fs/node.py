@@ -208,8 +208,9 @@ class Node:
 
     def setattr(self, change: Change, caller: Caller) -> Maybe[None]:
         """All of ``change`` or nothing. By default only a truncation passes, silently: ``echo x > ctl``
-        truncates first, and synthetic files have no length to change."""
-        if change != Change(size=change.size):
+        truncates first (Linux asks for new times with it), and synthetic files have no length to change."""
+        times = change.mtime_now, change.ctime_now
+        if change.size is None or change != Change(size=change.size, mtime_now=times[0], ctime_now=times[1]):
             raise FsError(E.READONLY)
         return None
 
