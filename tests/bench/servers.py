@@ -90,8 +90,16 @@ SKEP_EXPORT = Server(
     "9P2000.L",
     EXPORTED,
 )
+SKEP_HIVE = Server(
+    "skep hive",
+    "skep.fs.server",
+    ("{python}", "-m", "skep", "serve", "--dir", "{disk}/hive", "--listen", "unix:{socket}"),
+    "9P2000.L",
+    {"read": "version", "stat": "version", "walk": "version", "ctl": "jobs/ctl", "idle": ""},
+    line="submit topic=sha256 input=bench key=b%d\n",
+)
 
-SERVERS = [FLOOR, DIOD, PYROUTE2, SKEP_CONTROL, SKEP_EXPORT]
+SERVERS = [FLOOR, DIOD, PYROUTE2, SKEP_CONTROL, SKEP_EXPORT, SKEP_HIVE]
 
 
 @dataclass
