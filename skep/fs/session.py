@@ -20,7 +20,7 @@ from typing import Any, Final, NamedTuple, Protocol
 
 from skep.fs import messages as m
 from skep.fs.errors import E, FsError
-from skep.fs.messages import NOFID, Dialect, Message
+from skep.fs.messages import NOFID, NUMBERS, Dialect, Message
 from skep.fs.node import How
 from skep.fs.wire import HEADER, WireError, negotiate, pack, unpack
 
@@ -409,12 +409,13 @@ class Session:
     def _passable(self, call: Call, number: int) -> bool:
         parked = False
         looks = _looks(call, number)
+        waits = isinstance(call.message, (*_READS, *_LAST))
         for other in self._queues[number]:
             if other is call:
-                return not (parked and isinstance(call.message, (*_READS, *_LAST)))
+                return True
             if looks and _looks(other, number):
                 continue
-            if not (other.parked or (parked and isinstance(other.message, _READS))):
+            if waits or not (other.parked or (parked and isinstance(other.message, _READS))):
                 return False
             parked = True
         return False
@@ -545,8 +546,8 @@ class Session:
             else:
                 self.kernel.drop(call.numbers[0])
         elif call.fid is not None and isinstance(done.reply, (m.Rgetattr, m.Rstat)):
-            frame = pack(call.tag, done.reply, self.dialect or Dialect.PLAIN)
-            if len(frame) <= self.msize:
+            frame = self._reply(call.tag, done.reply, self.dialect or Dialect.PLAIN)
+            if frame[4] == NUMBERS[type(done.reply)]:  # and not an error
                 self.kernel.told(call.fid.chan, frame)
 
     def _commit(self, call: Call, done: Done) -> None:
