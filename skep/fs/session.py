@@ -450,10 +450,13 @@ class Session:
         self._settling = True
         while self._stir:
             number = self._stir.popleft()
+            parked = False
             for call in list(self._queues.get(number, ())):
                 if not call.begun and self._runnable(call):
                     self._begin(call)
-                elif call.begun and not call.parked and not _looks(call, number):
+                # Go on only to what may stand behind this one and still be performed.
+                parked = parked or call.parked
+                if not (call.parked or (parked and isinstance(call.message, _READS)) or _looks(call, number)):
                     break
         self._settling = False
         if self._version is not None and not self._calls:
