@@ -1,0 +1,50 @@
+"""The documentation says what the code says: its generated parts are compared, UPDATE=1 rewrites them."""
+
+import os
+import re
+from importlib import import_module
+from pathlib import Path
+
+from skep.fs.errors import E
+
+ROOT = Path(__file__).parent.parent
+NOUNS = ["jobs", "pools", "nodes", "artifacts", "sessions", "log"]
+MARK = "<!-- {} generated: {} -->"
+
+
+def tree() -> str:
+    parts = [import_module("skep.namespaces.tree").__doc__ or ""]
+    parts += [import_module(f"skep.namespaces.{noun}.files").__doc__ or "" for noun in NOUNS]
+    sections = []
+    for part in parts:
+        title, _, body = part.strip().partition("\n")
+        heading = title.rstrip(".")
+        sections.append(f"### {heading[0].upper()}{heading[1:]}\n\n```\n{body.strip(chr(10))}\n```\n")
+    return "\n".join(sections)
+
+
+def errors() -> str:
+    rows = [f"| {e.name} | `{e.value.text}` | {e.value.errno} | {e.value.http} |" for e in E]
+    return "\n".join(["| class | text begins | errno | HTTP |", "|---|---|---|---|", *rows]) + "\n"
+
+
+def generated(path: Path, name: str, content: str) -> None:
+    """Assert that ``path`` holds ``content`` between the marks called ``name``."""
+    begin, end = MARK.format("begin", name), MARK.format("end", name)
+    text = path.read_text()
+    whole = f"{begin}\n{content}{end}\n"
+    pattern = re.compile(re.escape(begin) + ".*?" + re.escape(end) + "\n", re.DOTALL)
+    found = pattern.search(text)
+    if os.environ.get("UPDATE"):
+        path.write_text(pattern.sub(lambda _: whole, text) if found else f"{text.rstrip()}\n\n{whole}")
+        return
+    assert found is not None, f"{path} has no part called {name}; UPDATE=1 adds it"
+    assert whole == found.group(), f"{path} is not what the code says; UPDATE=1 rewrites it"
+
+
+def test_the_errors_are_those_of_the_code() -> None:
+    generated(ROOT / "docs" / "NAMESPACE.md", "errors", errors())
+
+
+def test_the_tree_is_that_of_the_code() -> None:
+    generated(ROOT / "docs" / "NAMESPACE.md", "tree", tree())
