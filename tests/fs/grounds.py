@@ -67,27 +67,26 @@ class Slow(File):
         super().__init__(0o555 if directory else 0o444)
         self.kind = Dir.kind if directory else File.kind
         self.let = let
-        self.walks = 0
+        self.content = b"at last\n"
 
     async def walk(self, name: str, caller: Caller) -> Node:
-        self.walks += 1
         await self.let.wait()
         return SLOW_CHILD
 
     def opened(self, how: How, caller: Caller) -> Handle:
-        return _SlowHandle(self.let)
+        return _SlowHandle(self)
 
 
 SLOW_CHILD = Text("at last\n")
 
 
 class _SlowHandle(Handle):
-    def __init__(self, let: asyncio.Event) -> None:
-        self.let = let
+    def __init__(self, file: Slow) -> None:
+        self.file = file
 
     async def read(self, offset: int, count: int) -> bytes:
-        await self.let.wait()
-        return b"at last\n"[offset : offset + count]
+        await self.file.let.wait()
+        return self.file.content[offset : offset + count]
 
 
 class Journal(File):
@@ -186,6 +185,7 @@ class Grounds:
         self.names = {"one": "1\n", "two": "2\n", "three": "3\n"}
         self.journal = Journal(self.lets["journal"])
         self.slow = Slow(self.lets["slow"], directory=True)
+        self.slowly = Slow(self.lets["slowly"], directory=False)
         self.root = Dir(self._tree())
 
     def _tree(self) -> dict[str, object]:
@@ -204,7 +204,7 @@ class Grounds:
             "clone": Clone(lambda caller: Text(f"{caller.user}'s own\n")),
             "names": Listing(lambda caller: list(self.names), lambda name, caller: self.names.get(name)),
             "slow": self.slow,
-            "slowly": Slow(self.lets["slowly"], directory=False),
+            "slowly": self.slowly,
             "journal": self.journal,
             "closing": Closing(),
             "broken": Broken(),
