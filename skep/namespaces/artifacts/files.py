@@ -4,7 +4,7 @@
                          unsealed. Modes and times may be set and mean nothing.
     ctl                  W seal; R usage
     by-name/<name>       R the hash sealed last under that name
-    <sha256>/data        R the bytes, at any offset
+    <sha256>/data        R the bytes, at any offset; <sha256> is the hex, or sha256:<hex> as by-name tells it
     <sha256>/meta.json   R size, name, class, type, who sealed it and when
 
 An artifact exists for its tenant, and for the node that holds a job whose input or output it is.
@@ -26,7 +26,7 @@ from skep.fs import ctl
 from skep.fs.ctl import Command
 from skep.fs.errors import E, FsError
 from skep.fs.messages import LO, QT, Qid
-from skep.fs.node import Attr, Caller, Change, Entry, Handle, How, Node, new_path
+from skep.fs.node import Attr, Caller, Change, Entry, Handle, How, Maybe, Node, new_path
 from skep.fs.shapes import Ctl, File
 from skep.fs.tree import Listing
 from skep.namespaces.artifacts.core import VERBS, Artifact
@@ -47,10 +47,17 @@ def files(hive: Hive) -> Listing:
             lambda name, caller: _by_name(hive, name, caller),
         ),
     }
-    return Listing(
+    return _Artifacts(
         lambda caller: [*fixed, *(artifact.sha256 for artifact in _visible(hive, caller))],
         lambda name, caller: fixed.get(name) or _artifact(hive, name, caller),
     )
+
+
+class _Artifacts(Listing):
+    """``sha256:<hex>``, as by-name tells it, leads to the same place as the listed ``<hex>``."""
+
+    def walk(self, name: str, caller: Caller) -> Maybe[Node]:
+        return super().walk(name.removeprefix("sha256:"), caller)
 
 
 def owner_of(caller: Caller) -> str:
