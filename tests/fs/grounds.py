@@ -273,6 +273,7 @@ class Raw:
         self.answers: list[tuple[int, Message]] = []
         self.sizes: list[int] = []
         self.closed = False
+        _connected.append(self)
 
     def _hear(self, frames: Sequence[bytes | memoryview]) -> None:
         data = b"".join(frames)
@@ -349,10 +350,26 @@ async def wait_until(condition: Callable[[], bool]) -> None:
 
 
 def played(play: Callable[[Grounds], Awaitable[None]]) -> None:
-    """Run a test on fresh grounds."""
+    """Run a test on fresh grounds. At its end every client leaves, and nothing may be left of any."""
 
     async def run() -> None:
         with tempfile.TemporaryDirectory(prefix="skep-grounds-") as folder:
-            await play(Grounds(Path(folder)))
+            grounds = Grounds(Path(folder))
+            try:
+                await play(grounds)
+                for let in grounds.lets.values():
+                    let.set()
+            finally:
+                for raw in _connected:
+                    raw.leave()
+                conversations = [raw.conversation for raw in _connected]
+                _connected.clear()
+            await wait_until(lambda: not any(conversation.busy for conversation in conversations))
+            await calm()
+            assert not any(conversation.session.fids for conversation in conversations)
+            assert [] == grounds.events.sources
 
     asyncio.run(run())
+
+
+_connected: list[Raw] = []
