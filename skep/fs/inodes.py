@@ -5,12 +5,12 @@ What is done with them is mirror.py's.
 
 from __future__ import annotations
 
+import contextlib
 import errno
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Final, TypeVar
 
 from skep.fs import messages as m
-from skep.fs.client import Call
 from skep.fs.errors import E, FsError
 from skep.fs.link import Asked, Live
 from skep.fs.messages import WALK_MAX
@@ -95,7 +95,7 @@ class Inodes:
             inode.live.connection.clunk(inode.fid)
 
     def adopt(self, live: Live, parent: Inode, name: str, fid: int, qid: m.Qid) -> Inode:
-        """The inode for the file that ``fid`` was just walked to, a known one or a new one that keeps it. The
+        """The inode for the file that ``fid`` was just walked to, a known one or a new one, which keeps it. The
         kernel is told of it, and will forget it, once more."""
         inode = self._places.get((parent.number, name))
         if inode is None or not _same_file(inode.qid, qid):
@@ -106,9 +106,8 @@ class Inodes:
             if not qid.type & m.QT.DIR:
                 self._files[qid.path, qid.type] = inode
         if inode.live is live:
-            live.connection.clunk(fid)
-        else:
-            inode.live, inode.fid = live, fid
+            live.connection.clunk(inode.fid)  # the older one: servers that keep paths lose it at a rename
+        inode.live, inode.fid = live, fid
         inode.lookups += 1
         self._put(inode, parent, name)
         return inode
@@ -169,26 +168,35 @@ async def walk_and(
     trip. The new fid is gone when that is refused."""
     if not asked.link.orderly:
         newfid, _ = await walk(asked, fid, names)
-        return newfid, await _or_clunk(asked, newfid, asked.start(then(newfid)), kind)
+        return newfid, await _or_clunk(asked, newfid, lambda: asked.rpc(then(newfid), kind))
     newfid = asked.live.connection.session.take_fid()
     walking = asked.start(m.Twalk(fid, newfid, names))
     telling = asked.start(then(newfid))
-    if len((await asked.wait(walking, m.Rwalk)).wqid) < len(names):
+    qids = (await asked.wait(walking, m.Rwalk)).wqid
+    if len(qids) < len(names):
         raise FsError(E.MISSING)
-    try:
-        return newfid, await _or_clunk(asked, newfid, telling, kind)
-    except FsError as error:
-        if error.errno not in (errno.EBADF, errno.EIO):
-            raise
-    # Requests on one fid are to be served in their order, but diod takes up both at once.
+    with contextlib.suppress(FsError):
+        reply = await _or_clunk(asked, newfid, lambda: asked.wait(telling, kind), FsError)
+        if not isinstance(reply, m.Rgetattr) or not names or reply.qid == qids[-1]:
+            return newfid, reply
+    # Requests on one fid are to be served in their order, but diod takes up both at once, and answers the
+    # second by what the fid is halfway. The walk is done now: ask again.
+    reply = await _or_clunk(asked, newfid, lambda: asked.rpc(then(newfid), kind))
     asked.link.orderly = False
-    return await walk_and(asked, fid, names, then, kind)
+    return newfid, reply
 
 
-async def _or_clunk(asked: Asked, fid: int, call: Call, kind: type[R]) -> R:
-    """The answer to ``call``; ``fid`` is given back when there is none."""
+async def _or_clunk(
+    asked: Asked,
+    fid: int,
+    ask: Callable[[], Awaitable[R]],
+    harmless: type[BaseException] | tuple[()] = (),
+) -> R:
+    """What ``ask`` gives; ``fid`` is given back when it raises, unless something ``harmless``."""
     try:
-        return await asked.wait(call, kind)
+        return await ask()
+    except harmless:
+        raise
     except BaseException:
         asked.live.connection.clunk(fid)
         raise

@@ -7,7 +7,7 @@ connection that is gone.
 from __future__ import annotations
 
 import asyncio
-import random
+import os
 from collections.abc import Callable
 from typing import Final, NamedTuple, TypeVar, cast
 
@@ -82,13 +82,14 @@ class Link:
                 await self._live.connection.close()
 
     async def _redial(self) -> None:
+        # Many mounts lose one server at one time, and must not all come back at once.
+        share = 0.5 + os.getpid() % 512 / 1024
         wait_s = FIRST_WAIT_S
         while True:
             try:
                 await self.dial()
             except (OSError, FsError):  # TimeoutError is an OSError
-                # Many mounts lose one server at one time: they must not all come back at once.
-                await asyncio.sleep(wait_s * random.uniform(0.5, 1.0))
+                await asyncio.sleep(wait_s * share)
                 wait_s = min(2 * wait_s, LAST_WAIT_S)
             else:
                 return

@@ -32,8 +32,8 @@ def present() -> bool:
 @contextlib.asynccontextmanager
 async def mounted(
     address: Address, directory: str, aname: str, uname: str, msize: int, flags: list[str]
-) -> AsyncIterator[asyncio.Future[None]]:
-    """Mount at ``directory``; within, the future is done when the mount or its connection has ended.
+) -> AsyncIterator[asyncio.Task[None]]:
+    """Mount at ``directory``; within, the task is done when the mount or its connection has ended.
 
     Raises OSError when nobody listens, FsError when the kernel refuses."""
     if address.kind == "unix":
@@ -42,18 +42,17 @@ async def mounted(
         reader, writer = await asyncio.open_connection(address.host, address.port)
     kernel, ours = socket.socketpair()
     ours.setblocking(False)
-    pump = asyncio.gather(_up(ours, writer), _down(reader, ours))
+    pumps = [asyncio.create_task(_up(ours, writer)), asyncio.create_task(_down(reader, ours))]
+    ended = asyncio.create_task(_any(pumps))
     try:
         with kernel:
             await _mount(kernel.fileno(), directory, aname, uname, msize, flags)
         async with _watchdog(directory):
-            ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            pump.add_done_callback(lambda done: None if ended.done() else ended.set_result(None))
             yield ended
     finally:
-        pump.cancel()
-        with contextlib.suppress(asyncio.CancelledError, OSError):
-            await pump
+        for task in (*pumps, ended):
+            task.cancel()
+        await asyncio.gather(*pumps, ended, return_exceptions=True)
         ours.close()
         writer.close()
 
@@ -90,15 +89,22 @@ async def _watchdog(directory: str) -> AsyncIterator[None]:
 
 
 async def _up(ours: socket.socket, writer: asyncio.StreamWriter) -> None:
+    """What the kernel says, until it has unmounted."""
     loop = asyncio.get_running_loop()
     while data := await loop.sock_recv(ours, CHUNK):
         writer.write(data)
         await writer.drain()
-    raise ConnectionError("unmounted")
 
 
 async def _down(reader: asyncio.StreamReader, ours: socket.socket) -> None:
+    """What the server says, until the connection is lost; then nobody in the kernel waits any longer."""
     loop = asyncio.get_running_loop()
-    while data := await reader.read(CHUNK):
-        await loop.sock_sendall(ours, data)
-    raise ConnectionError("connection lost")
+    try:
+        while data := await reader.read(CHUNK):
+            await loop.sock_sendall(ours, data)
+    finally:
+        ours.shutdown(socket.SHUT_RDWR)
+
+
+async def _any(tasks: list[asyncio.Task[None]]) -> None:
+    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)

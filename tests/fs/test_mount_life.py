@@ -128,7 +128,9 @@ def test_with_cache_files_with_a_length_are_mapped_shared_and_programs_run(serve
     served.start(cache=True)
     served.sh("cp /bin/true host/true && host/true")
     assert "hello, world\n" == served.sh("cat hello")
-    script = "import mmap as m; f = open('host/true'); print(len(m.mmap(f.fileno(), 0, access=m.ACCESS_READ)))"
+    script = (
+        "import mmap as m; f = open('host/true'); print(len(m.mmap(f.fileno(), 0, access=m.ACCESS_READ)))"
+    )
     assert f"{os.stat('/bin/true').st_size}\n" == served.sh(f'{sys.executable} -c "{script}"')
 
 
