@@ -95,8 +95,8 @@ class Inodes:
             inode.live.connection.clunk(inode.fid)
 
     def adopt(self, live: Live, parent: Inode, name: str, fid: int, qid: m.Qid) -> Inode:
-        """The inode for the file that ``fid`` was just walked to, a known one or a new one, which keeps it. The
-        kernel is told of it, and will forget it, once more."""
+        """The inode for the file that ``fid`` was just walked to, a known one or a new one, which keeps it.
+        The kernel is told of it, and will forget it, once more."""
         inode = self._places.get((parent.number, name))
         if inode is None or not _same_file(inode.qid, qid):
             inode = None if qid.type & m.QT.DIR else self._files.get((qid.path, qid.type))
