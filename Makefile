@@ -1,0 +1,59 @@
+# make up, make down: a hive on this machine. make test: everything. make help tells the rest.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DIR ?= var/hive
+MOUNT ?= n/hive
+
+RUN_PACKAGES := gcc libc6-dev pkg-config fuse3 libfuse3-dev
+TEST_PACKAGES := $(RUN_PACKAGES) attr busybox-static cpio diod qemu-system-x86
+SOURCES := setup.py pyproject.toml $(wildcard skep/native/*.c skep/native/*_build.py)
+
+.PHONY: help up down test check bench clean
+.DELETE_ON_ERROR:
+
+help:
+	@echo 'make up     install what is needed, start a hive, mount it at $(MOUNT), run a first job'
+	@echo 'make down   drain the hive, unmount it, stop it; make up finds everything still there'
+	@echo 'make test   install what tests need, run them all (under fifteen minutes)'
+	@echo 'make check  lint, types, layering, fast tests (under a minute)'
+	@echo 'make bench  measure skep beside its peers and the floor of this machine'
+	@echo 'make clean  remove what was built; the hive in $(DIR) stays'
+
+up: $(VENV)/run
+	@$(BIN)/skep up --dir $(DIR) --mount $(MOUNT)
+
+down: $(VENV)/run
+	@$(BIN)/skep down --dir $(DIR) --mount $(MOUNT)
+
+test: $(VENV)/test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check -q .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+check: $(VENV)/test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check -q .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow'
+
+bench: $(VENV)/test
+	$(BIN)/python -m tests.bench
+
+clean:
+	rm -rf $(VENV) build skep.egg-info skep/native/*.so skep/native/_*.c .cache .pytest_cache .mypy_cache .ruff_cache
+
+# The virtual environment, with the kernels compiled in place.
+$(VENV)/run: $(SOURCES) scripts/install-packages.sh
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "skep needs Python 3.11 or newer")'
+	@PYTHON=$(PYTHON) scripts/install-packages.sh $(RUN_PACKAGES)
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo 'installing skep into $(VENV)' >&2
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -e .
+	@touch $@
+
+$(VENV)/test: $(VENV)/run
+	@PYTHON=$(PYTHON) scripts/install-packages.sh $(TEST_PACKAGES)
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[test]'
+	@touch $@
