@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
@@ -22,7 +23,7 @@ def numbers(hint: Any) -> st.SearchStrategy[int]:
     return st.integers(0, top) | st.sampled_from([0, 1, top])
 
 
-def values(record: type[object], dialect: Dialect) -> st.SearchStrategy[Any]:
+def values(record: type[Message] | type[Stat], dialect: Dialect) -> st.SearchStrategy[Any]:
     """Records of a declared class."""
     hints = get_type_hints(record, include_extras=True)
     strings = raw_text if dialect is Dialect.L else text
@@ -30,7 +31,7 @@ def values(record: type[object], dialect: Dialect) -> st.SearchStrategy[Any]:
     for field in transcript.fields(record, dialect):
         hint = hints[field.name]
         kinds: dict[str, Callable[[], st.SearchStrategy[Any]]] = {
-            "number": lambda hint=hint: numbers(_numeric(hint)),
+            "number": functools.partial(numbers, _numeric(hint)),
             "string": lambda: strings,
             "data": lambda: st.binary(max_size=60),
             "qid": lambda: qids,
