@@ -182,7 +182,7 @@ def test_a_cancelled_read_is_flushed_and_the_line_goes_to_the_next_reader(
 def test_a_cancelled_walk_leaves_no_fid(tmp_path: Path) -> None:
     async def story(client: Client, grounds: Grounds) -> None:
         walking = [asyncio.create_task(client.walk("slow/child")) for _ in range(20)]
-        await wait_until(lambda: grounds.slow.walks >= 1)
+        await wait_until(lambda: len(client.connection.session._calls) == 20)
         for i, task in enumerate(walking):
             if i % 2:
                 task.cancel()

@@ -36,9 +36,8 @@ if os.fork() == 0:
     open(folder / "mounted").read()
 """
 UMOUNT = """#!/bin/sh
-test -p "${0%/*}/mounted" || { echo "umount: not mounted" >&2; exit 32; }
-echo "$@" > "${0%/*}/mounted"
-mv "${0%/*}/mounted" "${0%/*}/unmounted"
+mv "${0%/*}/mounted" "${0%/*}/unmounted" 2>/dev/null || { echo "umount: not mounted" >&2; exit 32; }
+echo "$@" > "${0%/*}/unmounted"
 """
 
 
