@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
-import signal
+import re
+import socket
 from pathlib import Path
 from typing import Any
 
 import click
 
 from skep.cli.connect import ADDRESS
-from skep.cli.exits import Failed
+from skep.cli.exits import Failed, told
 from skep.fs.address import Address, default_hive
 from skep.fs.ctl import line
 
@@ -143,6 +143,67 @@ def _run(main: Any) -> None:
 
 @click.command()
 @click.option(
+    "-H",
+    "--hive",
+    type=ADDRESS,
+    help="The hive's address for workers. Default: worker.sock beside the socket that SKEP_HIVE names.",
+)
+@click.option(
+    "--handlers",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    required=True,
+    help="TOML: what is run for each topic.",
+)
+@click.option("--pools", default="default", show_default=True, help="Whose jobs it does, POOL,POOL.")
+@click.option("--node", help="Its name in the hive. Default: the host's.")
+@click.option("--slots", default=1, show_default=True, type=click.IntRange(1, 1024), help="Jobs at a time.")
+@click.option(
+    "--dir",
+    "directory",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Where its jobs run. Default: worker-NODE beside the state of a hive.",
+)
+def worker_command(
+    hive: Address | None,
+    handlers: Path,
+    pools: str,
+    node: str | None,
+    slots: int,
+    directory: Path | None,
+) -> None:
+    """Run a worker: do the jobs of its pools, until SIGTERM; then end what runs, taking nothing new.
+
+    Prints `ready NODE` when the hive has taken it in, and finds its way back when the hive goes away.
+
+    \b
+    A handlers file:
+      [sha256]
+      argv = ["sha256sum", "{input}"]
+      timeout = "10m"
+      result = "first-word"
+
+    \b
+    Examples:
+      skep worker --handlers examples/handlers.toml
+      skep worker -H unix:var/hive/worker.sock --handlers h.toml --pools default,slow --node w2
+    """
+    from skep.roles.handlers import HandlersError, load
+    from skep.roles.worker import Plan, WorkerError, work
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    name = node or re.sub("[^a-z0-9-]", "-", socket.gethostname().lower()).strip("-")
+    address = hive or beside((default_listen(None),), default_state(), "worker.sock")
+    place = directory or default_state().parent / f"worker-{name}"
+    try:
+        plan = Plan(address, name, place, load(handlers), tuple(pools.split(",")), slots)
+        with told(str(address)):
+            _run(work(plan, lambda said: print(said, flush=True)))
+    except (HandlersError, WorkerError) as error:
+        raise Failed(str(error)) from error
+
+
+@click.command()
+@click.option(
     "--listen", type=ADDRESS, required=True, help="unix:/path, or tcp:127.0.0.1:port (0: any free)."
 )
 @click.option("--read-only", is_flag=True, help="Refuse every change.")
@@ -164,18 +225,12 @@ def export_command(listen: Address, read_only: bool, directory: str) -> None:
 async def _export(directory: str, address: Address, read_only: bool) -> None:
     from skep.fs.export import Export
     from skep.fs.server import listen
+    from skep.roles.signals import told_signals
 
     try:
-        async with listen(Export(directory, read_only).root, address) as listener:
-            print(f"serving {listener.address}", flush=True)
-            await _told()
+        with told_signals() as stop:
+            async with listen(Export(directory, read_only).root, address) as listener:
+                print(f"serving {listener.address}", flush=True)
+                await stop.wait()
     except ValueError as error:
         raise click.UsageError(str(error)) from error
-
-
-async def _told() -> None:
-    """Return at SIGTERM or SIGINT."""
-    told = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, told.set)
-    await told.wait()

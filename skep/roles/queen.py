@@ -7,10 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import logging
-import os
-import signal
 from collections.abc import AsyncIterator, Callable, Iterator
 from importlib import metadata
 from pathlib import Path
@@ -23,8 +20,10 @@ from skep.fs.server import Listener, listen
 from skep.namespaces.hive import UNRECORDED, WORKER, HiveRules
 from skep.namespaces.live import Hive
 from skep.namespaces.tree import hive_tree
+from skep.roles.alone import Held, alone
 from skep.roles.gate import Doorkeeper
 from skep.roles.manifest import Manifest, load
+from skep.roles.signals import told_signals
 from skep.trace.clock import SECOND, SystemClock, parse_duration
 from skep.trace.ledger import LedgerError, LedgerTampered, open_ledger
 from skep.trace.turn import Turn, TurnStopped
@@ -58,7 +57,7 @@ async def serve(plan: Plan, say: Callable[[str], None]) -> None:
         raise QueenError(f"role {plan.role!r} serves no hive: expected one of {' '.join(QUEENS)}")
     load(plan.role)  # no manifest, no queen
     plan.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with alone(plan.directory), told_signals() as told:
+    with _alone(plan.directory), told_signals() as told:
         async with _hive(plan) as hive, contextlib.AsyncExitStack() as stack:
             root = hive_tree(hive)
             for address, manifest in _doors(plan):
@@ -69,6 +68,15 @@ async def serve(plan: Plan, say: Callable[[str], None]) -> None:
             await _until_told(hive, told)
 
 
+@contextlib.contextmanager
+def _alone(directory: Path) -> Iterator[None]:
+    try:
+        with alone(directory / LOCK):
+            yield
+    except Held as error:
+        raise QueenError(f"{directory}: another queen (pid {error}) serves this hive") from None
+
+
 def _doors(plan: Plan) -> Iterator[tuple[Address, Manifest]]:
     for address in plan.listen:
         yield address, load("operator" if address.kind == "unix" else plan.tcp_role)
@@ -76,23 +84,6 @@ def _doors(plan: Plan) -> Iterator[tuple[Address, Manifest]]:
         if address.kind != "unix":
             raise QueenError(f"{address}: workers come by a Unix socket, TCP does not tell who they are")
         yield address, load(WORKER)
-
-
-@contextlib.contextmanager
-def alone(directory: Path) -> Iterator[None]:
-    """Hold the directory for one queen. The kernel lets go of it when the process ends, however it does."""
-    path = directory / LOCK
-    with path.open("a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
-            holder = lock.read().strip() or "?"
-            raise QueenError(f"{directory}: another queen (pid {holder}) serves this hive") from None
-        lock.truncate(0)
-        lock.write(f"{os.getpid()}\n")
-        lock.flush()
-        yield
 
 
 @contextlib.asynccontextmanager
@@ -116,20 +107,6 @@ async def _hive(plan: Plan) -> AsyncIterator[Hive]:
         raise QueenError(f"integrity: {error.where} (ledger {url})") from error
     except LedgerError as error:
         raise QueenError(f"ledger {url}: {error}") from error
-
-
-@contextlib.contextmanager
-def told_signals() -> Iterator[asyncio.Event]:
-    """An event that SIGTERM and SIGINT set."""
-    told = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, told.set)
-    try:
-        yield told
-    finally:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.remove_signal_handler(number)
 
 
 async def _until_told(hive: Hive, told: asyncio.Event) -> None:

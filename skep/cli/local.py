@@ -1,0 +1,188 @@
+"""``skep up`` and ``skep down``: a queen, a worker and a mount on this machine, each a process of its own.
+
+DIR/<part>.pid    its process; locked as long as that lives, whoever started it
+DIR/<part>.log    what it prints
+DIR/handlers.toml what the worker does; written when missing, then yours
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import click
+
+from skep.cli.exits import Failed
+
+READY_S: Final = 30.0  # a ledger of a million entries is read in less
+STOP_S: Final = 60.0  # a worker ends what it runs
+STEP_S: Final = 0.05
+NODE: Final = "w1"
+HANDLERS: Final = """\
+# What the worker does: a topic, the program for it, its limits. Never a shell. {input} is the input's file.
+[sha256]
+argv = ["sha256sum", "{input}"]
+timeout = "10m"
+result = "first-word"   # of the last line it prints: the hash without the file's name
+"""
+
+
+class Part(NamedTuple):
+    """One process: what is run, and the line by which it says that it can be used."""
+
+    name: str
+    args: tuple[str, ...]
+    ready: str
+
+
+def parts(directory: Path, mount: Path) -> tuple[Part, ...]:
+    """What makes a hive on this machine, in the order of starting."""
+    hive, workers = f"unix:{directory}/hive.sock", f"unix:{directory}/worker.sock"
+    state, handlers = f"{directory}/worker", f"{directory}/handlers.toml"
+    return (
+        Part(
+            "queen",
+            ("serve", "--dir", str(directory), "--listen", hive, "--listen-workers", workers),
+            "ready",
+        ),
+        Part(
+            "worker",
+            ("worker", "-H", workers, "--handlers", handlers, "--node", NODE, "--dir", state),
+            f"ready {NODE}",
+        ),
+        Part("mount", ("mount", hive, str(mount)), "mounted"),
+    )
+
+
+_directory: Final = click.option(
+    "--dir",
+    "directory",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("var/hive"),
+    show_default=True,
+    help="Where the hive is kept.",
+)
+_mount: Final = click.option(
+    "--mount",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("n/hive"),
+    show_default=True,
+    help="Where it is mounted.",
+)
+
+
+@click.command()
+@_directory
+@_mount
+def up_command(directory: Path, mount: Path) -> None:
+    """Start a hive and a worker here, and mount it. What runs already is left alone.
+
+    \b
+    Examples:
+      skep up
+      skep up --dir /srv/hive --mount /n/hive
+    """
+    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if not os.path.lexists(mount):
+        mount.mkdir(parents=True)
+    handlers = directory / "handlers.toml"
+    if not handlers.exists():
+        handlers.write_text(HANDLERS)
+    for part in parts(directory, mount):
+        pid = running(directory, part)
+        if pid:
+            click.echo(f"{part.name:6} runs already (pid {pid})")
+            continue
+        pid = start(directory, part)
+        click.echo(f"{part.name:6} started (pid {pid}), its log is {directory / part.name}.log")
+    click.echo(f"the hive is mounted at {mount}; without the mount:")
+    click.echo(f"  export SKEP_HIVE=unix:{(directory / 'hive.sock').absolute()}")
+
+
+@click.command()
+@_directory
+@_mount
+def down_command(directory: Path, mount: Path) -> None:
+    """Stop what `skep up` started: the worker when it has ended its jobs, the mount, the queen.
+
+    \b
+    Examples:
+      skep down
+      skep down --dir /srv/hive --mount /n/hive
+    """
+    queen, worker, mounted = parts(directory, mount)
+    for part in (worker, mounted, queen):
+        pid = running(directory, part)
+        if not pid:
+            click.echo(f"{part.name:6} does not run")
+            continue
+        in_time = stop(directory, part, pid)
+        click.echo(f"{part.name:6} {'stopped' if in_time else f'killed: it ran on for {STOP_S:.0f} s'}")
+    if os.path.ismount(mount):
+        raise Failed(f"{mount} is mounted still: skep umount --lazy {mount}")
+
+
+def running(directory: Path, part: Part) -> int:
+    """The pid of the part; 0: it does not run."""
+    try:
+        with (directory / f"{part.name}.pid").open() as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return int(file.read() or 0)
+            return 0
+    except FileNotFoundError:
+        return 0
+
+
+def start(directory: Path, part: Part) -> int:
+    """The pid of the part, started and ready. Raises Failed with what it printed."""
+    with (
+        (directory / f"{part.name}.pid").open("w") as pid,
+        (directory / f"{part.name}.log").open("a+b") as log,
+    ):
+        fcntl.flock(pid, fcntl.LOCK_EX)
+        began = log.seek(0, os.SEEK_END)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "skep", *part.args],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            # The lock is the open file's: it lasts until the process has ended.
+            pass_fds=(pid.fileno(),),
+        )
+        pid.write(f"{process.pid}\n")
+        pid.flush()
+        until = time.monotonic() + READY_S
+        while True:
+            log.seek(began)
+            said = log.read()
+            if part.ready.encode() in said.splitlines():
+                return process.pid
+            if process.poll() is not None or time.monotonic() > until:
+                why = "has ended" if process.poll() is not None else f"is not ready after {READY_S:.0f} s"
+                process.terminate()
+                tail = said.decode(errors="replace").strip() or "it said nothing"
+                raise Failed(f"the {part.name} {why}:\n{tail}")
+            time.sleep(STEP_S)
+
+
+def stop(directory: Path, part: Part, pid: int) -> bool:
+    """End the part; whether it did so by itself."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+        until = time.monotonic() + STOP_S
+        while time.monotonic() < until:
+            if not running(directory, part):
+                return number is signal.SIGTERM
+            time.sleep(STEP_S)
+    raise Failed(f"the {part.name} (pid {pid}) does not end")

@@ -1,0 +1,81 @@
+"""What a worker does for each topic: a TOML file of argv templates.
+
+    [sha256]                              # the topic
+    argv = ["sha256sum", "{input}"]       # never a shell; {input} is the path of the input's file
+    timeout = "10m"                       # of one run, else an hour; a job may ask for less
+    result = "first-word"                 # of the last line it prints, else "last-line"
+
+Placeholders: {input} the input's file (empty when there is none), {text} the input's text, {job} {topic}
+{attempt}. A brace is written twice. Everything that is not understood is refused, with its place.
+"""
+
+from __future__ import annotations
+
+import string
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final, Literal
+
+import msgspec
+
+from skep.trace.clock import parse_duration
+
+PLACEHOLDERS: Final = ("input", "text", "job", "topic", "attempt")
+TIMEOUT: Final = "1h"  # of a handler that says nothing: a hung job must not keep its worker for ever
+
+
+class HandlersError(Exception):
+    """The file cannot be used; the text names it, the place, and what was expected."""
+
+
+class Handler(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What is run for a topic."""
+
+    argv: tuple[str, ...]
+    timeout: str = TIMEOUT
+    result: Literal["last-line", "first-word"] = "last-line"
+
+    @property
+    def timeout_ns(self) -> int:
+        return parse_duration(self.timeout)
+
+    def command(self, values: Mapping[str, str]) -> list[str]:
+        """The argv with ``values`` (of all PLACEHOLDERS) in it."""
+        return [word.format_map(values) for word in self.argv]
+
+
+def load(path: Path) -> dict[str, Handler]:
+    """The handlers by topic. Raises HandlersError, OSError."""
+    try:
+        found = tomllib.loads(path.read_text("utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise HandlersError(f"{path}: {error}") from error
+    handlers = {topic: _handler(path, topic, table) for topic, table in found.items()}
+    if not handlers:
+        raise HandlersError(f'{path}: no topic in it: expected tables like [sha256] with argv = ["…"]')
+    return handlers
+
+
+def _handler(path: Path, topic: str, table: object) -> Handler:
+    try:
+        handler = msgspec.convert(table, Handler)
+        parse_duration(handler.timeout)
+    except (msgspec.ValidationError, ValueError) as error:
+        raise HandlersError(f"{path}: [{topic}]: {error}") from error
+    if not handler.argv:
+        raise HandlersError(f"{path}: [{topic}]: argv is empty: expected a program and its arguments")
+    for i, word in enumerate(handler.argv):
+        _check_word(f"{path}: [{topic}]: argv[{i}] {word!r}", word)
+    return handler
+
+
+def _check_word(where: str, word: str) -> None:
+    known = " ".join(f"{{{name}}}" for name in PLACEHOLDERS)
+    try:
+        parts = list(string.Formatter().parse(word))
+    except ValueError as error:
+        raise HandlersError(f"{where}: {error}: a brace is written twice") from error
+    for _, name, spec, conversion in parts:
+        if name is not None and (name not in PLACEHOLDERS or spec or conversion):
+            raise HandlersError(f"{where}: expected one of {known}; a brace is written twice")

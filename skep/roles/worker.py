@@ -1,0 +1,170 @@
+"""A drone-worker: takes leases of its pools and does the jobs, one at a time in each slot.
+
+One job's life is running.py's; the session that may be lost meanwhile is uplink.py's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import shutil
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from skep.fs.address import Address
+from skep.fs.client import Call
+from skep.fs.dial import Client
+from skep.fs.errors import E, FsError
+from skep.fs.messages import Rread, Tread
+from skep.roles.alone import Held, alone
+from skep.roles.handlers import Handler
+from skep.roles.running import Lease, Running
+from skep.roles.signals import told_signals
+from skep.roles.uplink import Uplink
+
+log = logging.getLogger("skep.worker")
+HEARTBEAT_S: Final = 5.0  # three missed ones make a node suspect
+RETRY_S: Final = 2.0  # after a pool refused: it may be made, opened or resumed any time
+LOCK: Final = "worker.lock"
+
+
+class WorkerError(Exception):
+    """The worker cannot begin; the text says why."""
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """What a worker is told. ``slots``: jobs at a time, of each pool."""
+
+    hive: Address
+    node: str
+    directory: Path
+    handlers: dict[str, Handler]
+    pools: tuple[str, ...] = ("default",)
+    slots: int = 1
+
+
+async def work(plan: Plan, say: Callable[[str], None]) -> None:
+    """Work until told to stop; then finish what runs, taking nothing new. ``say`` gets ``ready`` when the
+    hive has taken us in. Raises WorkerError, FsError when the hive refuses the node."""
+    plan.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    try:
+        with alone(plan.directory / LOCK), told_signals() as told:
+            await Worker(plan).run(told, say)
+    except Held as error:
+        raise WorkerError(f"{plan.directory}: another worker (pid {error}) uses it") from None
+
+
+class Worker:
+    """The loops of one node."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.uplink = Uplink(plan.hive, plan.node)
+        self.running: set[str] = set()  # jobs
+        self.stopping = asyncio.Event()
+        self.uploading = asyncio.Lock()  # staged names are the node's: one job stages at a time
+        self.jobs = plan.directory / "jobs"
+
+    async def run(self, told: asyncio.Event, say: Callable[[str], None]) -> None:
+        """Until ``told``, then until what runs has ended; told again, that is left undone."""
+        shutil.rmtree(self.jobs, ignore_errors=True)  # of a worker that was killed
+        self.jobs.mkdir()
+        keeping = asyncio.create_task(self.uplink.keep())
+        beating = asyncio.create_task(self._beat(say))
+        slots = [
+            asyncio.create_task(self._slot(pool)) for pool in self.plan.pools for _ in range(self.plan.slots)
+        ]
+        telling = asyncio.create_task(self._tell(told))
+        always = [keeping, beating, telling]
+        try:
+            waited: set[asyncio.Task[None]] = {*slots, keeping, beating, telling}
+            while any(not slot.done() for slot in slots):
+                done, waited = await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    task.result()
+                if telling in done:
+                    return
+        finally:
+            for task in [*slots, *always]:
+                task.cancel()
+            await asyncio.wait([*slots, *always])
+
+    async def _tell(self, told: asyncio.Event) -> None:
+        """Returns when told to stop for the second time."""
+        await told.wait()
+        log.info("stopping: %d jobs are run to their end", len(self.running))
+        told.clear()
+        self.stopping.set()
+        await told.wait()
+
+    async def _beat(self, say: Callable[[str], None]) -> None:
+        path = f"/nodes/{self.plan.node}/heartbeat"
+        said = False
+        while True:
+            await self.uplink.write(path, msgspec.json.encode(self._state()).decode())
+            if not said:
+                said = True
+                say(f"ready {self.plan.node}")
+            await asyncio.sleep(HEARTBEAT_S)
+
+    def _state(self) -> dict[str, object]:
+        return {
+            "load": round(os.getloadavg()[0] / (os.cpu_count() or 1), 3),
+            "memory_free": os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
+            "capacity": self.plan.slots * len(self.plan.pools),
+            "running": len(self.running),
+            "version": metadata.version("skep"),
+        }
+
+    async def _slot(self, pool: str) -> None:
+        """Take a lease, do its job, and again, until told to stop."""
+        while not self.stopping.is_set():
+            try:
+                data = await self.uplink.do(lambda client: self._next(client, pool))
+            except FsError as error:
+                log.warning("pool %s: %s; trying again", pool, error)
+                await self._pause(RETRY_S)
+                continue
+            if data:
+                await self._do(msgspec.json.decode(data, type=Lease))
+
+    async def _do(self, lease: Lease) -> None:
+        self.running.add(lease.job)
+        try:
+            await Running(lease, self.plan.handlers, self.uplink, self.jobs, self.uploading).run()
+        finally:
+            self.running.discard(lease.job)
+
+    async def _next(self, client: Client, pool: str) -> bytes:
+        """A lease's line; b"" when told to stop before one came."""
+        async with await client.open(f"/pools/{pool}/next") as fid:
+            call = client.connection.start(Tread(fid.fid, 0, fid.unit))
+            stopping = asyncio.create_task(self.stopping.wait())
+            stopping.add_done_callback(lambda task: self._flush(client, call))
+            try:
+                reply = await client.connection.wait(call)
+            except FsError as error:
+                if error.kind in (E.INTR, E.CANCELLED):
+                    return b""
+                raise
+            finally:
+                stopping.cancel()
+            assert isinstance(reply, Rread)
+            return bytes(reply.data)
+
+    def _flush(self, client: Client, call: Call) -> None:
+        """Give the read up. A lease that is on its way comes all the same, and its job is done."""
+        if self.stopping.is_set():
+            client.connection.flush(call)
+
+    async def _pause(self, seconds: float) -> None:
+        try:
+            async with asyncio.timeout(seconds):
+                await self.stopping.wait()
+        except TimeoutError:
+            pass
