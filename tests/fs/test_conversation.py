@@ -109,7 +109,7 @@ class Fids:
         self.open.discard(fid)
         self.special.discard(fid)
 
-    def learn(self, request: Message, answer: Message) -> None:
+    def learn(self, request: Any, answer: Message) -> None:
         match request, answer:
             case (Tattach(fid=new), Rattach(qid=qid)):
                 self.bind(new, qid)
@@ -241,11 +241,11 @@ _MOVING = ("blocks", "bfree", "bavail", "ffree")
 
 def _normal(value: Any, numbers: dict[str, int]) -> str:
     if isinstance(value, list) and len(value) == 3 and all(isinstance(part, str) for part in value):
-        return f"({value[0]} {numbers.setdefault(value[2], len(numbers))})"
+        return f"({value[0]} {numbers.setdefault(value[2], len(numbers))})"  # a qid
     if isinstance(value, tuple) and (
         "time" in value[0] or value[0] in ("blocks", "bfree", "bavail", "ffree")
     ):
-        return value[0]
+        return str(value[0])
     if isinstance(value, list) and all(isinstance(part, str) for part in value[::2]) and len(value) > 3:
         value = list(zip(value[::2], value[1::2], strict=False))
     if isinstance(value, (list, tuple)):
