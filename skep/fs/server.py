@@ -61,7 +61,8 @@ class OpenGate:
         return Chan(self.root, caller, EVERYTHING)
 
     def auth(self, peer: Peer, uname: str, aname: str, n_uname: int) -> Chan:
-        raise FsError(E.NOTSUP, "authentication is not required")
+        # Not EOPNOTSUPP: diod's clients go on after ENOENT alone.
+        raise FsError(E.NOTSUP, "authentication is not required", errno=errno.ENOENT)
 
 
 class _Connection(asyncio.BufferedProtocol):
