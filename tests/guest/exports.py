@@ -1,10 +1,10 @@
-"""Servers of a directory of the host: the guest mounts each of them, and finds the same."""
+"""What the guest mounts: servers of a directory of the host, where it finds the same, and a running hive."""
 
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 START_S = 10.0
@@ -30,13 +30,39 @@ def diod(root: Path, folder: Path) -> Iterator[Path]:
 @contextmanager
 def skep_export(root: Path, folder: Path) -> Iterator[tuple[str, int]]:
     """``skep export`` serving ``root`` on loopback until the block ends; the host and port it listens on."""
-    command = [sys.executable, "-m", "skep", "export", str(root), "--listen", "tcp:127.0.0.1:0"]
-    server = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
+    with _process([sys.executable, "-m", "skep", "export", str(root), "--listen", "tcp:127.0.0.1:0"]) as said:
+        yield "127.0.0.1", int(next(said).rpartition(":")[2])
+
+
+@contextmanager
+def hive(folder: Path) -> Iterator[tuple[str, int]]:
+    """A queen on loopback, whose guests are operators, and a worker for the topic sha256, until the block
+    ends; topic idle has a pool that nobody works for. The queen's host and port."""
+    place = folder / "hive"
+    handlers = folder / "handlers.toml"
+    handlers.write_text('[sha256]\nargv = ["sha256sum", "{input}"]\n')
+    queen = [sys.executable, "-m", "skep", "serve", "--dir", str(place), "--tcp-role", "operator"]
+    queen += ["--listen", f"unix:{place}/hive.sock", "--listen", "tcp:127.0.0.1:0"]
+    queen += ["--pool", "default=sha256", "--pool", "idle=idle"]
+    worker = [sys.executable, "-m", "skep", "worker", "-H", f"unix:{place}/worker.sock", "--node", "w1"]
+    worker += ["--handlers", str(handlers), "--dir", str(folder / "worker")]
+    with ExitStack() as running:
+        said = running.enter_context(_process(queen))
+        port = next(
+            int(line.split()[1].rpartition(":")[2]) for line in said if line.startswith("serving tcp:")
+        )
+        assert any(line == "ready\n" for line in said)
+        running.enter_context(_process(worker))
+        yield "127.0.0.1", port
+
+
+@contextmanager
+def _process(command: list[str]) -> Iterator[Iterator[str]]:
+    """A process until the block ends; the lines it prints."""
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
     try:
-        assert server.stdout is not None
-        said = server.stdout.readline()
-        assert said.startswith("serving tcp:127.0.0.1:"), said
-        yield "127.0.0.1", int(said.rpartition(":")[2])
+        assert process.stdout is not None
+        yield iter(process.stdout)
     finally:
-        server.terminate()
-        server.wait(START_S)
+        process.terminate()
+        process.wait(START_S)
