@@ -78,8 +78,8 @@ class _Connection(asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport
-        if len(self.listener.connections) >= CONNECTIONS_MAX:
-            log.warning("connection refused: %d are open, the most allowed", CONNECTIONS_MAX)
+        if len(self.listener.connections) >= self.listener.connections_max:
+            log.warning("connection refused: %d are open, the most allowed", self.listener.connections_max)
             self.transport.abort()
             return
         self.listener.connections.add(self)
@@ -149,6 +149,7 @@ class Listener:
         self.address = address
         self.msize = msize
         self.connections: set[_Connection] = set()
+        self.connections_max = CONNECTIONS_MAX
         self.buffer = memoryview(bytearray(IN_SIZE))
         self.server: asyncio.Server | None = None
 
