@@ -1,7 +1,7 @@
 """A tree of three files: a text, what a function says, and a value that can be written.
 
 python examples/hello.py unix:/tmp/hello.sock &
-skep --hive unix:/tmp/hello.sock cat /hello /time
+skep -H unix:/tmp/hello.sock cat /hello /time
 """
 
 import sys

@@ -60,7 +60,10 @@ class Commands(click.Group):
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="skep")
-def skep() -> None:
+@click.option(
+    "-H", "--hive", metavar="ADDRESS", help="The hive, for every command: unix:/path or tcp:host:port."
+)
+def skep(hive: str | None) -> None:
     """A control plane you mount: a hive of machines, served as one tree of files over 9P.
 
     \b
@@ -74,6 +77,8 @@ def skep() -> None:
     Exit status: 0 ok, 1 failed, 2 usage, 3 cannot reach the hive, 4 refused.
     SKEP_HIVE names the hive (unix:/path or tcp:host:port) when -H does not.
     """
+    if hive is not None:
+        os.environ["SKEP_HIVE"] = hive
 
 
 def run(args: list[str]) -> int:

@@ -1,11 +1,16 @@
 """The documentation says what the code says: its generated parts are compared, UPDATE=1 rewrites them."""
 
+import asyncio
 import os
 import re
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
-from skep.fs.errors import E
+import pytest
+
+from skep.fs.errors import E, FsError
+from skep.fs.local import local
 
 ROOT = Path(__file__).parent.parent
 NOUNS = ["jobs", "pools", "nodes", "artifacts", "sessions", "log"]
@@ -48,3 +53,25 @@ def test_the_errors_are_those_of_the_code() -> None:
 
 def test_the_tree_is_that_of_the_code() -> None:
     generated(ROOT / "docs" / "NAMESPACE.md", "tree", tree())
+
+
+def test_the_ten_line_program_is_the_example() -> None:
+    program = (ROOT / "examples" / "hello.py").read_text()
+    generated(ROOT / "README.md", "hello", f"```python\n{program}```\n")
+
+
+def test_the_control_file_of_the_guide_works() -> None:
+    code = re.search(r"```python\n(.*?)```", (ROOT / "docs" / "SERVING.md").read_text(), re.DOTALL)
+    assert code is not None
+    names: dict[str, Any] = {}
+    exec(code.group(1), names)
+
+    async def story() -> bytes:
+        async with await local(names["TREE"]) as client:
+            lamp = await client.open("lamp", "rw")
+            await lamp.write(0, b"blink times=3\n")
+            with pytest.raises(FsError):
+                await client.write_file("lamp", b"blnk\n")
+            return await lamp.read(0, 100)
+
+    assert b"blinked 3\n" == asyncio.run(story())
