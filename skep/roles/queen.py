@@ -16,6 +16,7 @@ from typing import Final
 import msgspec
 
 from skep.fs.address import Address
+from skep.fs.errors import FsError
 from skep.fs.server import Listener, listen
 from skep.namespaces.hive import UNRECORDED, WORKER, HiveRules
 from skep.namespaces.live import Hive
@@ -89,14 +90,17 @@ def _doors(plan: Plan) -> Iterator[tuple[Address, Manifest]]:
 @contextlib.asynccontextmanager
 async def _hive(plan: Plan) -> AsyncIterator[Hive]:
     """The hive of the plan's ledger, begun; closed with its ledger at the end."""
-    url = plan.ledger or f"sqlite:///{plan.directory.resolve()}/ledger.db"
+    url = plan.ledger or f"sqlite://{plan.directory.resolve()}/ledger.db"
     try:
         ledger = open_ledger(url)
         with contextlib.closing(ledger):
             turn = Turn(ledger, HiveRules(), UNRECORDED)
             try:
                 hive = Hive(turn, SystemClock(), plan.directory, metadata.version("skep"))
-                await hive.start(plan.pools)
+                try:
+                    await hive.start(plan.pools)
+                except FsError as error:
+                    raise QueenError(f"the hive does not begin: {error} (ledger {url})") from error
                 try:
                     yield hive
                 finally:
@@ -125,7 +129,11 @@ async def _until_told(hive: Hive, told: asyncio.Event) -> None:
             await _quiesce(hive, hive.shutdown.result(), signalled)
         else:
             # Workers keep their leases, and find their way back after the next start.
-            await hive.say("/ctl", "shutdown")
+            try:
+                await hive.say("/ctl", "shutdown")
+            except FsError as error:
+                # On a full disk it is not written down, and the next start needs nothing of it.
+                log.warning("shutdown: %s", error)
     finally:
         for task in tasks:
             task.cancel()
