@@ -120,6 +120,8 @@ class Text(File):
         self.write = write
 
     def opened(self, how: How, caller: Caller) -> Maybe[Handle]:
+        if how.write and self.write is None:
+            raise FsError(E.READONLY, "nothing takes what is written")
         if not how.read:
             return _Value(b"", self, caller)
         value = call(self.content, caller) if callable(self.content) else self.content
