@@ -399,7 +399,7 @@ class Turn(Generic[S, E, R]):
         except Exception as unsure:
             self._stop(unsure)
             return
-        self._answer_all("NOSPACE", f"no space: {error}")
+        self._answer_all("NOSPACE", f"no space left on device: {error}")
 
     def _stop(self, error: Exception) -> None:
         """The end: the state may not be the ledger's. Everybody who waits is told."""
