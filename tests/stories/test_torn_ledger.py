@@ -87,8 +87,7 @@ def test_a_torn_ledger_is_a_whole_one_that_ends_earlier(left: Hive, tmp_path: Pa
     # A later tear never costs more.
     ordered = [size for _, size in sorted(sizes.items())]
     assert sorted(ordered) == ordered
-    assert min(ordered) < len(entries) / 4
-    assert max(ordered) > len(entries) * 3 / 4
+    assert len(set(ordered)) > 20
 
 
 @pytest.mark.slow
