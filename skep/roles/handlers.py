@@ -6,7 +6,8 @@
     result = "first-word"                 # of the last line it prints, else "last-line"
 
 Placeholders: {input} the input's file (empty when there is none), {text} the input's text, {job} {topic}
-{attempt}. A brace is written twice. Everything that is not understood is refused, with its place.
+{attempt}; not in the program's own place. A brace is written twice. Everything that is not understood is
+refused, with its place. What a job says may begin with a dash: put "--" before {text} where that matters.
 """
 
 from __future__ import annotations
@@ -65,6 +66,11 @@ def _handler(path: Path, topic: str, table: object) -> Handler:
         raise HandlersError(f"{path}: [{topic}]: {error}") from error
     if not handler.argv:
         raise HandlersError(f"{path}: [{topic}]: argv is empty: expected a program and its arguments")
+    program = handler.argv[0]
+    if "{" in program or ("/" in program and not program.startswith("/")):
+        raise HandlersError(
+            f"{path}: [{topic}]: argv[0] {program!r}: expected a program's name or whole path"
+        )
     for i, word in enumerate(handler.argv):
         _check_word(f"{path}: [{topic}]: argv[{i}] {word!r}", word)
     return handler

@@ -63,11 +63,13 @@ class Uplink:
             # 9P2000.u: its errors carry their text.
             return await Client.connect(self.address, uname=self.node, dialect=Dialect.U)
 
-    async def do(self, work: Callable[[Client], Awaitable[T]]) -> T:
+    async def do(self, work: Callable[[Client], Awaitable[T]], unless: asyncio.Event | None = None) -> T:
         """What ``work`` gives, begun again from its start each time the connection is lost on the way:
-        what it says to the hive must bear being said twice. Raises FsError."""
+        what it says to the hive must bear being said twice. Raises FsError.
+
+        ``unless`` set, no connection is waited for: FsError(E.CANCELLED)."""
         while True:
-            await self._connected.wait()
+            await self._wait_connected(unless)
             assert self._client is not None
             client = self._client
             if client.connection.closed.done():
@@ -78,6 +80,16 @@ class Uplink:
                 return await work(client)
             except ConnectionLost:
                 await client.connection.closed
+
+    async def _wait_connected(self, unless: asyncio.Event | None) -> None:
+        waits = [asyncio.create_task(event.wait()) for event in (self._connected, unless) if event]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+        if not self._connected.is_set():
+            raise FsError(E.CANCELLED, "the hive is not waited for")
 
     async def write(self, path: str, line: str) -> None:
         """Write one line to a ctl file of the hive."""

@@ -125,8 +125,10 @@ class Worker:
         """Take a lease, do its job, and again, until told to stop."""
         while not self.stopping.is_set():
             try:
-                data = await self.uplink.do(lambda client: self._next(client, pool))
+                data = await self.uplink.do(lambda client: self._next(client, pool), self.stopping)
             except FsError as error:
+                if self.stopping.is_set():
+                    return
                 log.warning("pool %s: %s; trying again", pool, error)
                 await self._pause(RETRY_S)
                 continue
