@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 from hypothesis import strategies as st
 
@@ -31,7 +31,7 @@ def values(record: type[Message] | type[Stat], dialect: Dialect) -> st.SearchStr
     for field in transcript.fields(record, dialect):
         hint = hints[field.name]
         kinds: dict[str, Callable[[], st.SearchStrategy[Any]]] = {
-            "number": functools.partial(numbers, _numeric(hint)),
+            "number": functools.partial(numbers, hint),
             "string": lambda: strings,
             "data": lambda: st.binary(max_size=60),
             "qid": lambda: qids,
@@ -41,11 +41,6 @@ def values(record: type[Message] | type[Stat], dialect: Dialect) -> st.SearchStr
         }
         made[field.name] = kinds[field.kind]()
     return st.builds(record, **made)
-
-
-def _numeric(hint: Any) -> Any:
-    inner = get_args(hint)[0]
-    return inner if get_origin(inner) is Annotated else hint
 
 
 def of(dialect: Dialect) -> st.SearchStrategy[Message]:
