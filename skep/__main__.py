@@ -21,8 +21,8 @@ class Row(NamedTuple):
 
 
 COMMANDS: Final = {
-    "up": Row("local", "Start a hive and a worker here, mount it, run a first job."),
-    "down": Row("local", "Drain the hive that `skep up` started, unmount it, stop it."),
+    "up": Row("local", "Start a hive and a worker here, and mount it."),
+    "down": Row("local", "Drain, unmount and stop what `skep up` started."),
     "serve": Row("serving", "Run a queen: serve a hive."),
     "worker": Row("serving", "Run a worker: do the jobs of its pools."),
     "export": Row("serving", "Serve a directory of this machine over 9P."),
@@ -33,7 +33,7 @@ COMMANDS: Final = {
     "tail": Row("reading", "Print the end of a file, and follow it."),
     "write": Row("writing", "Write a line, or stdin, to a file of a hive."),
     "stat": Row("listing", "Show what a hive tells about its files."),
-    "rm": Row("writing", "Remove files of a hive."),
+    "rm": Row("writing", "Remove files and empty directories of a hive."),
     "whoami": Row("reading", "Show who this hive takes you for."),
     "bench": Row("measuring", "Measure a live 9P server; nothing is written to it."),
     "completion": Row("shell", "Print the completion script of a shell."),
@@ -68,7 +68,7 @@ def skep(hive: str | None) -> None:
 
     \b
     Examples:
-      skep up                                  start a hive here, mounted at ./n/hive
+      skep up                                  a hive here, mounted at ./n/hive
       skep ls -l /jobs                         look
       skep write /jobs/ctl 'submit topic=sha256 input=hello'
       skep tail -f /events                     follow

@@ -110,7 +110,7 @@ def up_command(directory: Path, mount: Path) -> None:
 @_directory
 @_mount
 def down_command(directory: Path, mount: Path) -> None:
-    """Stop what `skep up` started: the worker when it has ended its jobs, the mount, the queen.
+    """Drain, unmount and stop what `skep up` started. The worker ends its jobs first.
 
     \b
     Examples:

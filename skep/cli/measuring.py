@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import getpass
 from typing import Final
 
@@ -9,8 +10,8 @@ import click
 import msgspec
 
 from skep.bench import Row, run
-from skep.cli.connect import hive_option, json_option
-from skep.cli.exits import Failed, Unreachable
+from skep.cli.connect import dialled, hive_option, json_option
+from skep.cli.exits import Failed
 from skep.fs.address import Address
 from skep.native.load import Place
 
@@ -32,13 +33,20 @@ def bench_command(hive: Address, as_json: bool, seconds: float, dialect: str, an
       skep bench
       skep bench -H tcp:127.0.0.1:5640 --seconds 3 /some/file
     """
+    asyncio.run(_reached(hive))
     place = Place(str(hive), path.strip("/"), dialect, aname, getpass.getuser())
     measured = 0
     for row in run(place, seconds=seconds):
         click.echo(msgspec.json.encode(_json(row)) if as_json else _line(row))
         measured += row.value is not None
     if not measured:
-        raise Unreachable(f"{hive}: {row.error}") if "refused" in row.error else Failed(row.error)
+        raise Failed(f"{hive}: {row.error}")
+
+
+async def _reached(hive: Address) -> None:
+    """Raises Unreachable, rather than a table of errors."""
+    async with dialled(hive):
+        pass
 
 
 def _line(row: Row) -> str:

@@ -30,7 +30,7 @@ async def mount_command(
     address: Address,
     directory: str,
 ) -> None:
-    """Mount a hive, or any 9P server, on a directory, for as long as this command runs.
+    """Mount a hive, or any 9P server, on a directory. The mount ends with this command.
 
     By the kernel's own 9p client where there is one, else by FUSE; it says which, and prints `mounted` when
     the directory can be used.

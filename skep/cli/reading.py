@@ -157,7 +157,7 @@ async def _look(client: Client, path: str, offset: int) -> None:
 @json_option
 @coroutine
 async def whoami_command(hive: Address, as_json: bool) -> None:
-    """Show who this hive takes you for: principal, role, tenant.
+    """Show who this hive takes you for. Principal, role, tenant.
 
     \b
     Examples:

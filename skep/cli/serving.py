@@ -62,7 +62,7 @@ def serve_command(
     tcp_role: str,
     pools: tuple[str, ...],
 ) -> None:
-    """Run a queen: serve a hive, until SIGTERM or `shutdown` in its ctl file.
+    """Run a queen: serve a hive. It ends at SIGTERM, or when `shutdown` is written to its /ctl.
 
     Prints a line for each address it serves, then `ready`. The Unix sockets are for you and root alone:
     one for operators, one for workers.
@@ -171,7 +171,7 @@ def worker_command(
     slots: int,
     directory: Path | None,
 ) -> None:
-    """Run a worker: do the jobs of its pools, until SIGTERM; then end what runs, taking nothing new.
+    """Run a worker: do the jobs of its pools. At SIGTERM it ends what runs, and takes nothing new.
 
     Prints `ready NODE` when the hive has taken it in, and finds its way back when the hive goes away.
 
@@ -209,7 +209,7 @@ def worker_command(
 @click.option("--read-only", is_flag=True, help="Refuse every change.")
 @click.argument("directory", type=click.Path(exists=True, file_okay=False))
 def export_command(listen: Address, read_only: bool, directory: str) -> None:
-    """Serve a directory of this machine over 9P, with your rights, until interrupted.
+    """Serve a directory of this machine over 9P. With your rights, until interrupted.
 
     Prints `serving ADDRESS` when it does.
 

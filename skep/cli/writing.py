@@ -26,7 +26,8 @@ from skep.fs.fid import Fid
 @click.argument("text", required=False)
 @coroutine
 async def write_command(hive: Address, append: bool, path: str, text: str | None) -> None:
-    """Write TEXT and a newline to a file of a hive, or all of stdin (no TEXT, or "-").
+    """Write a line, or stdin, to a file of a hive. TEXT gets a newline; without it, or with "-", stdin is
+    copied.
 
     What fits one message is one write, so that the lines sent to a ctl file are one transaction. The
     answer of a ctl file, such as the new job's id, is printed. A file that is not there is created, where
