@@ -1,4 +1,4 @@
-"""skep's columns: ``serve_skep.py control SOCKET`` serves files in memory, ``export SOCKET DIR`` a directory."""
+"""skep's columns: ``serve_skep.py control SOCKET`` serves memory, ``export SOCKET DIR`` a directory."""
 
 import sys
 
