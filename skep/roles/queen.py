@@ -33,6 +33,7 @@ log = logging.getLogger("skep.queen")
 QUEENS: Final = ("queen-primary",)  # the roles that serve a hive
 LOCK: Final = "queen.lock"
 GRACE_STEP_S: Final = 0.1  # between two looks at whether the last job has ended
+PARTING_S: Final = 0.5  # between an order to shut down and the cut of the connection it came by
 
 
 class QueenError(Exception):
@@ -127,8 +128,11 @@ async def _until_told(hive: Hive, told: asyncio.Event) -> None:
             raise QueenError(_why(timers.exception()))
         if hive.shutdown.done():
             await _quiesce(hive, hive.shutdown.result(), signalled)
-        else:
-            # Workers keep their leases, and find their way back after the next start.
+            # Who wrote the order hears that it was taken.
+            await asyncio.sleep(PARTING_S)
+        elif hive.state.mode == "online":
+            # Workers keep their leases, and find their way back after the next start, which takes this back;
+            # a drained hive is drained still.
             try:
                 await hive.say("/ctl", "shutdown")
             except FsError as error:
