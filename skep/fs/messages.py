@@ -18,7 +18,6 @@ NONUNAME: Final = 0xFFFFFFFF
 NAME_MAX: Final = 255  # bytes in one path element, as on Linux
 WALK_MAX: Final = 16  # names in one Twalk; the protocol's own limit
 READ_OVERHEAD: Final = 11  # size[4] Rread tag[2] count[4]
-WRITE_OVERHEAD: Final = 23  # size[4] Twrite tag[2] fid[4] offset[8] count[4]
 IOHDRSZ: Final = 24  # what clients subtract from msize
 
 

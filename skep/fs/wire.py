@@ -229,13 +229,6 @@ def unpack_stat(data: memoryview, dialect: Dialect) -> tuple[Stat, int]:
     return stat, end
 
 
-def pack_names(names: tuple[str, ...]) -> bytes:
-    """nwname[2] nwname*(wname[s]), for those who compare names in bytes."""
-    out = bytearray()
-    _sequence(_string("surrogateescape"))[0](names, out)
-    return bytes(out)
-
-
 def pack(tag: int, message: Message, dialect: Dialect) -> bytes:
     """The whole frame of ``message``: size[4] type[1] tag[2] and its fields."""
     out = bytearray(7)
