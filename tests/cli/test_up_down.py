@@ -11,6 +11,8 @@ import pytest
 
 from tests.daemons import ROOT, run
 
+pytestmark = pytest.mark.slow  # processes begin and end
+
 JOB = str(ROOT / "examples" / "first-job.sh")
 
 

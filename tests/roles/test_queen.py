@@ -12,6 +12,8 @@ import pytest
 
 from tests.daemons import daemon, queen, run, wait_for
 
+pytestmark = pytest.mark.slow  # processes begin and end
+
 
 def test_it_says_what_it_serves_to_whom(tmp_path: Path) -> None:
     listen = ("--listen", f"unix:{tmp_path}/h", "--listen", "tcp:127.0.0.1:0")

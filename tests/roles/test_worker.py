@@ -14,6 +14,8 @@ import pytest
 
 from tests.daemons import Daemon, Hive, daemon, queen, wait_for
 
+pytestmark = pytest.mark.slow  # processes begin and end
+
 HANDLERS = """
 [sha256]
 argv = ["sha256sum", "{input}"]
@@ -195,7 +197,6 @@ def brief(tmp_path: Path) -> Iterator[Hive]:
         yield found
 
 
-@pytest.mark.slow
 def test_a_job_outlives_its_leases_while_its_worker_renews_them(brief: Hive) -> None:
     with worker(brief, pools="brief"):
         job = brief.submit("topic=sleep input=5")
@@ -203,7 +204,6 @@ def test_a_job_outlives_its_leases_while_its_worker_renews_them(brief: Hive) -> 
     assert 1 == len(brief.ask("cat", f"/jobs/{job}/attempts").splitlines())
 
 
-@pytest.mark.slow
 def test_a_killed_workers_job_is_done_by_another(brief: Hive) -> None:
     with worker(brief, "w1", pools="brief") as first:
         job = brief.submit("topic=sleep input=3.25")
