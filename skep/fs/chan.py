@@ -425,15 +425,25 @@ class Chan:
         self._need(Right.REMOVE)
         if self.view.child(name) is None:
             raise FsError(E.MISSING)
-        if await to._new(newname):
-            await settle(self.node.rename(name, to.node, newname, replace, self.caller))
+        await to._new(newname)
+        # What stands under the new name is removed by this: who may not remove there may not replace.
+        replace = replace and bool(to.view.rights & Right.REMOVE)
+        await settle(self.node.rename(name, to.node, newname, replace, self.caller))
 
     async def rename(self, to: Chan, newname: str) -> None:
         """Move this file."""
         if self.up is None:
             raise FsError(E.READONLY, "the root has no other name")
+        await self._still_there()
         await self.up.renameat(self.name, to, newname)
         self.up, self.name, self.place = to.clone(), newname, None
+
+    async def _still_there(self) -> None:
+        """Make sure that the name it was walked by still leads here: another file may have it by now."""
+        assert self.up is not None
+        _, there = await self.up.child(self.name)
+        if there.qid.path != (await self.attr()).qid.path:
+            raise FsError(E.MISSING, self.name)
 
     async def unlinkat(self, name: str, directory: bool | None) -> None:
         """Remove an entry of this directory: a directory, another, or whichever (None)."""
@@ -448,6 +458,7 @@ class Chan:
         try:
             if self.up is None:
                 raise FsError(E.READONLY, "the root cannot be removed")
+            await self._still_there()
             await self.up.unlinkat(self.name, None)
         finally:
             self.rclose = False
@@ -486,6 +497,7 @@ class Chan:
         finally:
             if self.rclose and self.up is not None:
                 self.rclose = False
+                await self._still_there()
                 await self.up.unlinkat(self.name, None)
 
 

@@ -16,6 +16,7 @@ Everything not said here is refused. TLS, which knows everybody, comes with its 
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import re
 from typing import Final
@@ -60,7 +61,9 @@ class Door:
         self._attaching = asyncio.Lock()
 
     def auth(self, peer: Peer, uname: str, aname: str, n_uname: int) -> Chan:
-        raise FsError(E.NOTSUP, "authentication is not required: the socket tells who you are")
+        # ENOENT is what diod's clients take for it.
+        why = "authentication is not required: the socket tells who you are"
+        raise FsError(E.NOTSUP, why, errno=errno.ENOENT)
 
     async def attach(
         self, peer: Peer, uname: str, aname: str, n_uname: int, afid: Chan | None = None
