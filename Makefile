@@ -23,7 +23,6 @@ help:
 up: $(VENV)/run
 	@$(BIN)/skep up --dir $(DIR) --mount $(MOUNT)
 	@examples/first-job.sh $(MOUNT)
-	@examples/first-job.sh $(MOUNT)
 
 down: $(VENV)/run
 	@$(BIN)/skep down --dir $(DIR) --mount $(MOUNT)

@@ -116,6 +116,13 @@ def test_a_failure_is_one_line_and_a_status(
     assert "Traceback" not in done.stderr
 
 
+def test_the_hive_may_be_named_before_the_command(hive: Hive) -> None:
+    assert "online\n" == run("-H", hive.address, "cat", "/state").stdout
+    done = run("-H", "here", "cat", "/state")
+    assert 2 == done.returncode
+    assert "'here' is no address" in done.stderr
+
+
 def test_a_default_that_is_no_address_is_a_mistake_of_usage() -> None:
     done = run("ls", env={"SKEP_HIVE": "nonsense"})
     assert 2 == done.returncode
