@@ -8,6 +8,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
+import stat
 from collections.abc import AsyncIterator, Callable, Iterator
 from importlib import metadata
 from pathlib import Path
@@ -80,12 +82,25 @@ def _alone(directory: Path) -> Iterator[None]:
 
 
 def _doors(plan: Plan) -> Iterator[tuple[Address, Manifest]]:
+    for address in (*plan.listen, *plan.listen_workers):
+        if address.kind == "unix":
+            _check_folder(Path(address.path).parent)
     for address in plan.listen:
         yield address, load("operator" if address.kind == "unix" else plan.tcp_role)
     for address in plan.listen_workers:
         if address.kind != "unix":
             raise QueenError(f"{address}: workers come by a Unix socket, TCP does not tell who they are")
         yield address, load(WORKER)
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuse a folder in which another user could put a socket of his own in the place of ours."""
+    if not folder.exists():
+        return  # it will be made, and be ours
+    found = folder.stat()
+    writable = found.st_mode & 0o022 and not found.st_mode & stat.S_ISVTX
+    if found.st_uid not in (os.getuid(), 0) or writable:
+        raise QueenError(f"{folder} is not yours alone: expected a folder that others cannot write to")
 
 
 @contextlib.asynccontextmanager

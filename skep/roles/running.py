@@ -21,7 +21,7 @@ import signal
 import stat
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 import msgspec
 
@@ -40,6 +40,8 @@ PIECE: Final = 32 * 1024  # bytes of a log sent at a time
 PIECES_MAX: Final = 16  # read and not sent yet: then the process waits for its pipe
 OUTPUTS_MAX: Final = 64  # files of one job
 KILL_S: Final = 2.0  # between asking a process to end and ending it
+RETRY_S: Final = 1.0  # between tries to say something that the hive cannot take now
+_PASSING: Final = (E.NOSPACE, E.THROTTLED, E.OVERLOAD, E.BUSY, E.IO)
 _LOST: Final = (E.FENCED, E.ILLEGAL_MOVE, E.CONFLICT, E.MISSING, E.DENIED)  # the lease is not ours any more
 
 
@@ -77,6 +79,7 @@ class Running:
         self.uploading = uploading
         self.path = f"/jobs/{lease.job}"
         self.tail = b""  # of standard output
+        self.complaint = b""  # the end of standard error
 
     async def run(self) -> None:
         """Do it, and tell the hive how it ended. Raises nothing but cancellation."""
@@ -131,16 +134,21 @@ class Running:
         return _cut(words[0] if words and handler.result == "first-word" else last, RESULT_MAX)
 
     async def _say(self, verb: str, **args: str) -> None:
-        """Write a verb to the job's ctl. Raises LeaseLost when it does not count any more."""
+        """Write a verb to the job's ctl, again when the hive cannot take it now. Raises LeaseLost when it
+        does not count any more."""
         said = line(verb, {"fence": str(self.lease.fence)} | args)
-        try:
-            await self.uplink.write(f"{self.path}/ctl", said)
-        except FsError as error:
-            if error.kind is E.ILLEGAL_MOVE and "running -> running" in error.detail:
-                return  # said before the connection was lost
-            if error.kind in _LOST:
-                raise LeaseLost(f"{verb}: {error}") from error
-            raise
+        while True:
+            try:
+                return await self.uplink.write(f"{self.path}/ctl", said)
+            except FsError as error:
+                if error.kind is E.ILLEGAL_MOVE and "running -> running" in error.detail:
+                    return None  # said before the connection was lost
+                if error.kind in _LOST:
+                    raise LeaseLost(f"{verb}: {error}") from error
+                if error.kind not in _PASSING:
+                    raise
+                log.warning("%s: %s: %s; trying again", self.lease.job, verb, error)
+            await asyncio.sleep(RETRY_S)
 
     # what it needs
 
@@ -192,7 +200,7 @@ class Running:
         sending = asyncio.create_task(self._send_log(pieces))
         reading = (
             asyncio.create_task(self._read(process.stdout, pieces, self._note)),
-            asyncio.create_task(self._read(process.stderr, pieces, lambda _: None)),
+            asyncio.create_task(self._read(process.stderr, pieces, self._complain)),
         )
         try:
             in_time = await _ended(process, limit_s)
@@ -204,10 +212,15 @@ class Running:
             for task in (*reading, sending):
                 task.cancel()
             await asyncio.wait((*reading, sending))
-        return _exit_text(process.returncode) if in_time else f"timeout: it ran longer than {limit_s:g} s"
+        if not in_time:
+            return f"timeout: it ran longer than {limit_s:g} s"
+        return _exit_text(process.returncode, _last_line(self.complaint))
 
     def _note(self, piece: bytes) -> None:
         self.tail = (self.tail + piece)[-TAIL:]
+
+    def _complain(self, piece: bytes) -> None:
+        self.complaint = (self.complaint + piece)[-ERROR_MAX:]
 
     async def _read(
         self, stream: asyncio.StreamReader, pieces: asyncio.Queue[bytes], note: Callable[[bytes], None]
@@ -265,16 +278,25 @@ class Running:
             with open(fd, "rb") as file:
                 if not stat.S_ISREG(os.fstat(fd).st_mode):
                     raise JobFailed(f"out/{name}: expected a plain file")
-                data = file.read()
-            async with self.uploading:
-                await self._keep(name, data)
+                async with self.uploading:
+                    await self._keep(name, file)
 
-    async def _keep(self, name: str, data: bytes) -> None:
-        async def stage(client: Client) -> None:
-            await client.write_file(f"/artifacts/stage/{name}", data, create=True)
+    async def _keep(self, name: str, file: BinaryIO) -> None:
+        path = f"/artifacts/stage/{name}"
 
-        await self.uplink.do(stage)
-        sha256 = hashlib.sha256(data).hexdigest()
+        async def stage(client: Client) -> str:
+            digest = hashlib.sha256()
+            await client.write_file(path, b"", create=True)
+            file.seek(0)
+            async with await client.open(path, "w") as fid:
+                offset = 0
+                while piece := file.read(fid.unit):
+                    await fid.write_all(piece, offset)
+                    digest.update(piece)
+                    offset += len(piece)
+            return digest.hexdigest()
+
+        sha256 = await self.uplink.do(stage)
         said = {"name": name, "sha256": f"sha256:{sha256}", "job": self.lease.job}
         await self.uplink.write("/artifacts/ctl", line("seal", said))
 
@@ -335,12 +357,12 @@ def _signal(session: int, number: signal.Signals) -> None:
         os.killpg(session, number)
 
 
-def _exit_text(returncode: int | None) -> str:
-    if returncode is None or returncode == 0:
+def _exit_text(returncode: int | None, complaint: bytes) -> str:
+    """Why it failed, with the last line of its standard error; "": it did not."""
+    if not returncode:
         return ""
-    if returncode < 0:
-        return f"ended by {signal.Signals(-returncode).name}"
-    return f"exit status {returncode}"
+    why = f"exit status {returncode}" if returncode > 0 else f"ended by {signal.Signals(-returncode).name}"
+    return f"{why}: {complaint.decode(errors='replace')}" if complaint else why
 
 
 def _last_line(tail: bytes) -> bytes:

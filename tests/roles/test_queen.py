@@ -127,6 +127,14 @@ def test_what_may_not_be_served_is_refused(tmp_path: Path, options: tuple[str, .
     assert said in done.stderr
 
 
+def test_a_folder_that_others_write_to_holds_no_socket(tmp_path: Path) -> None:
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open").chmod(0o777)
+    done = run("serve", "--dir", str(tmp_path / "hive"), "--listen", f"unix:{tmp_path}/open/hive.sock")
+    assert (1, "") == (done.returncode, done.stdout)
+    assert f"skep: {tmp_path}/open is not yours alone" in done.stderr
+
+
 def test_what_fails_later_stops_it_with_the_reason(tmp_path: Path) -> None:
     """The ledger is edited under a running hive: its next turn sees that, and the queen ends."""
     with daemon("ready", "serve", "--dir", str(tmp_path)) as began:

@@ -30,6 +30,9 @@ argv = ["printf", "%s|", "{job}", "{topic}", "{attempt}", "{text}"]
 [copy]
 argv = ["cp", "{input}", "out/copy.txt"]
 
+[big]
+argv = ["truncate", "-s", "5000001", "out/big"]
+
 [link]
 argv = ["ln", "-s", "/etc/passwd", "out/passwd"]
 
@@ -67,7 +70,9 @@ def worker(hive: Hive, node: str = "w1", slots: int = 1, pools: str = "default")
     handlers.write_text(HANDLERS)
     arguments = ("worker", "-H", hive.workers, "--handlers", str(handlers), "--node", node, "--pools", pools)
     place = ("--dir", str(hive.directory / node), "--slots", str(slots))
-    with daemon(f"ready {node}", *arguments, *place, env={"SECRET": "of the worker"}) as began:
+    with daemon(
+        f"ready {node}", *arguments, *place, env={"SECRET": "of the worker", "LANG": "C.UTF-8"}
+    ) as began:
         yield began
 
 
@@ -111,6 +116,13 @@ def test_files_left_in_out_are_artifacts(hive: Hive) -> None:
     assert "kept" == hive.ask("cat", f"/artifacts/{digest}/data")
 
 
+def test_a_big_output_is_kept_whole(hive: Hive) -> None:
+    job = hive.submit("topic=big")
+    assert "succeeded" == ended(hive, job)[0]
+    expected = hashlib.sha256(bytes(5_000_001)).hexdigest()
+    assert f"big sha256:{expected}" == hive.ask("cat", f"/jobs/{job}/artifacts")
+
+
 def test_a_link_left_in_out_is_not_followed(hive: Hive) -> None:
     job = hive.submit("topic=link")
     state, _, error = ended(hive, job)
@@ -122,7 +134,7 @@ def test_a_link_left_in_out_is_not_followed(hive: Hive) -> None:
 @pytest.mark.parametrize(
     ("what", "error"),
     [
-        ("topic=fail", "exit status 2"),
+        ("topic=fail", "exit status 2: ls: cannot access '/nowhere': No such file or directory"),
         ("topic=slow input=60", "timeout: it ran longer than 0.3 s"),
         ("topic=sleep input=60 timeout=1s", "timeout: it ran longer than 1 s"),
         ("topic=missing", "no-such-program: no such program on this node"),
