@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from skep.fs.dial import Client
-from skep.fs.fid import Fid
 from skep.fs.messages import Dialect
 from skep.namespaces.hive import Event, HiveRules, HiveState
 from skep.trace.entry import Entry, entry_decoder
@@ -111,15 +110,10 @@ async def reigning(directory: Path, *lines: str) -> AsyncIterator[Queen]:
 
 async def say(client: Client, path: str, *lines: str) -> list[str]:
     """Write the lines in one write, as one transaction; the first word of each reply."""
-    async with await client.open(path, "rw") as fid:
-        return await ask(fid, *lines)
-
-
-async def ask(fid: Fid, *lines: str) -> list[str]:
-    """The same on a ctl file that is open."""
     data = "".join(f"{line}\n" for line in lines).encode()
-    assert await fid.write(0, data) == len(data)
-    return [line.split()[0] for line in (await fid.read(0, fid.unit)).decode().splitlines()]
+    async with await client.open(path, "rw") as fid:
+        assert len(data) == await fid.write(0, data)
+        return [line.split()[0] for line in (await fid.read(0, fid.unit)).decode().splitlines()]
 
 
 async def read(client: Client, path: str) -> str:

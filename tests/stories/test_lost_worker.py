@@ -88,13 +88,17 @@ async def finish(queen: Queen, job: str, node: str) -> dict[str, Any]:
 async def check_two_attempts(queen: Queen, job: str, first: str, second: str) -> None:
     """The first lease expired, no earlier than it said, and the second was acknowledged."""
     async with await queen.operator() as client:
-        assert ["succeeded", second] == [await read(client, f"/jobs/{job}/{name}") for name in ("state", "result")]
+        assert ["succeeded", second] == [
+            await read(client, f"/jobs/{job}/{name}") for name in ("state", "result")
+        ]
         attempts = (await read(client, f"/jobs/{job}/attempts")).splitlines()
     rows = [dict(word.split("=") for word in line.split()[1:]) for line in attempts]
     assert [(first, "1", "expired"), (second, "3", "acked")] == [
         (row["node"], row["fence"], row["end"]) for row in rows
     ]
-    times = [parse_rfc3339(rows[0][name]) for name in ("leased", "ended")] + [parse_rfc3339(rows[1]["leased"])]
+    times = [parse_rfc3339(rows[0][name]) for name in ("leased", "ended")] + [
+        parse_rfc3339(rows[1]["leased"])
+    ]
     assert sorted(times) == times
     assert times[1] - times[0] >= 2 * SECOND
 

@@ -1,4 +1,4 @@
-"""A hive's ledger that was torn opens, as far as it goes; one that was edited does not, and it is said where."""
+"""A ledger that was torn opens, as far as it goes; one that was edited does not, and it is said where."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def exchanged(ledger: sqlite3.Connection, seq: int, rng: random.Random) -> None:
         ledger.execute("UPDATE entries SET seq = ? WHERE seq = ?", (after, before))
 
 
-EDITS: Final = {
+EDITS: Final[dict[Callable[[sqlite3.Connection, int, random.Random], None], str]] = {
     one_byte: "integrity: entry {seq}: leaf hash is not that of its body",
     byte_and_hash: "integrity: entry {seq}: tree root is not that of its commit",
     taken_out: "integrity: entry {seq}: missing, entry {next} is in its place",
