@@ -468,6 +468,7 @@ class Chan:
 
     async def xattr_chan(self, name: str) -> tuple[Chan, int]:
         """A chan that reads an attribute's value, or with "" the list of names, and its length."""
+        self._need(Right.READ)
         if name:
             value = await settle(self.node.xattr(name, self.caller))
         else:

@@ -56,6 +56,10 @@ class Hot:
             return
         self.table.fid(fid, self._place(chan))
 
+    def taken(self, fid: int) -> None:
+        """A fid is bound to what is not a file: for proofs, or an attribute. All of it is the session's."""
+        self.table.fid(fid, NOT_HERE)
+
     def opened(self, fid: int, chan: Chan) -> None:
         """A fid bound to ``chan`` has been opened. What is open otherwise than here is none of the loop's."""
         handle, how = chan.handle, chan.how

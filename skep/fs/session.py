@@ -145,6 +145,7 @@ class Kernel(Protocol):
     def hold(self, tag: int, fids: tuple[int, ...]) -> None: ...
     def release(self, tag: int, fids: tuple[int, ...], known: Mapping[int, Any]) -> None: ...
     def bound(self, fid: int, chan: Any) -> None: ...
+    def taken(self, fid: int) -> None: ...
     def opened(self, fid: int, chan: Any) -> None: ...
     def walked(self, chan: Any, qid: m.Qid) -> None: ...
     def told(self, chan: Any, frame: bytes) -> None: ...
@@ -540,6 +541,8 @@ class Session:
         if call.new is not None and done.chan is not None:
             if done.kind == "file":
                 self.kernel.bound(call.new, done.chan)
+            else:
+                self.kernel.taken(call.new)
             if isinstance(done.reply, m.Rwalk) and done.reply.wqid:
                 self.kernel.walked(done.chan, done.reply.wqid[-1])
         elif call.fid is not None and done.how is not None:
@@ -547,7 +550,7 @@ class Session:
                 self.kernel.bound(call.numbers[0], call.fid.chan)
                 self.kernel.opened(call.numbers[0], call.fid.chan)
             else:
-                self.kernel.drop(call.numbers[0])
+                self.kernel.taken(call.numbers[0])
         elif call.fid is not None and isinstance(done.reply, (m.Rgetattr, m.Rstat)):
             frame = self._reply(call.tag, done.reply, self.dialect or Dialect.PLAIN)
             if frame[4] == NUMBERS[type(done.reply)]:  # and not an error

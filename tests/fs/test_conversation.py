@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from skep.fs import transcript
+from skep.fs.errors import FsError
 from skep.fs.messages import (
     NOFID,
     NOTAG,
@@ -25,6 +26,7 @@ from skep.fs.messages import (
     Rlerror,
     Rlopen,
     Ropen,
+    Rread,
     Rstat,
     Rwalk,
     Rxattrcreate,
@@ -46,9 +48,11 @@ from skep.fs.messages import (
 from skep.fs.server import OpenGate
 from skep.fs.shapes import Text
 from skep.fs.tree import as_node
-from skep.fs.wire import pack
+from skep.fs.wire import pack, unpack_stat
 from tests.fs.grounds import Grounds, Raw, calm, played, wait_until
 from tests.fs.requesting import requests, tags
+
+pytestmark = pytest.mark.slow
 
 KERNELS = pytest.mark.parametrize("kernel", [False, True], ids=["python", "kernel"])
 DIALECTS = pytest.mark.parametrize("dialect", list(Dialect), ids=lambda dialect: dialect.value)
@@ -226,11 +230,27 @@ def test_the_inner_loop_answers_as_the_session_does(
     assert told[0] == told[1]
 
 
+def _listed(data: bytes, dialect: Dialect) -> list[str]:
+    """The names in the entries of a directory that ``data`` is made of; none: it is something else."""
+    rest, names = memoryview(data), []
+    while len(rest):
+        try:
+            stat, used = unpack_stat(rest, dialect)
+        except FsError:
+            return []
+        names.append(stat.name)
+        rest = rest[used:]
+    return names
+
+
 def normal(raw: Raw) -> list[str]:
     """The answers, qids told by the order in which they were first met, times and versions left out."""
     numbers: dict[str, int] = {}
     lines = []
     for tag, answer in raw.answers:
+        if isinstance(answer, Rread) and (names := _listed(answer.data, raw.hearing)):
+            lines.append(f"Rread {tag} of entries {names}")
+            continue
         name, _, told = transcript.split(transcript.show(tag, answer, raw.hearing))
         lines.append(f"{name} {tag} {_normal(list(told.items()), numbers)}")
     return lines

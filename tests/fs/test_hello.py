@@ -13,6 +13,8 @@ import pytest
 
 from skep.fs.dial import Client
 
+pytestmark = pytest.mark.slow
+
 HELLO = Path(__file__).parents[2] / "examples" / "hello.py"
 
 

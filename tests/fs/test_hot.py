@@ -194,3 +194,14 @@ def test_a_steady_file_that_moved_is_told_anew() -> None:
     text.moved()
     conversation.receive(pack(0, m.Tgetattr(1, 0x7FF), Dialect.L))
     assert out[-1] != out[-2]
+
+
+def test_the_fid_of_an_attribute_is_not_free_for_the_loop(folder: Path) -> None:
+    out: list[bytes] = []
+    root = Export(folder).root
+    conversation = Conversation(OpenGate(root), Peer("local"), lambda b: out.append(b"".join(b)))
+    conversation.receive(pack(m.NOTAG, m.Tversion(8192, "9P2000.L"), Dialect.PLAIN))
+    conversation.receive(pack(0, m.Tattach(0, m.NOFID, "", ""), Dialect.L))
+    conversation.receive(pack(0, m.Txattrwalk(0, 1, ""), Dialect.L))
+    conversation.receive(pack(0, m.Twalk(0, 1, ("f",)), Dialect.L))
+    assert pack(0, m.Rlerror(9), Dialect.L) == out[-1]

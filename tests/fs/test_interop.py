@@ -19,6 +19,8 @@ from skep.fs.export import Export
 from skep.fs.server import listen
 from skep.fs.shapes import Memory
 
+pytestmark = pytest.mark.slow
+
 LONG = b"0123456789" * 50_000
 
 

@@ -16,6 +16,8 @@ import pytest
 
 from tests.fs.mounted import Mounted, mounted, wait_until
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def hive(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mounted]:

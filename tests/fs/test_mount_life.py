@@ -18,6 +18,8 @@ from skep.fs.errors import E, FsError
 from skep.fs.mount import Options, mount, take_down_dead, unmount
 from tests.fs.mounted import ROOT, Mounted, is_mounted, mounted, wait_until
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def hive(tmp_path: Path) -> Iterator[Mounted]:
