@@ -18,6 +18,7 @@ from skep.fs.client import MSIZE_DEFAULT
 from skep.fs.connection import Connection, Join
 from skep.fs.errors import E, FsError
 from skep.fs.fid import Fid
+from skep.fs.identity import Identity
 from skep.fs.messages import (
     NOFID,
     Dialect,
@@ -60,12 +61,17 @@ class Client:
         uname: str | None = None,
         dialect: Dialect = Dialect.L,
         msize: int = MSIZE_DEFAULT,
+        identity: Identity | None = None,
     ) -> Client:
-        """Dial and attach. ``uname`` None: the login name. A server may answer with a lower dialect.
+        """Dial and attach. ``uname`` None: the login name, or with TLS the certificate's node. A server may
+        answer with a lower dialect. ``identity``: for TLS, and for nothing else.
 
-        Raises OSError when nobody listens there, FsError when the version or the attach is refused."""
+        Raises OSError when nobody listens there or is not to be believed (TlsError), FsError when the
+        version, the attach or our certificate is refused."""
         place = parse(address) if isinstance(address, str) else address
-        return await Client.attach(await Connection.open(place, dialect, msize), aname, uname)
+        if identity is not None and uname is None:
+            uname = identity.name.node
+        return await Client.attach(await Connection.open(place, dialect, msize, identity), aname, uname)
 
     @staticmethod
     async def over(

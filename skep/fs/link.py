@@ -16,6 +16,7 @@ from skep.fs.client import MSIZE_DEFAULT, Call
 from skep.fs.connection import Connection, ConnectionLost
 from skep.fs.dial import Client
 from skep.fs.errors import E, FsError
+from skep.fs.identity import Identity
 from skep.fs.messages import Dialect, Message, Qid
 
 R = TypeVar("R", bound=Message)
@@ -42,8 +43,10 @@ class Link:
         aname: str = "",
         uname: str | None = None,
         msize: int = MSIZE_DEFAULT,
+        identity: Identity | None = None,
     ) -> None:
         self.address = address
+        self.identity = identity  # None: not TLS
         self.aname = aname
         self.uname = uname
         self.msize = msize
@@ -61,7 +64,9 @@ class Link:
     async def dial(self) -> Live:
         """Connect and attach in 9P2000.L. Raises OSError when nobody answers, FsError when refused."""
         async with asyncio.timeout(DIAL_LIMIT_S):
-            client = await Client.connect(self.address, aname=self.aname, uname=self.uname, msize=self.msize)
+            client = await Client.connect(
+                self.address, aname=self.aname, uname=self.uname, msize=self.msize, identity=self.identity
+            )
         if client.connection.dialect is not Dialect.L:
             await client.close()
             raise FsError(E.VERSION, f"{self.address} speaks {client.connection.dialect.value}, not 9P2000.L")
