@@ -149,11 +149,11 @@ class Layer(asyncio.Protocol):
     # The transport that above sees
 
     def write(self, data: bytes | memoryview) -> None:
-        self._encrypt(data)
+        self._encrypt((data,))
 
     def writelines(self, buffers: Iterable[bytes | memoryview]) -> None:
         """Many short frames go out in one record."""
-        self._encrypt(b"".join(buffers))
+        self._encrypt(buffers)
 
     def close(self) -> None:
         """Send what is left, say goodbye, and end."""
@@ -270,18 +270,35 @@ class Layer(asyncio.Protocol):
         # That a peer refuses our certificate is heard after the handshake: it has checked it last.
         self._end(doubt)
 
-    def _encrypt(self, data: bytes | memoryview) -> None:
+    def _encrypt(self, buffers: Iterable[bytes | memoryview]) -> None:
+        """Short buffers are put together into records; of a long one only its ends are copied."""
         if not self._open:
             return
-        view, send = memoryview(data), self._ssl.send
-        out: list[bytes] = []
-        for at in range(0, len(view), PIECE_SIZE):
-            piece = view[at : at + PIECE_SIZE]
-            while piece:
-                piece = piece[send(piece) :]
-            out.append(self._ssl.bio_read(PIECE_SIZE + OVERHEAD))
-        if out:
-            self._below.writelines(out)
+        short: list[bytes | memoryview] = []
+        room = RECORD_SIZE
+        for buffer in buffers:
+            if len(buffer) < room:
+                short.append(buffer)
+                room -= len(buffer)
+                continue
+            view = memoryview(buffer)
+            short.append(view[:room])
+            self._seal(b"".join(short))
+            whole = room + (len(view) - room) // RECORD_SIZE * RECORD_SIZE
+            for at in range(room, whole, PIECE_SIZE):
+                self._seal(view[at : min(at + PIECE_SIZE, whole)])
+            short, room = [view[whole:]], RECORD_SIZE - (len(view) - whole)
+        if room < RECORD_SIZE:
+            self._seal(short[0] if len(short) == 1 else b"".join(short))
+
+    def _seal(self, piece: bytes | memoryview) -> None:
+        """Send at most PIECE_SIZE. One call of OpenSSL's takes one record."""
+        size, done, ssl = len(piece), self._ssl.send(piece), self._ssl
+        if done < size:
+            view = memoryview(piece)
+            while done < size:
+                done += ssl.send(view[done:])
+        self._below.write(ssl.bio_read(size + OVERHEAD))
 
     def _flush(self) -> None:
         """Send what OpenSSL has to say by itself."""
