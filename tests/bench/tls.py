@@ -1,4 +1,4 @@
-"""TLS beside plaintext TCP on loopback: ``python -m tests.bench.tls [CORE]``, both ends on CORE if it is given.
+"""TLS beside plaintext TCP on loopback: ``python -m tests.bench.tls [CORE]``, both ends on CORE if given.
 
 The client is blocking, with frames made beforehand and Python's own ssl below, so that little of what is
 measured is its own; the second column is the server's processor time, where its share is none at all."""
@@ -139,9 +139,12 @@ def main() -> None:
     assert server.pid is not None
     tcp_port, tls_port = ours.recv()
     print(f"{'':18}{'tcp /s':>12}{'tls /s':>12}{'ratio':>7}   {'server us/op':>16}{'ratio':>7}")
-    for what, *case in CASES:
+    for what, name, depth, count in CASES:
         rounds = [
-            (measured(server.pid, tcp_port, None, *case), measured(server.pid, tls_port, W1, *case))
+            (
+                measured(server.pid, tcp_port, None, name, depth, count),
+                measured(server.pid, tls_port, W1, name, depth, count),
+            )
             for _ in range(ROUNDS)
         ]
         tcp, tls = (median(list(figures)) for figures in zip(*rounds, strict=True))
