@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import TypeVar, cast
+from typing import TYPE_CHECKING, TypeVar, cast
 
 from skep.fs.address import Address
 from skep.fs.client import MSIZE_DEFAULT, Call, ClientSession
 from skep.fs.errors import E, FsError
-from skep.fs.identity import Identity
 from skep.fs.messages import Dialect, Message, Tclunk
-from skep.fs.tls import ClientLayer
+
+if TYPE_CHECKING:  # OpenSSL takes a tenth of a second to import
+    from skep.fs.identity import Identity
 
 R = TypeVar("R", bound=Message)
 
@@ -61,6 +62,8 @@ class Connection(asyncio.Protocol):
         if address.kind == "unix":
             await loop.create_unix_connection(lambda: connection, address.path)
         elif identity is not None:
+            from skep.fs.tls import ClientLayer
+
             layer = ClientLayer(identity, connection)
             await loop.create_connection(lambda: layer, address.host, address.port)
             try:

@@ -10,7 +10,7 @@ import asyncio
 import os
 import pwd
 from collections.abc import AsyncIterator
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from skep.fs import idiom
 from skep.fs.address import Address, parse
@@ -18,7 +18,6 @@ from skep.fs.client import MSIZE_DEFAULT
 from skep.fs.connection import Connection, Join
 from skep.fs.errors import E, FsError
 from skep.fs.fid import Fid
-from skep.fs.identity import Identity
 from skep.fs.messages import (
     NOFID,
     Dialect,
@@ -27,6 +26,9 @@ from skep.fs.messages import (
     Tattach,
 )
 from skep.fs.node import Attr, Entry
+
+if TYPE_CHECKING:  # OpenSSL takes a tenth of a second to import
+    from skep.fs.identity import Identity
 
 STATS_AT_ONCE: Final = 64  # entries of a listing asked for together
 

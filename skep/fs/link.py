@@ -9,15 +9,17 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable
-from typing import Final, NamedTuple, TypeVar, cast
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar, cast
 
 from skep.fs.address import Address
 from skep.fs.client import MSIZE_DEFAULT, Call
 from skep.fs.connection import Connection, ConnectionLost
 from skep.fs.dial import Client
 from skep.fs.errors import E, FsError
-from skep.fs.identity import Identity
 from skep.fs.messages import Dialect, Message, Qid
+
+if TYPE_CHECKING:  # OpenSSL takes a tenth of a second to import
+    from skep.fs.identity import Identity
 
 R = TypeVar("R", bound=Message)
 FIRST_WAIT_S: Final = 0.1  # doubled after each failure

@@ -17,7 +17,7 @@ import stat
 import struct
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import uvloop
 
@@ -25,12 +25,14 @@ from skep.fs.address import Address, check_listen, parse
 from skep.fs.chan import EVERYTHING, Chan
 from skep.fs.conversation import Conversation, Peer
 from skep.fs.errors import E, FsError
-from skep.fs.identity import Identity
 from skep.fs.node import Caller, Node
-from skep.fs.tls import LIMITS, Doorway, Limits, ServerLayer
 from skep.fs.tree import as_node
-from skep.fs.trust import Refusal
 from skep.fs.wire import WireError
+
+if TYPE_CHECKING:  # OpenSSL takes a tenth of a second to import
+    from skep.fs.identity import Identity
+    from skep.fs.tls import Doorway, Limits
+    from skep.fs.trust import Refusal
 
 log = logging.getLogger("skep.fs")
 BACKLOG: Final = 1024  # connections the kernel holds for us while we are busy
@@ -185,7 +187,7 @@ class Listener:
 
     def _accepted(self) -> asyncio.BaseProtocol:
         connection = _Connection(self)
-        return connection if self.doorway is None else ServerLayer(self.doorway, connection)
+        return connection if self.doorway is None else self.doorway.layer(connection)
 
     async def close(self) -> None:
         """Stop listening, cut the connections, remove the socket's name."""
@@ -232,16 +234,21 @@ async def listen(
     mode: int = 0o600,
     identity: Identity | None = None,
     refused: Callable[[Refusal], None] = lambda refusal: None,
-    limits: Limits = LIMITS,
+    limits: Limits | None = None,
 ) -> AsyncIterator[Listener]:
     """Serve ``tree`` (what as_node takes, a Gate, or what greets each connection with a Gate of its own, that
     is told when the connection has ``left``) on ``address`` within the ``async with``.
 
     ``mode``: who may connect to a Unix socket. ``identity``: for TLS, and for nothing else; ``refused`` is
-    then told of each handshake refused and each session ended, ``limits`` bound the handshakes.
+    then told of each handshake refused and each session ended; ``limits`` bound the handshakes, as
+    tls.LIMITS when None.
     Raises ValueError for an address that may not be served."""
     gate = tree if hasattr(tree, "attach") or hasattr(tree, "greet") else OpenGate(as_node(tree))
-    doorway = None if identity is None else Doorway(identity, refused, limits)
+    doorway = None
+    if identity is not None:
+        from skep.fs.tls import LIMITS, Doorway
+
+        doorway = Doorway(identity, refused, limits or LIMITS)
     listener = Listener(gate, parse(address) if isinstance(address, str) else address, msize, doorway)
     await listener.open(mode)
     try:

@@ -350,6 +350,10 @@ class Doorway:
         self._per_peer: Counter[str] = Counter()
         self._refused = refused
 
+    def layer(self, above: Above) -> ServerLayer:
+        """What stands between an accepted socket and ``above``."""
+        return ServerLayer(self, above)
+
     def admit(self, layer: ServerLayer) -> Doubt | None:
         """Why ``layer`` may not begin its handshake. None: it may, and counts until it is ``settled``."""
         if len(self.half_open) >= self.limits.half_open_max:
