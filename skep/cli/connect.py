@@ -28,7 +28,7 @@ class AddressType(click.ParamType[Address]):
         if isinstance(value, Address):
             return value
         try:
-            return parse(value)
+            return _without_tls(parse(value))
         except ValueError as error:
             self.fail(str(error), param, ctx)
 
@@ -36,9 +36,16 @@ class AddressType(click.ParamType[Address]):
 ADDRESS: Final = AddressType()
 
 
+def _without_tls(address: Address) -> Address:
+    """Commands have no certificates: only trees that a program serves and dials are served over TLS."""
+    if address.kind == "tls":
+        raise ValueError(f"{address}: commands show no certificates; expected unix:/path or tcp:host:port")
+    return address
+
+
 def _default() -> Address:
     try:
-        return default_hive()
+        return _without_tls(default_hive())
     except ValueError as error:
         raise click.UsageError(f"SKEP_HIVE: {error}") from error
 

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import TypeVar, cast
+from typing import TYPE_CHECKING, TypeVar, cast
 
 from skep.fs.address import Address
 from skep.fs.client import MSIZE_DEFAULT, Call, ClientSession
 from skep.fs.errors import E, FsError
 from skep.fs.messages import Dialect, Message, Tclunk
+
+if TYPE_CHECKING:  # OpenSSL takes a tenth of a second to import
+    from skep.fs.identity import Identity
 
 R = TypeVar("R", bound=Message)
 
@@ -33,6 +36,7 @@ class Connection(asyncio.Protocol):
 
     def __init__(self, dialect: Dialect, msize: int) -> None:
         self.session = ClientSession(dialect, msize)
+        self.channel_binding: Callable[[], bytes] = bytes  # 32 bytes both ends know; empty: not encrypted
         self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._send: Callable[[list[bytes]], None] = lambda buffers: None
         self._close: Callable[[], None] = lambda: None
@@ -41,12 +45,32 @@ class Connection(asyncio.Protocol):
         self._writable.set()
 
     @staticmethod
-    async def open(address: Address, dialect: Dialect = Dialect.L, msize: int = MSIZE_DEFAULT) -> Connection:
-        """Connect and agree on the version. Raises OSError when nobody listens, FsError(E.VERSION)."""
+    async def open(
+        address: Address,
+        dialect: Dialect = Dialect.L,
+        msize: int = MSIZE_DEFAULT,
+        identity: Identity | None = None,
+    ) -> Connection:
+        """Connect and agree on the version. ``identity``: for TLS, and for nothing else.
+
+        Raises OSError when nobody listens, TlsError, which is one too, when either end does not believe the
+        other, FsError(E.VERSION); ConnectionLost when the server refuses our certificate: it looks last."""
+        if (address.kind == "tls") is not (identity is not None):
+            raise ValueError(f"{address}: an identity belongs to tls, and tls needs one")
         loop = asyncio.get_running_loop()
         connection = Connection(dialect, msize)
         if address.kind == "unix":
             await loop.create_unix_connection(lambda: connection, address.path)
+        elif identity is not None:
+            from skep.fs.tls import ClientLayer
+
+            layer = ClientLayer(identity, connection)
+            await loop.create_connection(lambda: layer, address.host, address.port)
+            try:
+                await layer.established
+            except asyncio.CancelledError:
+                layer.abort()
+                raise
         else:
             await loop.create_connection(lambda: connection, address.host, address.port)
         return await connection._agreed()
@@ -121,6 +145,7 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         stream = cast(asyncio.Transport, transport)
         self._send, self._close = stream.writelines, stream.close
+        self.channel_binding = stream.get_extra_info("channel_binding", bytes)
 
     def data_received(self, data: bytes) -> None:
         for call in self.session.receive(data):

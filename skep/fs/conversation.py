@@ -29,13 +29,18 @@ SECOND: Final = 1_000_000_000
 
 
 class Peer(NamedTuple):
-    """The other end, as the transport knows it; uid, gid, pid -1 where it does not."""
+    """The other end, as the transport knows it; uid, gid, pid -1 where it does not.
 
-    kind: str  # "unix", "tcp", "local"
+    With TLS the certificate tells who it is: ``spiffe``, spiffe://<hive>/<role>/<node>, is the principal."""
+
+    kind: str  # "unix", "tcp", "tls", "local"
     address: str = ""
     uid: int = -1
     gid: int = -1
     pid: int = -1
+    spiffe: str = ""  # these three are empty but for kind "tls"
+    role: str = ""
+    node: str = ""
 
 
 class Gate(Protocol):
@@ -68,6 +73,7 @@ class Conversation:
         self.peer = peer
         self.send = send
         self.session = Session(msize, kernel=hot(FIDS_MAX) if kernel else None)
+        self.channel_binding: Callable[[], bytes] = bytes  # 32 bytes both ends know; empty: not encrypted
         self.paused = False  # the transport takes no more for now
         self._tasks: dict[Call, asyncio.Task[Done | FsError]] = {}
         self._pumping = False

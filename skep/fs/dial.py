@@ -10,7 +10,7 @@ import asyncio
 import os
 import pwd
 from collections.abc import AsyncIterator
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from skep.fs import idiom
 from skep.fs.address import Address, parse
@@ -26,6 +26,9 @@ from skep.fs.messages import (
     Tattach,
 )
 from skep.fs.node import Attr, Entry
+
+if TYPE_CHECKING:  # OpenSSL takes a tenth of a second to import
+    from skep.fs.identity import Identity
 
 STATS_AT_ONCE: Final = 64  # entries of a listing asked for together
 
@@ -60,12 +63,17 @@ class Client:
         uname: str | None = None,
         dialect: Dialect = Dialect.L,
         msize: int = MSIZE_DEFAULT,
+        identity: Identity | None = None,
     ) -> Client:
-        """Dial and attach. ``uname`` None: the login name. A server may answer with a lower dialect.
+        """Dial and attach. ``uname`` None: the login name, or with TLS the certificate's node. A server may
+        answer with a lower dialect. ``identity``: for TLS, and for nothing else.
 
-        Raises OSError when nobody listens there, FsError when the version or the attach is refused."""
+        Raises OSError when nobody listens there or is not to be believed (TlsError), FsError when the
+        version, the attach or our certificate is refused."""
         place = parse(address) if isinstance(address, str) else address
-        return await Client.attach(await Connection.open(place, dialect, msize), aname, uname)
+        if identity is not None and uname is None:
+            uname = identity.name.node
+        return await Client.attach(await Connection.open(place, dialect, msize, identity), aname, uname)
 
     @staticmethod
     async def over(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable
-from typing import Final, NamedTuple, TypeVar, cast
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar, cast
 
 from skep.fs.address import Address
 from skep.fs.client import MSIZE_DEFAULT, Call
@@ -17,6 +17,9 @@ from skep.fs.connection import Connection, ConnectionLost
 from skep.fs.dial import Client
 from skep.fs.errors import E, FsError
 from skep.fs.messages import Dialect, Message, Qid
+
+if TYPE_CHECKING:  # OpenSSL takes a tenth of a second to import
+    from skep.fs.identity import Identity
 
 R = TypeVar("R", bound=Message)
 FIRST_WAIT_S: Final = 0.1  # doubled after each failure
@@ -42,8 +45,10 @@ class Link:
         aname: str = "",
         uname: str | None = None,
         msize: int = MSIZE_DEFAULT,
+        identity: Identity | None = None,
     ) -> None:
         self.address = address
+        self.identity = identity  # None: not TLS
         self.aname = aname
         self.uname = uname
         self.msize = msize
@@ -61,7 +66,9 @@ class Link:
     async def dial(self) -> Live:
         """Connect and attach in 9P2000.L. Raises OSError when nobody answers, FsError when refused."""
         async with asyncio.timeout(DIAL_LIMIT_S):
-            client = await Client.connect(self.address, aname=self.aname, uname=self.uname, msize=self.msize)
+            client = await Client.connect(
+                self.address, aname=self.aname, uname=self.uname, msize=self.msize, identity=self.identity
+            )
         if client.connection.dialect is not Dialect.L:
             await client.close()
             raise FsError(E.VERSION, f"{self.address} speaks {client.connection.dialect.value}, not 9P2000.L")

@@ -1,4 +1,5 @@
-"""Listeners: Unix sockets, whose peer credentials are the principal, and TCP on loopback.
+"""Listeners: Unix sockets, whose peer credentials are the principal, TCP on loopback, and TLS, whose
+certificates are the principal.
 
 Transports only: what comes in goes to a Conversation. ``serve`` is the ten-line program's way in.
 """
@@ -14,9 +15,9 @@ import pwd
 import socket
 import stat
 import struct
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import uvloop
 
@@ -27,6 +28,11 @@ from skep.fs.errors import E, FsError
 from skep.fs.node import Caller, Node
 from skep.fs.tree import as_node
 from skep.fs.wire import WireError
+
+if TYPE_CHECKING:  # OpenSSL takes a tenth of a second to import
+    from skep.fs.identity import Identity
+    from skep.fs.tls import Doorway, Limits
+    from skep.fs.trust import Refusal
 
 log = logging.getLogger("skep.fs")
 BACKLOG: Final = 1024  # connections the kernel holds for us while we are busy
@@ -45,8 +51,9 @@ def user_name(uid: int) -> str:
 
 
 class OpenGate:
-    """Everyone who gets as far as the socket sees the whole tree. The principal is the Unix peer's user, or
-    the transport; what the client calls itself is not asked. ``aname`` names no other tree."""
+    """Everyone who gets as far as the socket sees the whole tree. The principal is the Unix peer's user, the
+    certificate's name, or the transport; what the client calls itself is not asked. ``aname`` names no other
+    tree."""
 
     def __init__(self, root: Node) -> None:
         self.root = root
@@ -56,7 +63,7 @@ class OpenGate:
             raise FsError(E.MISSING, aname)
         uid, gid = (peer.uid, peer.gid) if peer.uid >= 0 else (os.getuid(), os.getgid())
         user = user_name(uid)
-        principal = f"{peer.kind}:{user if peer.uid >= 0 else peer.address}"
+        principal = peer.spiffe or f"{peer.kind}:{user if peer.uid >= 0 else peer.address}"
         caller = Caller(principal, "operator", uid=uid, gid=gid, user=user)
         return Chan(self.root, caller, EVERYTHING)
 
@@ -91,15 +98,20 @@ class _Connection(asyncio.BufferedProtocol):
         if hasattr(self.listener.gate, "greet"):
             self.conversation.gate = self.listener.gate.greet(self.conversation)
         self.conversation.flow = self._flow
+        self.conversation.channel_binding = transport.get_extra_info("channel_binding", bytes)
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return self.listener.buffer
 
     def buffer_updated(self, nbytes: int) -> None:
+        self.data_received(self.listener.buffer[:nbytes])
+
+    def data_received(self, data: bytes | memoryview) -> None:
+        """What a TLS layer has decrypted, or the buffer holds."""
         if self.conversation is None:
             return
         try:
-            self.conversation.receive(self.listener.buffer[:nbytes])
+            self.conversation.receive(data)
         except WireError as error:
             log.info("%s: %s", self.conversation.peer.address or self.conversation.peer.kind, error)
             self.transport.abort()
@@ -131,6 +143,9 @@ class _Connection(asyncio.BufferedProtocol):
 
 
 def _peer(transport: asyncio.BaseTransport) -> Peer:
+    certified: Peer | None = transport.get_extra_info("peer")
+    if certified is not None:
+        return certified
     sock = transport.get_extra_info("socket")
     if sock.family == socket.AF_UNIX:
         raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
@@ -144,7 +159,11 @@ def _peer(transport: asyncio.BaseTransport) -> Peer:
 class Listener:
     """One address being served. ``address`` is what was bound: a port 0 has become the one picked."""
 
-    def __init__(self, gate: Any, address: Address, msize: int) -> None:
+    def __init__(self, gate: Any, address: Address, msize: int, doorway: Doorway | None = None) -> None:
+        """``doorway``: to what only TLS enters; None for the other kinds of address."""
+        if (address.kind == "tls") is not (doorway is not None):
+            raise ValueError(f"{address}: an identity belongs to tls, and tls needs one")
+        self.doorway = doorway
         self.gate = gate
         self.address = address
         self.msize = msize
@@ -161,14 +180,21 @@ class Listener:
             self.server = await loop.create_unix_server(lambda: _Connection(self), sock=sock, backlog=BACKLOG)
             return
         self.server = await loop.create_server(
-            lambda: _Connection(self), self.address.host, self.address.port, backlog=BACKLOG
+            self._accepted, self.address.host, self.address.port, backlog=BACKLOG
         )
-        self.address = Address("tcp", self.address.host, self.server.sockets[0].getsockname()[1])
+        port = self.server.sockets[0].getsockname()[1]
+        self.address = Address(self.address.kind, self.address.host, port)
+
+    def _accepted(self) -> asyncio.BaseProtocol:
+        connection = _Connection(self)
+        return connection if self.doorway is None else self.doorway.layer(connection)
 
     async def close(self) -> None:
         """Stop listening, cut the connections, remove the socket's name."""
         assert self.server is not None
         self.server.close()
+        if self.doorway is not None:
+            self.doorway.close()
         for connection in list(self.connections):
             connection.transport.abort()
         await self.server.wait_closed()
@@ -201,14 +227,29 @@ def _bind_unix(path: str, mode: int) -> socket.socket:
 
 @contextlib.asynccontextmanager
 async def listen(
-    tree: Node | Mapping[str, Any] | Any, address: str | Address, *, msize: int = 1 << 20, mode: int = 0o600
+    tree: Node | Mapping[str, Any] | Any,
+    address: str | Address,
+    *,
+    msize: int = 1 << 20,
+    mode: int = 0o600,
+    identity: Identity | None = None,
+    refused: Callable[[Refusal], None] = lambda refusal: None,
+    limits: Limits | None = None,
 ) -> AsyncIterator[Listener]:
     """Serve ``tree`` (what as_node takes, a Gate, or what greets each connection with a Gate of its own, that
     is told when the connection has ``left``) on ``address`` within the ``async with``.
 
-    ``mode``: who may connect to a Unix socket. Raises ValueError for an address that may not be served."""
+    ``mode``: who may connect to a Unix socket. ``identity``: for TLS, and for nothing else; ``refused`` is
+    then told of each handshake refused and each session ended; ``limits`` bound the handshakes, as
+    tls.LIMITS when None.
+    Raises ValueError for an address that may not be served."""
     gate = tree if hasattr(tree, "attach") or hasattr(tree, "greet") else OpenGate(as_node(tree))
-    listener = Listener(gate, parse(address) if isinstance(address, str) else address, msize)
+    doorway = None
+    if identity is not None:
+        from skep.fs.tls import LIMITS, Doorway
+
+        doorway = Doorway(identity, refused, limits or LIMITS)
+    listener = Listener(gate, parse(address) if isinstance(address, str) else address, msize, doorway)
     await listener.open(mode)
     try:
         yield listener

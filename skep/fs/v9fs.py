@@ -35,7 +35,9 @@ async def mounted(
 ) -> AsyncIterator[asyncio.Task[None]]:
     """Mount at ``directory``; within, the task is done when the mount or its connection has ended.
 
-    Raises OSError when nobody listens, FsError when the kernel refuses."""
+    Raises OSError when nobody listens, FsError when the kernel refuses, ValueError for TLS."""
+    if address.kind == "tls":
+        raise ValueError(f"{address}: the kernel's client speaks no TLS")
     if address.kind == "unix":
         reader, writer = await asyncio.open_unix_connection(address.path)
     else:

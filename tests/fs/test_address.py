@@ -14,8 +14,11 @@ hosts = st.one_of(
 paths = st.text(st.characters(codec="ascii", exclude_characters="\0"), min_size=1, max_size=107)
 
 
+internet = st.sampled_from(["tcp", "tls"])
+
+
 @given(st.one_of(paths.map(lambda p: Address("unix", path=p)),
-                 st.builds(Address, st.just("tcp"), hosts, st.integers(0, 65535))))  # fmt: skip
+                 st.builds(Address, internet, hosts, st.integers(0, 65535))))  # fmt: skip
 def test_an_address_reads_as_it_is_written(address: Address) -> None:
     assert address == parse(str(address))
 
@@ -23,9 +26,9 @@ def test_an_address_reads_as_it_is_written(address: Address) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("", "expected unix:/path or tcp:host:port"),
-        ("/run/hive.sock", "expected unix:/path or tcp:host:port"),
-        ("http:localhost:80", "expected unix:/path or tcp:host:port"),
+        ("", "expected unix:/path, tcp:host:port or tls:host:port"),
+        ("/run/hive.sock", "expected unix:/path, tcp:host:port or tls:host:port"),
+        ("http:localhost:80", "expected unix:/path, tcp:host:port or tls:host:port"),
         ("unix:", "has no path"),
         ("unix:/" + "x" * 107, "at most 107 bytes"),
         ("tcp:localhost", "has no host"),
@@ -34,7 +37,11 @@ def test_an_address_reads_as_it_is_written(address: Address) -> None:
         ("tcp:localhost:65536", "no port from 0 to 65535"),
         ("tcp:localhost:-1", "no port from 0 to 65535"),
         ("tcp:localhost:٣", "no port from 0 to 65535"),
-        ("tcp:::1:564", "in brackets"),
+        ("tcp:::1:564", r"in brackets, tcp:\[::1\]:564"),
+        ("tls:::1:564", r"in brackets, tls:\[::1\]:564"),
+        ("tls:hive.example", "has no host"),
+        ("tls:hive.example:x", "no port from 0 to 65535"),
+        ("TLS:hive.example:564", "expected unix:/path, tcp:host:port or tls:host:port"),
     ],
 )
 def test_what_is_no_address_is_quoted_with_what_was_expected(text: str, said: str) -> None:
@@ -50,9 +57,14 @@ def test_loopback_and_unix_sockets_may_be_listened_on(text: str) -> None:
     check_listen(parse(text))
 
 
+@pytest.mark.parametrize("text", ["tls:0.0.0.0:564", "tls:[::]:564", "tls:192.0.2.1:564"])
+def test_with_tls_any_host_may_be_listened_on(text: str) -> None:
+    check_listen(parse(text))
+
+
 @pytest.mark.parametrize("text", ["tcp:0.0.0.0:564", "tcp:[::]:564", "tcp:192.0.2.1:564"])
 def test_what_others_can_reach_is_refused_with_the_way_out(text: str) -> None:
-    with pytest.raises(ValueError, match=r"loopback only: use tcp:127\.0\.0\.1:564 or a Unix socket"):
+    with pytest.raises(ValueError, match=r"loopback only: use tcp:127\.0\.0\.1:564, a Unix socket or TLS"):
         check_listen(parse(text))
 
 

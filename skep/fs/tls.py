@@ -1,0 +1,460 @@
+"""TLS between a socket and a protocol: bytes below, plaintext above, pyOpenSSL in the middle.
+
+TLS 1.3 only, certificates on both ends. Above is what speaks 9P, and takes a ``Layer`` for its transport;
+it is told of a connection once the handshake has ended well. Who is believed is identity.py's and trust.py's.
+Sources: RFC 8446; RFC 9266 (tls-exporter).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Final, Protocol, cast
+
+from OpenSSL import SSL
+
+from skep.fs.conversation import Peer
+from skep.fs.identity import Identity, Judge
+from skep.fs.spiffe import Spiffe
+from skep.fs.trust import Doubt, Reason, Refusal
+
+log = logging.getLogger("skep.fs")
+RECORD_SIZE: Final = 16384  # of plaintext, at most; RFC 8446, 5.1
+PIECE_SIZE: Final = 65536  # put through at a time: OpenSSL's buffers keep the size they grew to
+OVERHEAD: Final = 1024  # more than the headers and tags of PIECE_SIZE
+BINDING_LABEL: Final = b"EXPORTER-Channel-Binding"
+BINDING_SIZE: Final = 32
+LINGER_S: Final = 1.0  # for a refused peer to read why
+IPV6_PREFIX: Final = 64  # one peer, however many of its addresses it uses
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Of the handshakes at one listener. Each holds some 100 KiB and costs a signature."""
+
+    handshake_s: float = 10.0  # from the connection to the last byte of the handshake
+    half_open_max: int = 512  # under way at one time
+    half_open_peer_max: int = 32  # of these from one address
+
+
+LIMITS: Final = Limits()
+
+
+class Above(Protocol):
+    """What speaks 9P on a connection, as far as a transport knows it: a side of asyncio's protocols."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None: ...
+    def data_received(self, data: bytes) -> None: ...
+    def connection_lost(self, exc: Exception | None) -> None: ...
+    def pause_writing(self) -> None: ...
+    def resume_writing(self) -> None: ...
+
+
+class TlsError(ConnectionError):
+    """The other end is not one to talk to, or it will not talk to us."""
+
+    def __init__(self, refusal: Refusal) -> None:
+        super().__init__(f"{refusal.address}: {refusal.reason.value} {refusal.detail}".rstrip())
+        self.refusal = refusal
+
+
+class Layer(asyncio.Protocol):
+    """One TLS connection: a protocol to the socket's transport, a transport to the protocol ``above``."""
+
+    def __init__(self, identity: Identity, above: Above, server: bool, handshake_s: float) -> None:
+        self.address = ""
+        self.refusal: Refusal | None = None  # why it was refused, or ended; None: it was not
+        self._identity = identity
+        self._above = above
+        self._judge = Judge(identity, server)
+        self._handshake_s = handshake_s
+        self._below: Any = None
+        self._ssl: Any = None  # None: no handshake was begun, or all is over
+        self._deadline: asyncio.TimerHandle | None = None
+        self._open = False  # the handshake has ended well, and nothing has ended the connection
+        self._was_open = False  # above knows of the connection
+        self._first: bytes | None = b""  # too few to tell whether they are TLS; None: that is settled
+        self._farewell = False  # we ended it, or close_notify has come
+
+    # What the two ends do otherwise
+
+    def _admit(self) -> Doubt | None:
+        """The connection is there; why there shall be no handshake."""
+        return None
+
+    def _settled(self) -> None:
+        """The handshake has ended well, or the connection is gone."""
+
+    def _told(self, refusal: Refusal) -> None:
+        """The handshake was refused, or a living connection was ended."""
+
+    # The socket's side
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._below = transport
+        self.address = _address(transport.get_extra_info("peername"))
+        doubt = self._admit()
+        if doubt is not None:
+            self._refuse(doubt)
+            return
+        self._ssl = self._identity.connection(self._judge)
+        loop = asyncio.get_running_loop()
+        self._deadline = loop.call_later(self._handshake_s, self._refuse, Doubt(Reason.SLOW, ""))
+        if not self._judge.server:
+            self._shake()
+
+    def data_received(self, data: bytes) -> None:
+        if self._ssl is None:
+            return
+        if self._first is not None:
+            data = self._first + data
+            if not _BEGIN.startswith(data[: len(_BEGIN)]):
+                self._refuse(Doubt(Reason.PLAINTEXT, ""))
+                return
+            self._first = data if len(data) < len(_BEGIN) else None
+            if self._first is not None:
+                return
+        self._decrypt(memoryview(data))
+
+    def eof_received(self) -> None:
+        """An end without close_notify may be somebody's cut: ``connection_lost`` says so."""
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if not self._was_open:
+            self._refuse(Doubt(Reason.GONE, str(error or "")))
+            self._stop_waiting()
+            self._settled()
+            return
+        self._identity.release(self._end)
+        self._ssl = None
+        if self.refusal is not None:
+            error = TlsError(self.refusal)
+        elif error is None and not self._farewell:
+            error = ConnectionAbortedError("cut off without close_notify")
+        self._open = False
+        self._above.connection_lost(error)
+
+    def pause_writing(self) -> None:
+        if self._was_open:
+            self._above.pause_writing()
+
+    def resume_writing(self) -> None:
+        if self._was_open:
+            self._above.resume_writing()
+
+    # The transport that above sees
+
+    def write(self, data: bytes | memoryview) -> None:
+        self._encrypt((data,))
+
+    def writelines(self, buffers: Iterable[bytes | memoryview]) -> None:
+        """Many short frames go out in one record."""
+        self._encrypt(buffers)
+
+    def close(self) -> None:
+        """Send what is left, say goodbye, and end."""
+        if self._open:
+            self._open = False
+            self._farewell = True
+            self._ssl.shutdown()
+            self._flush()
+        self._below.close()
+
+    def abort(self) -> None:
+        self._open = False
+        self._farewell = True
+        self._below.abort()
+
+    def is_closing(self) -> bool:
+        return not self._open or bool(self._below.is_closing())
+
+    def pause_reading(self) -> None:
+        self._below.pause_reading()
+
+    def resume_reading(self) -> None:
+        self._below.resume_reading()
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        self._below.set_write_buffer_limits(high, low)
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        """``peer`` and ``channel_binding`` are told here, the rest by the socket's transport."""
+        if name == "peer":
+            return self.peer
+        if name == "channel_binding":
+            return self.channel_binding
+        return self._below.get_extra_info(name, default)
+
+    @property
+    def peer(self) -> Peer:
+        """The other end, by its certificate. To be asked once the handshake has ended well."""
+        name = self.name
+        return Peer("tls", self.address, spiffe=str(name), role=name.role, node=name.node)
+
+    @property
+    def name(self) -> Spiffe:
+        assert self._judge.chain is not None, "the handshake has not ended well"
+        return self._judge.chain.name
+
+    def channel_binding(self) -> bytes:
+        """What only the two ends of this connection know, alike on both; empty once it is over."""
+        if self._ssl is None:
+            return b""
+        return cast(bytes, self._ssl.export_keying_material(BINDING_LABEL, BINDING_SIZE, b""))
+
+    # Between them
+
+    def _shake(self) -> bool:
+        """Take the handshake further; whether it has ended well, and above knows."""
+        try:
+            self._ssl.do_handshake()
+        except SSL.WantReadError:
+            self._flush()
+            return False
+        except SSL.Error as error:
+            self._flush()  # the alert
+            self._refuse(self._judge.doubt or _doubt(error))
+            return False
+        self._flush()
+        assert self._judge.chain is not None, "OpenSSL went on with a peer that was not believed"
+        self._stop_waiting()
+        self._settled()
+        self._open = self._was_open = True
+        self._identity.hold(self._judge.chain, self._end)
+        self._above.connection_made(cast(asyncio.BaseTransport, self))
+        return True
+
+    def _decrypt(self, data: memoryview) -> None:
+        pieces: list[bytes] = []
+        error: SSL.Error | None = None
+        for at in range(0, len(data), PIECE_SIZE):
+            self._ssl.bio_write(data[at : at + PIECE_SIZE])
+            if not self._was_open and not self._shake():
+                if self._ssl is None:
+                    return
+                continue
+            error = self._read(pieces)
+            if error is not None or not self._open:
+                break
+        if not self._open:
+            return
+        # After an error OpenSSL takes nothing more to send, but what came before it was said all the same.
+        self._open = error is None or isinstance(error, SSL.ZeroReturnError)
+        if pieces:
+            self._above.data_received(pieces[0] if len(pieces) == 1 else b"".join(pieces))
+        if error is not None:
+            self._ended(error)
+
+    def _read(self, pieces: list[bytes]) -> SSL.Error | None:
+        """Take all that can be decrypted; what ended it, if anything has."""
+        recv = self._ssl.recv
+        try:
+            while True:
+                pieces.append(recv(RECORD_SIZE))
+        except SSL.WantReadError:
+            return None
+        except SSL.Error as error:
+            return error
+
+    def _ended(self, error: SSL.Error) -> None:
+        if isinstance(error, SSL.ZeroReturnError):  # close_notify
+            self.close()
+            return
+        self._flush()  # the alert
+        doubt = _doubt(error)
+        log.info("%s: %s %s", self.address, doubt.reason.value, doubt.detail)
+        # That a peer refuses our certificate is heard after the handshake: it has checked it last.
+        self._end(doubt)
+
+    def _encrypt(self, buffers: Iterable[bytes | memoryview]) -> None:
+        """Short buffers are put together into records; of a long one only its ends are copied."""
+        if not self._open:
+            return
+        short: list[bytes | memoryview] = []
+        room = RECORD_SIZE
+        for buffer in buffers:
+            if len(buffer) < room:
+                short.append(buffer)
+                room -= len(buffer)
+                continue
+            view = memoryview(buffer)
+            short.append(view[:room])
+            self._seal(b"".join(short))
+            whole = room + (len(view) - room) // RECORD_SIZE * RECORD_SIZE
+            for at in range(room, whole, PIECE_SIZE):
+                self._seal(view[at : min(at + PIECE_SIZE, whole)])
+            short, room = [view[whole:]], RECORD_SIZE - (len(view) - whole)
+        if room < RECORD_SIZE:
+            self._seal(short[0] if len(short) == 1 else b"".join(short))
+
+    def _seal(self, piece: bytes | memoryview) -> None:
+        """Send at most PIECE_SIZE. One call of OpenSSL's takes one record."""
+        size, done, ssl = len(piece), self._ssl.send(piece), self._ssl
+        if done < size:
+            view = memoryview(piece)
+            while done < size:
+                done += ssl.send(view[done:])
+        self._below.write(ssl.bio_read(size + OVERHEAD))
+
+    def _flush(self) -> None:
+        """Send what OpenSSL has to say by itself."""
+        try:
+            while True:
+                self._below.write(self._ssl.bio_read(PIECE_SIZE))
+        except SSL.WantReadError:
+            return
+
+    def _end(self, doubt: Doubt) -> None:
+        """End a living connection."""
+        if self.refusal is not None:
+            return
+        self.refusal = Refusal(self.address, doubt.reason, doubt.detail)
+        self._told(self.refusal)
+        self.abort()
+
+    def _refuse(self, doubt: Doubt) -> None:
+        """End the handshake."""
+        if self.refusal is not None:
+            return
+        self._stop_waiting()
+        self._ssl = None
+        self.refusal = Refusal(self.address, doubt.reason, doubt.detail)
+        self._told(self.refusal)
+        if doubt.reason in _CUT or self._below.is_closing():
+            self._below.abort()
+            return
+        # Closing with bytes unread resets the connection, and the peer would never see the alert.
+        self._below.write_eof()
+        self._deadline = asyncio.get_running_loop().call_later(LINGER_S, self._below.abort)
+
+    def _stop_waiting(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+
+class Doorway:
+    """The handshakes at one listener: bounded, and what was refused, counted and told."""
+
+    def __init__(
+        self, identity: Identity, refused: Callable[[Refusal], None], limits: Limits = Limits()
+    ) -> None:
+        self.identity = identity
+        self.limits = limits
+        self.refusals: Counter[Reason] = Counter()
+        self.half_open: set[ServerLayer] = set()
+        self._per_peer: Counter[str] = Counter()
+        self._refused = refused
+
+    def layer(self, above: Above) -> ServerLayer:
+        """What stands between an accepted socket and ``above``."""
+        return ServerLayer(self, above)
+
+    def admit(self, layer: ServerLayer) -> Doubt | None:
+        """Why ``layer`` may not begin its handshake. None: it may, and counts until it is ``settled``."""
+        if len(self.half_open) >= self.limits.half_open_max:
+            return Doubt(Reason.TOO_MANY, f"{len(self.half_open)} in all")
+        network = _network(layer.address)
+        if self._per_peer[network] >= self.limits.half_open_peer_max:
+            return Doubt(Reason.TOO_MANY, f"{self._per_peer[network]} from {network}")
+        self._per_peer[network] += 1
+        self.half_open.add(layer)
+        return None
+
+    def settled(self, layer: ServerLayer) -> None:
+        if layer not in self.half_open:
+            return
+        self.half_open.remove(layer)
+        network = _network(layer.address)
+        self._per_peer[network] -= 1
+        if not self._per_peer[network]:
+            del self._per_peer[network]
+
+    def told(self, refusal: Refusal) -> None:
+        self.refusals[refusal.reason] += 1
+        self._refused(refusal)
+
+    def close(self) -> None:
+        """Give the handshakes up that are under way."""
+        for layer in list(self.half_open):
+            layer.give_up()
+
+
+class ServerLayer(Layer):
+    """An accepted connection."""
+
+    def __init__(self, doorway: Doorway, above: Above) -> None:
+        super().__init__(doorway.identity, above, True, doorway.limits.handshake_s)
+        self._doorway = doorway
+
+    def give_up(self) -> None:
+        """The listener closes."""
+        self._refuse(Doubt(Reason.GONE, "the listener closes"))
+        self.abort()
+
+    def _admit(self) -> Doubt | None:
+        return self._doorway.admit(self)
+
+    def _settled(self) -> None:
+        self._doorway.settled(self)
+
+    def _told(self, refusal: Refusal) -> None:
+        self._doorway.told(refusal)
+
+
+class ClientLayer(Layer):
+    """A dialled connection; ``established`` is done when the handshake has ended well, or raises TlsError."""
+
+    def __init__(self, identity: Identity, above: Above) -> None:
+        super().__init__(identity, above, False, Limits().handshake_s)
+        self.established: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def _settled(self) -> None:
+        if self.refusal is None and not self.established.done():
+            self.established.set_result(None)
+
+    def _told(self, refusal: Refusal) -> None:
+        if not self.established.done():
+            self.established.set_exception(TlsError(refusal))
+
+
+_BEGIN: Final = b"\x16\x03"  # of a record with a handshake in it, in every version of TLS
+
+# These peers have sent nothing that an alert would answer, or would not read it.
+_CUT: Final = frozenset({Reason.PLAINTEXT, Reason.SLOW, Reason.TOO_MANY, Reason.GONE})
+
+# OpenSSL's words for what a peer did.
+_SAYINGS: Final = {
+    "peer did not return a certificate": Reason.NO_CERTIFICATE,
+    "unsupported protocol": Reason.VERSION,
+    "version too low": Reason.VERSION,
+    "wrong version number": Reason.VERSION,
+}
+
+
+def _doubt(error: SSL.Error) -> Doubt:
+    """What went wrong in OpenSSL's words: the last one is the cause of the others."""
+    queue = error.args[0] if error.args and isinstance(error.args[0], list) else []
+    saying = queue[0][2] if queue else str(error)
+    if " alert " in f" {saying}":
+        return Doubt(Reason.REFUSED_US, saying)
+    return Doubt(_SAYINGS.get(saying, Reason.BROKEN), saying)
+
+
+def _address(name: tuple[Any, ...]) -> str:
+    host, port = name[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _network(address: str) -> str:
+    """The peer that half-open handshakes are counted for."""
+    place = ipaddress.ip_address(address.rpartition(":")[0].strip("[]").partition("%")[0])
+    if place.version == 4:
+        return str(place)
+    if place.ipv4_mapped is not None:
+        return str(place.ipv4_mapped)
+    return str(ipaddress.ip_network((place, IPV6_PREFIX), strict=False))
