@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import gc
 import os
 import stat
 import threading
@@ -357,6 +358,7 @@ def test_fsync_returns_and_a_flushed_one_leaks_nothing(root: HostNode) -> None:
         await directory.fsync(False)
         directory.close()
 
+    gc.collect()
     before = len(os.listdir("/proc/self/fd"))
     asyncio.run(story())
     assert before == len(os.listdir("/proc/self/fd"))
@@ -533,6 +535,7 @@ def test_every_descriptor_goes_with_its_last_reference(top: Path) -> None:
         assert 4 == sum(1 for _ in (root, inner, node, handle))
         return handle
 
+    gc.collect()
     before = len(os.listdir("/proc/self/fd"))
     handle = story()
     assert before + 1 == len(os.listdir("/proc/self/fd"))

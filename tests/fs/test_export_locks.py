@@ -1,6 +1,7 @@
 """Byte-range locks of an exported file: against a byte-by-byte model, and against the host's processes."""
 
 import fcntl
+import gc
 import os
 import struct
 import subprocess
@@ -251,6 +252,7 @@ def test_a_process_of_the_host_is_respected_and_kept_out(file: HostNode, tmp_pat
 
 
 def test_locks_leave_no_descriptor_behind(file: HostNode) -> None:
+    gc.collect()
     before = len(os.listdir("/proc/self/fd"))
     a, b = file.open(BOTH, ONE), file.open(BOTH, TWO)
     for _ in range(10):
