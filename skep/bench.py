@@ -90,10 +90,12 @@ def row(place: Place, case: Case, seconds: float, *, line: str = "", serial: int
         return Row(case, None, "stall")
     except OSError as e:
         return Row(case, None, f"error: {e.strerror or e}")
-    return Row(case, load, _complaint(load))
+    return Row(case, load, _complaint(load, case))
 
 
-def _complaint(load: Load) -> str:
+def _complaint(load: Load, case: Case) -> str:
     if load.stalled:
         return "stall"
+    if case.unit == "MB/s" and load.count < min(case.count, load.msize - IO_HEADER):
+        return "the file is shorter than a message"
     return f"error: {load.error}" if load.errors else ""
