@@ -92,7 +92,7 @@ def test_paths_of_the_hive_are_completed(hive: Hive) -> None:
         (("write", "/jobs/ctl", "jump"), 1, "skep: /jobs/ctl: usage: line 1: jump: unknown verb, expected"),
         (("write", "/pools", "x"), 1, "skep: /pools: is a directory\n"),
         (("write", "/nothing", "x"), 1, "skep: /nothing: file does not exist\n"),
-        (("ls", "-H", "here"), 2, "'here' is no address: expected unix:/path, tcp:host:port"),
+        (
             ("ls", "-H", "here"),
             2,
             "'here' is no address: expected unix:/path, tcp:host:port or tls:host:port",
