@@ -22,7 +22,7 @@ from skep.bench import Case
 from tests.bench.rounds import ROWS, Bench, Cell, idle_connections, idle_row
 from tests.bench.servers import DIOD, FLOOR, SERVERS, Server, grounds, version
 
-WIDTH = 160  # of a table that no terminal bounds
+WIDTH = 220  # of a table that no terminal bounds
 
 NOTES = """floor: answers from a table, checks and stores nothing; in the rows of durable commands it is
 SQLite alone (WAL, synchronous=FULL), as many rows to a commit as there are writers.
@@ -111,8 +111,8 @@ def title(core: int | None) -> str:
 def drawn(name: str, servers: list[Server], rows: Rows) -> Table:
     """A column a server, and beside it how it compares with the floor and, skep's, with diod."""
     table = Table(title=name, title_justify="left")
-    table.add_column("")
-    table.add_column("unit")
+    table.add_column("", no_wrap=True)
+    table.add_column("unit", no_wrap=True)
     for column, _ in _columns(servers):
         table.add_column(column, justify="right", no_wrap=True)
     for case, cells in rows:

@@ -95,7 +95,7 @@ SKEP_HIVE = Server(
     "skep.fs.server",
     ("{python}", "-m", "skep", "serve", "--dir", "{disk}/hive", "--listen", "unix:{socket}"),
     "9P2000.L",
-    {"read": "version", "stat": "version", "walk": "version", "ctl": "jobs/ctl", "idle": ""},
+    {"stat": "version", "walk": "version", "ctl": "jobs/ctl", "idle": ""},
     line="submit topic=sha256 input=bench key=b%d\n",
 )
 
