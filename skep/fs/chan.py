@@ -16,6 +16,8 @@ import stat
 from collections.abc import Awaitable
 from typing import Final, Protocol
 
+import msgspec
+
 from skep.fs.errors import E, FsError
 from skep.fs.messages import NAME_MAX, QT, Dialect, LockStatus, Qid
 from skep.fs.node import (
@@ -374,7 +376,7 @@ class Chan:
         lost = (0 if rights & Right.READ or stat.S_ISDIR(attr.mode) else 0o444) | (
             0 if rights & (Right.WRITE | Right.CREATE) else 0o222
         )
-        return Attr(**{f: getattr(attr, f) for f in attr.__struct_fields__} | {"mode": attr.mode & ~lost})
+        return msgspec.structs.replace(attr, mode=attr.mode & ~lost)
 
     async def setattr(self, change: Change) -> None:
         """All of ``change`` or nothing; a rename in it is done first, as it can be undone."""
@@ -382,7 +384,7 @@ class Chan:
         attr = await self.attr()
         if stat.S_ISDIR(attr.mode) and change.size:
             raise FsError(E.ISDIR)
-        old, rename, rest = self.name, change.rename, _without_rename(change)
+        old, rename, rest = self.name, change.rename, msgspec.structs.replace(change, rename=None)
         if rename is None or rename == old:
             await settle(self.node.setattr(rest, self.caller))
             return
@@ -500,12 +502,6 @@ class Chan:
                 self.rclose = False
                 await self._still_there()
                 await self.up.unlinkat(self.name, None)
-
-
-def _without_rename(change: Change) -> Change:
-    if change.rename is None:
-        return change
-    return Change(**{f: getattr(change, f) for f in change.__struct_fields__ if f != "rename"})
 
 
 class _XattrValue(Handle):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import pwd
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Final
 
@@ -26,6 +25,7 @@ from skep.fs.messages import (
     Tattach,
 )
 from skep.fs.node import Attr, Entry
+from skep.fs.owners import user_name
 
 if TYPE_CHECKING:  # OpenSSL takes a tenth of a second to import
     from skep.fs.identity import Identity
@@ -35,10 +35,7 @@ STATS_AT_ONCE: Final = 64  # entries of a listing asked for together
 
 def login_name() -> str:
     """The user's name; the number where it has none."""
-    try:
-        return pwd.getpwuid(os.getuid()).pw_name
-    except KeyError:
-        return str(os.getuid())
+    return user_name(os.getuid())
 
 
 def names_of(path: str) -> tuple[str, ...]:

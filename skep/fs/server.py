@@ -11,7 +11,6 @@ import contextlib
 import errno
 import logging
 import os
-import pwd
 import socket
 import stat
 import struct
@@ -26,6 +25,7 @@ from skep.fs.chan import EVERYTHING, Chan
 from skep.fs.conversation import Conversation, Peer
 from skep.fs.errors import E, FsError
 from skep.fs.node import Caller, Node
+from skep.fs.owners import user_name
 from skep.fs.tree import as_node
 from skep.fs.wire import WireError
 
@@ -40,14 +40,6 @@ CONNECTIONS_MAX: Final = 16384  # per listener; an idle one costs a few tens of 
 IN_SIZE: Final = 2 << 20  # bytes received at a time: a frame of the largest msize, or many short ones
 OUT_HIGH: Final = 1 << 20  # bytes in a transport's own buffer above which it takes no more
 _UCRED: Final = struct.Struct("3i")
-
-
-def user_name(uid: int) -> str:
-    """The login name of ``uid``, or its number."""
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return str(uid)
 
 
 class OpenGate:

@@ -13,6 +13,8 @@ import stat
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
+import msgspec
+
 from skep.fs.chan import asked, settle
 from skep.fs.errors import E, FsError
 from skep.fs.messages import QT, Qid
@@ -43,7 +45,7 @@ class Exclusive(Node):
     async def attr(self, caller: Caller) -> Attr:
         attr = await settle(self.node.attr(caller))
         qid = attr.qid._replace(type=attr.qid.type | QT.EXCL)
-        return Attr(**{f: getattr(attr, f) for f in attr.__struct_fields__} | {"qid": qid})
+        return msgspec.structs.replace(attr, qid=qid)
 
     async def open(self, how: How, caller: Caller) -> Handle:
         if self.holder is not None:

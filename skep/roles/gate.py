@@ -26,7 +26,7 @@ from skep.fs.conversation import Conversation, Peer
 from skep.fs.errors import E, FsError
 from skep.fs.messages import NONUNAME
 from skep.fs.node import Caller, Node
-from skep.fs.server import user_name
+from skep.fs.owners import user_name
 from skep.namespaces.hive import WORKER
 from skep.namespaces.live import Hive
 from skep.namespaces.sessions.core import Session
