@@ -41,6 +41,7 @@ class Caller(msgspec.Struct, frozen=True):
     user: str = "none"  # the principal's short name, shown as owner
     session: str = ""  # id of the 9P session; "" in process
     node: str = ""  # the hive's node that speaks, when the role is a node's
+    token: str = ""  # the capability token that narrows the session; "" when none does
 
 
 class Attr(msgspec.Struct, frozen=True):

@@ -213,6 +213,7 @@ class HiveRules:
             line.tenant,
             line.time_ns,
             line.id(k),
+            line.token,
         )
         match noun:
             case "jobs":

@@ -107,15 +107,19 @@ class Hive:
         """Write the lines to ``path`` as the caller; a reply for each: what was made or changed, the
         revision, the trace. All take effect or none. Raises FsError."""
         actor = actor_of(caller.principal, caller.node)
-        done = await self._submit(actor, caller.role, self._tenant(caller, path), path, lines)
+        tenant = self._tenant(caller, path)
+        done = await self._submit(actor, caller.role, tenant, path, lines, caller.token)
         return [f"{reply} rev={done.seq} trace={done.trace}" for reply in done.replies]
 
     def writes(self, path: str) -> Callable[[Caller, list[Command]], Awaitable[list[str]]]:
         """What a ctl file at ``path`` runs: its commands as they were written."""
         return lambda caller, commands: self.command(caller, path, [command.text for command in commands])
 
-    async def _submit(self, actor: str, role: str, tenant: str, path: str, lines: Sequence[str]) -> Any:
-        line = Line(actor, role, tenant, path, tuple(lines), self.clock.now_ns(), self.clock.new_id())
+    async def _submit(
+        self, actor: str, role: str, tenant: str, path: str, lines: Sequence[str], token: str = ""
+    ) -> Any:
+        now_ns, trace = self.clock.now_ns(), self.clock.new_id()
+        line = Line(actor, role, tenant, path, tuple(lines), now_ns, trace, token)
         with told_as_fs_error(len(lines)):
             return await self.turn.submit(line)
 

@@ -25,6 +25,7 @@ class Order(NamedTuple):
     tenant: str
     time_ns: int
     id: str
+    token: str = ""
 
     @property
     def node(self) -> str:

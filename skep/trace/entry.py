@@ -34,6 +34,7 @@ class Line(msgspec.Struct, frozen=True):
     lines: tuple[str, ...]
     time_ns: int
     trace: str
+    token: str = ""  # under which capability token it was written; "": under none.
 
     def __post_init__(self) -> None:
         assert self.lines, "a write of no line is not a write"
@@ -55,7 +56,7 @@ class Outcome(msgspec.Struct, frozen=True):
 OK = Outcome()
 
 
-class Entry(msgspec.Struct, Generic[E], frozen=True, forbid_unknown_fields=True):
+class Entry(msgspec.Struct, Generic[E], frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """One entry of the ledger; ``seq`` from 1, ``time`` in ns, ``line`` the lines joined by newlines.
 
     A refused entry has no events."""
@@ -71,11 +72,19 @@ class Entry(msgspec.Struct, Generic[E], frozen=True, forbid_unknown_fields=True)
     line: str
     outcome: Outcome
     events: tuple[E, ...]
+    token: str = ""  # not in the bytes when there was none.
 
     def written(self) -> Line:
         """The line as it came in, for replay."""
         return Line(
-            self.actor, self.role, self.tenant, self.path, tuple(self.line.split("\n")), self.time, self.trace
+            self.actor,
+            self.role,
+            self.tenant,
+            self.path,
+            tuple(self.line.split("\n")),
+            self.time,
+            self.trace,
+            self.token,
         )
 
 
@@ -93,6 +102,7 @@ def entry_of(line: Line, seq: int, outcome: Outcome, events: tuple[E, ...]) -> E
         "\n".join(line.lines),
         outcome,
         events,
+        line.token,
     )
 
 
