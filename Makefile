@@ -6,7 +6,8 @@ DIR ?= var/hive
 MOUNT ?= n/hive
 
 RUN_PACKAGES := gcc libc6-dev pkg-config fuse3 libfuse3-dev
-TEST_PACKAGES := $(RUN_PACKAGES) attr busybox-static cpio diod openssl qemu-system-x86
+TEST_PACKAGES := $(RUN_PACKAGES) attr busybox-static cpio diod iproute2 openssl qemu-system-x86 \
+	softhsm2 tcpdump
 SOURCES := setup.py pyproject.toml $(wildcard skep/native/*.c skep/native/*_build.py)
 
 .PHONY: help up down test check bench clean
