@@ -34,6 +34,7 @@ from skep.roles.manifest import Manifest, Names
 
 TENANT: Final = "default/default/default"  # the only one, until tenants come
 TREE_NAMES: Final = ("", "/", TENANT)  # the anames that mean it; "/" is what some clients say for nothing
+ANNEX: Final = "cuda-annex"
 UNAMES_MISSING: Final = ("", "nobody")  # v9fs says nobody when it was told nothing
 NODE_NAME: Final = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
 
@@ -86,7 +87,7 @@ class Door:
             raise FsError(E.CANCELLED, "the connection has ended")
         if session.caller.node != node:
             raise FsError(E.DENIED, f"rule=one-node this connection is {session.caller.node}")
-        view = self.keeper.manifest.view(names(self.keeper.hive, node))
+        view = self.keeper.manifest.view(names(self.keeper.hive, node, principal))
         return Chan(self.keeper.root, session.caller, view)
 
     def _node(self, name: str) -> str:
@@ -134,8 +135,8 @@ class Door:
             hive.later(hive.leave(node))
 
 
-def names(hive: Hive, node: str) -> Names:
-    """What a manifest's variables stand for, for a session of ``node`` ("": of no node)."""
+def names(hive: Hive, node: str, principal: str) -> Names:
+    """What a manifest's variables stand for, for a session of ``principal`` and ``node`` ("": of no node)."""
 
     def leased(name: str) -> bool:
         job = hive.state.jobs.by_id.get(name)
@@ -144,7 +145,21 @@ def names(hive: Hive, node: str) -> Names:
     def held(name: str) -> bool:
         return bool(node) and any(sha256 == name for _, sha256 in hive.state.artifacts_held(node))
 
-    return {"node": lambda name: bool(node) and name == node, "leased": leased, "input": held}
+    def own(name: str) -> bool:
+        job = hive.state.jobs.by_id.get(name)
+        return job is not None and job.request.actor == principal
+
+    def annex(name: str) -> bool:
+        other = hive.state.nodes.by_id.get(name)
+        return other is not None and other.role == ANNEX
+
+    return {
+        "node": lambda name: bool(node) and name == node,
+        "leased": leased,
+        "input": held,
+        "own": own,
+        "annex": annex,
+    }
 
 
 def _principal(peer: Peer) -> tuple[str, str]:

@@ -33,7 +33,8 @@ RIGHTS: Final = {
     "remove": Right.REMOVE,
     "all": ALL_RIGHTS,
 }
-VARIABLES: Final = ("node", "leased", "input")
+VARIABLES: Final = ("node", "leased", "input", "own", "annex")
+ENROLLING: Final = "enrolling"  # the manifest of those who have no certificate yet; nobody can be given it
 LINES_MAX: Final = 1024  # a manifest is read by people
 NONE: Final = Right(0)
 
@@ -87,11 +88,11 @@ def load(role: str) -> Manifest:
 
 
 def roles() -> list[str]:
-    """The roles that have a manifest."""
+    """The roles that have a manifest and that somebody may be given: all but ENROLLING."""
     return sorted(
         file.name.removesuffix(".ns")
         for file in resources.files("skep.roles").iterdir()
-        if file.name.endswith(".ns")
+        if file.name.endswith(".ns") and file.name != f"{ENROLLING}.ns"
     )
 
 

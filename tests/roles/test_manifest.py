@@ -6,11 +6,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from skep.fs import spiffe
 from skep.fs.chan import ALL_RIGHTS, EVERYTHING, Right, View
-from skep.roles.manifest import Manifest, ManifestError, Rule, load, parse, roles
+from skep.roles.manifest import ENROLLING, Manifest, ManifestError, Rule, load, parse, roles
 
 READ, WRITE, LIST, NONE = Right.READ, Right.WRITE, Right.LIST, Right(0)
-NAMES: dict[str, Any] = {"node": "w1".__eq__, "leased": "j1".__eq__, "input": "f00d".__eq__}
+NAMES: dict[str, Any] = {
+    "node": "w1".__eq__,
+    "leased": "j1".__eq__,
+    "input": "f00d".__eq__,
+    "own": "mine".__eq__,
+    "annex": "gpu1".__eq__,
+}
 
 
 def manifest(*lines: str) -> Manifest:
@@ -194,10 +201,14 @@ def test_what_is_above_a_place_that_exists_exists(given: list[Rule], path: list[
         ("deny all /x/", "/x/: '' in a path, expected names parted by single slashes"),
         ("deny all /x/../y", "/x/../y: '..' in a path, expected names parted by single slashes"),
         ("deny all /**/x", "/**/x: ** ends a path"),
-        ("deny all /a*", "/a*: a*: expected a whole name, * or ** alone, or one of <node> <leased> <input>"),
+        (
+            "deny all /a*",
+            "/a*: a*: expected a whole name, * or ** alone, or one of <node> <leased> <input> <own> <annex>",
+        ),
         (
             "deny all /<who>",
-            "/<who>: <who>: expected a whole name, * or ** alone, or one of <node> <leased> <input>",
+            "/<who>: <who>: expected a whole name, * or ** alone, or one of "
+            "<node> <leased> <input> <own> <annex>",
         ),
         ("cd /jobs/*", "cd /jobs/*: expected a plain path"),
         ("cd", "cd: expected cd path"),
@@ -223,23 +234,93 @@ def test_a_manifest_that_mounts_nothing_is_refused() -> None:
         parse("test", b"allow all /**\n")
 
 
-def test_a_role_without_a_manifest_is_none() -> None:
-    for role in ("nobody", "../operator", "operator.ns", ""):
-        with pytest.raises(ManifestError, match="expected one of drone-worker observer operator"):
-            load(role)
+ROLES = [
+    "cuda-annex", "drone-worker", "gateway", "glasses-agent", "interactive-ai-booth", "kiosk-interactive",
+    "observer", "operator", "queen-bare-metal", "queen-primary", "queen-regional", "sensor-relay",
+    "simulator-test", "validator",
+]  # fmt: skip
+QUEENS = ["operator", "queen-bare-metal", "queen-primary"]
+
+
+@pytest.mark.parametrize("role", ["nobody", "../operator", "operator.ns", "", "operator/", "Operator"])
+def test_a_role_without_a_manifest_is_none(role: str) -> None:
+    with pytest.raises(ManifestError, match="expected one of cuda-annex drone-worker gateway"):
+        load(role)
 
 
 def test_every_shipped_manifest_is_understood() -> None:
-    assert ["drone-worker", "observer", "operator", "queen-primary"] == roles()
-    for role in roles():
+    assert ROLES == roles()
+    for role in (*roles(), ENROLLING):
         assert "mount hive /\n" == load(role).ns
 
 
+def test_every_role_of_a_certificate_has_a_manifest() -> None:
+    assert frozenset(roles()) >= spiffe.ROLES
+    assert ENROLLING not in spiffe.ROLES
+
+
+@pytest.mark.parametrize("role", [role for role in ROLES if role not in QUEENS])
+def test_everybody_may_know_who_it_is_and_renew_its_certificate(role: str) -> None:
+    manifest = load(role)
+    for path in ("/whoami", "/ns", "/version", "/state", "/trust/ca.pem", "/trust/crl.pem"):
+        assert READ == (rights(manifest, path) or NONE) & ALL_RIGHTS, path
+    assert READ | WRITE == (rights(manifest, "/trust/renew") or NONE) & ALL_RIGHTS
+    for path in ("/trust/ctl", "/policy/ctl", "/ctl", "/nodes/ctl", "/pools/ctl", "/log/trace/live.jsonl"):
+        assert not (rights(manifest, path) or NONE) & (ALL_RIGHTS & ~READ), path
+    for path in ("/trust/enroll", "/trust/tokens/clone", "/secrets/x/value", "/tenants/t/keys"):
+        assert rights(manifest, path) is None, path
+
+
+def test_who_has_no_certificate_may_ask_for_one_and_nothing_else() -> None:
+    found = {rule.path: rule.rights for rule in load(ENROLLING).rules}
+    assert {
+        ("version",): READ,
+        ("trust", "ca.pem"): READ,
+        ("trust", "enroll"): READ | WRITE,
+    } == found
+
+
 def test_an_observer_may_change_nothing_anywhere() -> None:
-    assert all(rule.rights == READ for rule in load("observer").rules if rule.allow)
+    changing = [rule for rule in load("observer").rules if rule.allow and rule.rights != READ]
+    assert [Rule(True, WRITE, ("trust", "renew"))] == changing
     view = load("observer").view(NAMES)
-    for path in ("/secrets", "/pools/default/next", "/jobs/clone", "/artifacts/stage"):
+    for path in ("/secrets", "/pools/default/next", "/jobs/clone", "/artifacts/stage", "/trust/tokens"):
         assert at(view, path) is None
+
+
+@pytest.mark.parametrize(
+    ("role", "path", "expected"),
+    [
+        ("cuda-annex", "/pools/gpu/next", READ),
+        ("cuda-annex", "/jobs/j2", None),
+        ("gateway", "/jobs", None),
+        ("gateway", "/artifacts", None),
+        ("glasses-agent", "/nodes/gpu1/heartbeat", READ),
+        ("glasses-agent", "/nodes/gpu1/ctl", None),
+        ("glasses-agent", "/nodes/w2", None),
+        ("glasses-agent", "/jobs/ctl", READ | WRITE),
+        ("interactive-ai-booth", "/jobs/mine/result", READ | LIST),
+        ("interactive-ai-booth", "/jobs/other", None),
+        ("interactive-ai-booth", "/pools", None),
+        ("kiosk-interactive", "/jobs/mine/result", READ),
+        ("kiosk-interactive", "/jobs/mine/log", None),
+        ("kiosk-interactive", "/artifacts", None),
+        ("queen-bare-metal", "/hives", None),
+        ("queen-bare-metal", "/jobs/ctl", ALL_RIGHTS),
+        ("queen-regional", "/hives/w1/jobs/ctl", ALL_RIGHTS),
+        ("queen-regional", "/hives/w2", None),
+        ("queen-regional", "/jobs", None),
+        ("sensor-relay", "/nodes/w1/heartbeat", WRITE),
+        ("sensor-relay", "/jobs", None),
+        ("simulator-test", "/log/trace/live.jsonl", READ | LIST),
+        ("simulator-test", "/validator", None),
+        ("validator", "/log/trace/live.jsonl", READ | LIST),
+        ("validator", "/validator/ctl", READ | WRITE | LIST),
+        ("validator", "/jobs", None),
+    ],
+)
+def test_a_role_has_what_its_manifest_gives(role: str, path: str, expected: Right | None) -> None:
+    assert expected == rights(load(role), path)
 
 
 @pytest.mark.parametrize(
@@ -260,6 +341,9 @@ def test_an_observer_may_change_nothing_anywhere() -> None:
         ("/log", None),
         ("/events", None),
         ("/ctl", None),
+        ("/trust/renew", READ | WRITE),
+        ("/trust/enroll", None),
+        ("/trust/certificates", None),
     ],
 )
 def test_a_worker_sees_its_leases_and_itself(path: str, expected: Right | None) -> None:
