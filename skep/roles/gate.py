@@ -4,13 +4,20 @@
     hive.sock          the queen's own user, and root                  operator
     worker.sock        the same; the uname names the node              drone-worker
     TCP on loopback    anybody on this machine                         observer, unless the queen was told
+    TLS                whom the certificate names                      the certificate's
+    TLS, no certificate, at the door for enrolment: nobody yet         enrolling
 
 A Unix peer is its kernel credentials; a uname or n_uname that says otherwise is refused, for a client that
 is mistaken about who it is would be mistaken about what it may do. Workers of one user cannot be told apart
 by credentials, so between them the uname is believed: a node's name belongs to the user that had it first
-(/nodes), and to one process at a time. TCP knows nobody, so everybody there is the same stranger.
+(/nodes), and to one process at a time. TCP knows nobody, so everybody there is the same stranger. A
+certificate knows everybody: its name is the principal, whatever the client calls itself is held against it,
+and it may be here more than once, since a node that renews itself opens its next session before it ends
+this one.
 
-Everything not said here is refused. TLS, which knows everybody, comes with its own listener.
+The aname picks the tenant, org/project/env. Certificates are of the tenants that the hive wrote down when it
+signed them; operators of the hive's own tenant may attach to any; whoever else is of the hive's own. A tenant
+that one may not attach to is answered like one that does not exist. Everything not said here is refused.
 """
 
 from __future__ import annotations
@@ -19,7 +26,7 @@ import asyncio
 import errno
 import os
 import re
-from typing import Final
+from typing import Final, NamedTuple
 
 from skep.fs.chan import Chan
 from skep.fs.conversation import Conversation, Peer
@@ -27,22 +34,38 @@ from skep.fs.errors import E, FsError
 from skep.fs.messages import NONUNAME
 from skep.fs.node import Caller, Node
 from skep.fs.owners import user_name
-from skep.namespaces.hive import WORKER
+from skep.fs.spiffe import parse
+from skep.namespaces.hive import OPERATOR, WORKER
 from skep.namespaces.live import Hive
+from skep.namespaces.order import actor_of
 from skep.namespaces.sessions.core import Session
-from skep.roles.manifest import Manifest, Names
+from skep.roles.manifest import ENROLLING, Manifest, ManifestError, Names, load
 
-TENANT: Final = "default/default/default"  # the only one, until tenants come
-TREE_NAMES: Final = ("", "/", TENANT)  # the anames that mean it; "/" is what some clients say for nothing
+TENANT: Final = "default/default/default"  # the hive's own
+NO_ANAME: Final = ("", "/")  # "/" is what some clients say for nothing
+TENANT_NAMES: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}(/[a-z0-9][a-z0-9._-]{0,63}){2}")
 ANNEX: Final = "cuda-annex"
 UNAMES_MISSING: Final = ("", "nobody")  # v9fs says nobody when it was told nothing
 NODE_NAME: Final = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
 
 
-class Doorkeeper:
-    """The gate of one listener: every connection through it gets the role of ``manifest``."""
+class Who(NamedTuple):
+    """Somebody at the door, as far as the transport has proved it."""
 
-    def __init__(self, hive: Hive, root: Node, manifest: Manifest) -> None:
+    principal: str
+    user: str  # its short name
+    manifest: Manifest
+    node: str  # "": it is no node
+    tenants: tuple[str, ...]  # that it may attach to, its own first
+    every_tenant: bool = False  # whether to any other one too
+
+
+class Doorkeeper:
+    """The gate of one listener: every connection through it gets the role of ``manifest``.
+
+    None: the role of its certificate."""
+
+    def __init__(self, hive: Hive, root: Node, manifest: Manifest | None) -> None:
         self.hive = hive
         self.root = root
         self.manifest = manifest
@@ -53,12 +76,14 @@ class Doorkeeper:
 
 
 class Door:
-    """One connection: however often its client attaches, it is one session."""
+    """One connection: however often its client attaches, it is one session in each tenant."""
 
     def __init__(self, keeper: Doorkeeper, conversation: Conversation) -> None:
         self.keeper = keeper
         self.conversation = conversation
-        self.session: Session | None = None  # None: nobody has attached yet, or the connection has ended
+        self.sessions: dict[str, Session] = {}  # by tenant
+        self.node = ""  # of the first attach; "": no node's, or nobody has attached
+        self.ended = False
         self._attaching = asyncio.Lock()
 
     def auth(self, peer: Peer, uname: str, aname: str, n_uname: int) -> Chan:
@@ -71,61 +96,75 @@ class Door:
     ) -> Chan:
         """The hive's root, as the role sees it. Raises FsError."""
         assert afid is None, "auth gives none"
-        principal, user = _principal(peer)
-        if aname not in TREE_NAMES:
-            raise FsError(E.MISSING, aname)
-        node = ""
-        if self.keeper.manifest.role == WORKER:
-            node = self._node(uname)
-        elif peer.kind == "unix":
-            _check_uname(peer, uname, n_uname)
+        who = self._who(peer, uname, n_uname)
+        tenant = _tenant(who, aname)
+        if who.node:
+            self._check_node(peer, who)
         async with self._attaching:
-            if self.session is None:
-                await self._begin(peer, principal, user, node)
-        session = self.session
-        if session is None:
+            session = self.sessions.get(tenant) or await self._begin(peer, who, tenant)
+        if self.ended:
             raise FsError(E.CANCELLED, "the connection has ended")
-        if session.caller.node != node:
-            raise FsError(E.DENIED, f"rule=one-node this connection is {session.caller.node}")
-        view = self.keeper.manifest.view(names(self.keeper.hive, node, principal))
+        view = who.manifest.view(names(self.keeper.hive, who.node, who.principal))
         return Chan(self.keeper.root, session.caller, view)
 
-    def _node(self, name: str) -> str:
-        """The node that ``name`` names, if no other process is that node now."""
-        if NODE_NAME.fullmatch(name) is None:
-            raise FsError(E.UNAUTHENTICATED, f"uname {name!r}: expected a node's name, {NODE_NAME.pattern}")
+    def _who(self, peer: Peer, uname: str, n_uname: int) -> Who:
+        manifest = self.keeper.manifest
+        if peer.kind == "tls":
+            return _enrolling() if peer.enrolling else _certified(self.keeper.hive, peer, uname)
+        assert manifest is not None, "only TLS tells roles"
+        if peer.kind == "tcp":
+            return Who("tcp:anonymous", "anonymous", manifest, "", (TENANT,))
+        user = _unix_user(peer)
+        if manifest.role == WORKER:
+            return Who(f"unix:{user}", user, manifest, _node_name(uname), (TENANT,))
+        _check_uname(peer, uname, n_uname)
+        return Who(f"unix:{user}", user, manifest, "", (TENANT,), manifest.role == OPERATOR)
+
+    def _check_node(self, peer: Peer, who: Who) -> None:
+        """Refuse a node that another process is now. One certificate is one node, however often it comes."""
+        if self.node not in ("", who.node):
+            raise FsError(E.DENIED, f"rule=one-node this connection is {self.node}")
         mine = _peer_text(self.conversation.peer)
         for session in self.keeper.hive.sessions.by_id.values():
-            if session.caller.node == name and session.peer != mine:
-                raise FsError(E.BUSY, f"holder={session.peer} node={name}")
-        return name
+            if session.caller.node != who.node or session.peer == mine:
+                continue
+            if peer.kind != "tls" or session.caller.principal != who.principal:
+                raise FsError(E.BUSY, f"holder={session.peer} node={who.node}")
 
-    async def _begin(self, peer: Peer, principal: str, user: str, node: str) -> None:
-        hive, manifest = self.keeper.hive, self.keeper.manifest
+    async def _begin(self, peer: Peer, who: Who, tenant: str) -> Session:
+        hive = self.keeper.hive
         id = hive.clock.new_id()
         uid, gid = (peer.uid, peer.gid) if peer.kind == "unix" else (os.getuid(), os.getgid())
-        caller = Caller(principal, manifest.role, TENANT, uid, gid, user, id, node)
-        self.session = session = Session(
+        caller = Caller(who.principal, who.manifest.role, tenant, uid, gid, who.user, id, who.node)
+        session = Session(
             id,
             caller,
             _peer_text(peer),
             hive.clock.now_ns(),
             lambda: len(self.conversation.session.fids),
-            manifest.ns,
+            who.manifest.ns,
             self.conversation.hang_up,
         )
         # At once, so that the name is taken while the hive writes down that the node is here.
         hive.sessions.add(session)
-        if node:
+        self.sessions[tenant] = session
+        self.node = who.node
+        if who.node:
             try:
                 await hive.join(caller)
             except BaseException:
-                self.left()
+                self._forget(tenant)
                 raise
+        return session
 
     def left(self) -> None:
         """The connection has ended. A node that holds a lease is waited for, as long as the lease lasts."""
-        session, self.session = self.session, None
+        self.ended = True
+        for tenant in list(self.sessions):
+            self._forget(tenant)
+
+    def _forget(self, tenant: str) -> None:
+        session = self.sessions.pop(tenant, None)
         if session is None:
             return
         hive, node = self.keeper.hive, session.caller.node
@@ -133,6 +172,70 @@ class Door:
         others = any(other.caller.node == node for other in hive.sessions.by_id.values())
         if node and not others and not hive.state.count_held(node):
             hive.later(hive.leave(node))
+
+
+# who
+
+
+def _enrolling() -> Who:
+    return Who("tls:anonymous", ENROLLING, load(ENROLLING), "", (TENANT,))
+
+
+def _certified(hive: Hive, peer: Peer, uname: str) -> Who:
+    """Whom the certificate names. The handshake has proved that it is theirs, and good."""
+    name = parse(peer.spiffe)
+    if not name.is_called(uname):
+        raise FsError(E.UNAUTHENTICATED, f"uname {uname!r}: the certificate says {name.node!r}")
+    try:
+        manifest = load(name.role)
+    except ManifestError as error:
+        raise FsError(E.UNAUTHENTICATED, str(error)) from error
+    tenants = (TENANT,)
+    operator = name.role == OPERATOR and TENANT in tenants
+    return Who(str(name), name.node, manifest, name.node if _is_nodes(manifest) else "", tenants, operator)
+
+
+def _is_nodes(manifest: Manifest) -> bool:
+    """Whether the role is that of a node: whether its own place in the hive's tree is its to write."""
+    return any("<node>" in rule.path for rule in manifest.rules)
+
+
+def _unix_user(peer: Peer) -> str:
+    """The user that the kernel says it is. Raises FsError when that is nobody we know."""
+    if peer.kind == "unix" and peer.uid in (os.getuid(), 0):
+        return user_name(peer.uid)
+    raise FsError(E.UNAUTHENTICATED, f"uid {peer.uid} is neither the hive's user nor root")
+
+
+def _node_name(uname: str) -> str:
+    if NODE_NAME.fullmatch(uname) is None:
+        raise FsError(E.UNAUTHENTICATED, f"uname {uname!r}: expected a node's name, {NODE_NAME.pattern}")
+    return uname
+
+
+def _check_uname(peer: Peer, uname: str, n_uname: int) -> None:
+    """Refuse what contradicts the kernel's word on who the peer is."""
+    user = user_name(peer.uid)
+    if uname not in (*UNAMES_MISSING, user):
+        raise FsError(E.UNAUTHENTICATED, f"uname {uname!r}: the socket says {user!r}")
+    if n_uname not in (NONUNAME, peer.uid):
+        raise FsError(E.UNAUTHENTICATED, f"n_uname {n_uname}: the socket says {peer.uid}")
+
+
+def _tenant(who: Who, aname: str) -> str:
+    """The tenant that is attached to. Raises FsError(E.MISSING)."""
+    if aname in NO_ANAME:
+        return who.tenants[0]
+    if aname in who.tenants or (who.every_tenant and TENANT_NAMES.fullmatch(aname)):
+        return aname
+    raise FsError(E.MISSING, aname)
+
+
+def _peer_text(peer: Peer) -> str:
+    return f"unix:pid={peer.pid}" if peer.kind == "unix" else f"{peer.kind}:{peer.address}"
+
+
+# what exists
 
 
 def names(hive: Hive, node: str, principal: str) -> Names:
@@ -145,9 +248,11 @@ def names(hive: Hive, node: str, principal: str) -> Names:
     def held(name: str) -> bool:
         return bool(node) and any(sha256 == name for _, sha256 in hive.state.artifacts_held(node))
 
+    actor = actor_of(principal, node)
+
     def own(name: str) -> bool:
         job = hive.state.jobs.by_id.get(name)
-        return job is not None and job.request.actor == principal
+        return job is not None and job.request.actor == actor
 
     def annex(name: str) -> bool:
         other = hive.state.nodes.by_id.get(name)
@@ -160,25 +265,3 @@ def names(hive: Hive, node: str, principal: str) -> Names:
         "own": own,
         "annex": annex,
     }
-
-
-def _principal(peer: Peer) -> tuple[str, str]:
-    """Who the transport says it is, and its short name. Raises FsError when that is nobody we know."""
-    if peer.kind == "tcp":
-        return "tcp:anonymous", "anonymous"
-    if peer.kind == "unix" and peer.uid in (os.getuid(), 0):
-        return f"unix:{user_name(peer.uid)}", user_name(peer.uid)
-    raise FsError(E.UNAUTHENTICATED, f"uid {peer.uid} is neither the hive's user nor root")
-
-
-def _check_uname(peer: Peer, uname: str, n_uname: int) -> None:
-    """Refuse what contradicts the kernel's word on who the peer is."""
-    user = user_name(peer.uid)
-    if uname not in (*UNAMES_MISSING, user):
-        raise FsError(E.UNAUTHENTICATED, f"uname {uname!r}: the socket says {user!r}")
-    if n_uname not in (NONUNAME, peer.uid):
-        raise FsError(E.UNAUTHENTICATED, f"n_uname {n_uname}: the socket says {peer.uid}")
-
-
-def _peer_text(peer: Peer) -> str:
-    return f"unix:pid={peer.pid}" if peer.kind == "unix" else f"tcp:{peer.address}"

@@ -83,7 +83,8 @@ async def whoami_of(address: str, *said: Any) -> dict[str, str]:
     [
         (("somebody",), E.UNAUTHENTICATED, f"uname 'somebody': the socket says '{USER}'"),
         (("", "", 12345), E.UNAUTHENTICATED, f"n_uname 12345: the socket says {os.getuid()}"),
-        ((USER, "other/tenant/prod"), E.MISSING, ""),
+        ((USER, "other/tenant"), E.MISSING, ""),
+        ((USER, "Other/Tenant/Prod"), E.MISSING, ""),
         ((USER, "../../etc"), E.MISSING, ""),
     ],
 )
@@ -92,6 +93,28 @@ def test_what_contradicts_the_transport_is_refused(
 ) -> None:
     error = asyncio.run(refused(hive.address, *said))
     assert (kind, text) == (error.kind, error.detail)
+
+
+def test_the_hives_own_operator_attaches_to_any_tenant_and_nobody_else_does(hive: Doors) -> None:
+    found = asyncio.run(whoami_of(hive.address, USER, "other/project/prod"))
+    assert ("operator", "other/project/prod") == (found["role"], found["tenant"])
+    for address, uname in ((hive.tcp, ""), (hive.workers, "w1")):
+        assert E.MISSING is asyncio.run(refused(address, uname, "other/project/prod")).kind
+
+
+def test_a_connection_is_one_session_in_each_tenant(hive: Doors) -> None:
+    async def look() -> list[str]:
+        async with await attach(hive.address, USER) as client:
+            told = [await whoami(client)]
+            for tenant in ("other/project/prod", "other/project/prod", "default/default/default"):
+                fid = client.connection.session.take_fid()
+                reply = await client.connection.rpc(Tattach(fid, NOFID, USER, tenant, NONUNAME), Rattach)
+                told.append(await whoami(Client(client.connection, Fid(client.connection, fid, reply.qid))))
+            return [found["session"] for found in told]
+
+    first, other, again, back = asyncio.run(look())
+    assert (first, other) == (back, again)
+    assert first != other
 
 
 def test_a_proof_is_neither_asked_for_nor_taken(hive: Doors) -> None:
