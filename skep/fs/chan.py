@@ -11,14 +11,15 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import functools
 import inspect
 import stat
-from collections.abc import Awaitable
-from typing import Final, Protocol
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Concatenate, Final, ParamSpec, Protocol, cast
 
 import msgspec
 
-from skep.fs.errors import E, FsError
+from skep.fs.errors import DENIALS, E, FsError
 from skep.fs.messages import NAME_MAX, QT, Dialect, LockStatus, Qid
 from skep.fs.node import (
     Attr,
@@ -35,6 +36,7 @@ from skep.fs.node import (
 )
 from skep.fs.wire import Dirent, pack_dirent, pack_stat, stat_of
 
+P = ParamSpec("P")
 XATTR_MAX: Final = 65536  # bytes in one extended attribute, as on Linux
 
 
@@ -70,6 +72,17 @@ class Everything:
 
 
 EVERYTHING: Final = Everything()
+
+
+class Witness(Protocol):
+    """Records what is refused. It is told from within the answer's way, so it never waits."""
+
+    def refused(self, op: str, given: str, canonical: str, error: FsError, caller: Caller | None) -> str:
+        """``op`` was refused at the path ``given``, which is ``canonical``; the trace id of the record.
+        ``caller`` None: nobody has attached yet."""
+
+    def missed(self, op: str, given: str, canonical: str, caller: Caller, hidden: bool) -> None:
+        """There is no such name for the caller; ``hidden``: so that is a refusal. Both take equally long."""
 
 
 async def settle(value: Maybe[T]) -> T:
@@ -118,6 +131,31 @@ def check_name(name: str) -> None:
         raise FsError(E.INVALID, f"not a file name: {name!r}")
 
 
+def _told(
+    op: str, named: bool = False
+) -> Callable[
+    [Callable[Concatenate[Chan, P], Coroutine[Any, Any, T]]],
+    Callable[Concatenate[Chan, P], Coroutine[Any, Any, T]],
+]:
+    """Has a chan's witness told of the refusals of one method. ``named``: its first argument is the name of
+    an entry here, of which it is."""
+
+    def wrap(
+        method: Callable[Concatenate[Chan, P], Coroutine[Any, Any, T]],
+    ) -> Callable[Concatenate[Chan, P], Coroutine[Any, Any, T]]:
+        @functools.wraps(method)
+        async def told(self: Chan, *args: P.args, **kwargs: P.kwargs) -> T:
+            try:
+                return await method(self, *args, **kwargs)
+            except FsError as error:
+                self._tell(op, error, str(args[0]) if named else "")
+                raise
+
+        return cast(Callable[Concatenate[Chan, P], Coroutine[Any, Any, T]], told)
+
+    return wrap
+
+
 class Chan:
     """One caller at one node. Not open until ``open`` or ``create``; closed once, by ``clunk``."""
 
@@ -134,15 +172,24 @@ class Chan:
         "rclose",
         "up",
         "view",
+        "witness",
     )
 
     def __init__(
-        self, node: Node, caller: Caller, view: View, up: Chan | None = None, name: str = "/"
+        self,
+        node: Node,
+        caller: Caller,
+        view: View,
+        up: Chan | None = None,
+        name: str = "/",
+        witness: Witness | None = None,
     ) -> None:
         self.node = node
         self.caller = caller
         self.view = view
         self.up = up  # None: the place it was attached
+        # None: nobody records what is refused
+        self.witness: Witness | None = witness if up is None else up.witness
         self.name = name
         self.handle: Handle | None = None
         self.how: How | None = None
@@ -162,6 +209,21 @@ class Chan:
             here = here.up
         return "/" + "/".join(reversed(names))
 
+    def _tell(self, op: str, error: FsError, name: str = "", given: str = "") -> None:
+        """Have it recorded that ``op`` was refused here, or at ``name`` below: once, and by the id that the
+        error then has. ``given``: the path as it was asked for, where that is another than the canonical."""
+        if self.witness is None or error.told:
+            return
+        missing = error.kind is E.MISSING
+        if not missing and error.kind not in DENIALS:
+            return
+        error.told = True
+        canonical = f"{self.path.rstrip('/')}/{name}" if name else self.path
+        if missing:
+            self.witness.missed(op, given or canonical, canonical, self.caller, error.hidden)
+        else:
+            error.trace = self.witness.refused(op, given or canonical, canonical, error, self.caller)
+
     def _need(self, right: Right) -> None:
         if not self.view.rights & right:
             raise FsError(E.DENIED, f"rule={right.name.lower() if right.name else right} {self.path}")
@@ -170,7 +232,7 @@ class Chan:
 
     def clone(self) -> Chan:
         """Another chan at the same place, not open."""
-        copy = Chan(self.node, self.caller, self.view, self.up, self.name)
+        copy = Chan(self.node, self.caller, self.view, self.up, self.name, self.witness)
         copy.place = self.place
         return copy
 
@@ -185,7 +247,7 @@ class Chan:
             raise FsError(E.NAMETOOLONG)
         view = self.view.child(name)
         if view is None:
-            raise FsError(E.MISSING, name)
+            raise FsError(E.MISSING, name, hidden=True)
         node = await settle(self.node.walk(name, self.caller))
         here = Chan(node, self.caller, view, self, name)
         return here, await here.attr()
@@ -203,7 +265,9 @@ class Chan:
                 if i and not qids[-1].type & QT.DIR:
                     raise FsError(E.NOTDIR)
                 here, attr = await here.child(name)
-            except (FsError, OSError):
+            except (FsError, OSError) as error:
+                if isinstance(error, FsError):
+                    here._tell("walk", error, name, "/".join((self.path.rstrip("/"), *names)))
                 if i == 0:
                     raise
                 return qids, None
@@ -212,6 +276,7 @@ class Chan:
 
     # open, create
 
+    @_told("open")
     async def open(self, how: How, rclose: bool = False) -> Qid:
         """Open it. The mode is checked against the view here, by the node for what it can do."""
         attr = await self.attr()
@@ -230,6 +295,7 @@ class Chan:
         self.rclose = rclose
         return (await self._attr_after(self.node)).qid if how.trunc else attr.qid
 
+    @_told("create", named=True)
     async def create(
         self, name: str, mode: int, how: How, gid: int, rclose: bool = False
     ) -> tuple[Chan, Qid]:
@@ -251,18 +317,22 @@ class Chan:
             raise FsError(E.DENIED, f"rule=namespace {self.path}")
         return view
 
+    @_told("create", named=True)
     async def mkdir(self, name: str, mode: int, gid: int) -> Qid:
         await self._new(name)
         return await self._qid_of(await settle(self.node.mkdir(name, mode, gid, self.caller)))
 
+    @_told("create", named=True)
     async def symlink(self, name: str, target: str, gid: int) -> Qid:
         await self._new(name)
         return await self._qid_of(await settle(self.node.symlink(name, target, gid, self.caller)))
 
+    @_told("create", named=True)
     async def mknod(self, name: str, mode: int, rdev: int, gid: int) -> Qid:
         await self._new(name)
         return await self._qid_of(await settle(self.node.mknod(name, mode, rdev, gid, self.caller)))
 
+    @_told("create", named=True)
     async def link(self, name: str, other: Chan) -> None:
         await self._new(name)
         if (await other.attr()).qid.type & QT.DIR:
@@ -283,11 +353,13 @@ class Chan:
         """Whether a read may wait for an event."""
         return self.handle is not None and self.handle.waits
 
+    @_told("read")
     async def read(self, offset: int, count: int) -> bytes:
         """Bytes of an open file. The session has checked that it is open for reading."""
         assert self.handle is not None
         return await settle(self.handle.read(offset, count))
 
+    @_told("write")
     async def write(self, offset: int, data: memoryview) -> int:
         assert self.handle is not None
         return await settle(self.handle.write(offset, data))
@@ -296,10 +368,12 @@ class Chan:
         assert self.handle is not None
         await settle(self.handle.fsync(datasync))
 
+    @_told("lock")
     async def lock(self, lock: Lock, wait: bool) -> LockStatus:
         assert self.handle is not None
         return await settle(self.handle.lock(lock, wait))
 
+    @_told("lock")
     async def getlock(self, lock: Lock) -> Lock:
         assert self.handle is not None
         return await settle(self.handle.getlock(lock))
@@ -314,6 +388,7 @@ class Chan:
             return list(every)
         return [entry for entry in every if self.view.child(entry.name) is not None]
 
+    @_told("read")
     async def readdir(self, offset: int, count: int) -> bytes:
         """9P2000.L: entries from the cookie ``offset`` on, as many as fit. Cookie n stands after the nth
         name of the listing that offset 0 took; "." and ".." come first."""
@@ -335,6 +410,7 @@ class Chan:
             out += packed
         return bytes(out)
 
+    @_told("read")
     async def read_directory(self, offset: int, count: int, dialect: Dialect) -> bytes:
         """9P2000 and 9P2000.u: whole stat entries from ``offset``: 0, or where the last read ended.
 
@@ -378,6 +454,7 @@ class Chan:
         )
         return msgspec.structs.replace(attr, mode=attr.mode & ~lost)
 
+    @_told("wstat")
     async def setattr(self, change: Change) -> None:
         """All of ``change`` or nothing; a rename in it is done first, as it can be undone."""
         self._need(Right.WRITE)
@@ -421,17 +498,19 @@ class Chan:
 
     # remove, rename
 
+    @_told("rename", named=True)
     async def renameat(self, name: str, to: Chan, newname: str, replace: bool = True) -> None:
         """Move the entry ``name`` of this directory to ``newname`` in ``to``."""
         check_name(name)
         self._need(Right.REMOVE)
         if self.view.child(name) is None:
-            raise FsError(E.MISSING)
+            raise FsError(E.MISSING, hidden=True)
         await to._new(newname)
         # What stands under the new name is removed by this: who may not remove there may not replace.
         replace = replace and bool(to.view.rights & Right.REMOVE)
         await settle(self.node.rename(name, to.node, newname, replace, self.caller))
 
+    @_told("rename")
     async def rename(self, to: Chan, newname: str) -> None:
         """Move this file."""
         if self.up is None:
@@ -447,14 +526,16 @@ class Chan:
         if there.qid.path != (await self.attr()).qid.path:
             raise FsError(E.MISSING, self.name)
 
+    @_told("remove", named=True)
     async def unlinkat(self, name: str, directory: bool | None) -> None:
         """Remove an entry of this directory: a directory, another, or whichever (None)."""
         check_name(name)
         if self.view.child(name) is None:
-            raise FsError(E.MISSING)
+            raise FsError(E.MISSING, hidden=True)
         self._need(Right.REMOVE)
         await settle(self.node.unlink(name, directory, self.caller))
 
+    @_told("remove")
     async def remove(self) -> None:
         """Remove the file, whatever it is. The fid is gone whether or not that succeeds."""
         try:
@@ -468,6 +549,7 @@ class Chan:
 
     # extended attributes
 
+    @_told("xattr")
     async def xattr_chan(self, name: str) -> tuple[Chan, int]:
         """A chan that reads an attribute's value, or with "" the list of names, and its length."""
         self._need(Right.READ)
@@ -482,7 +564,11 @@ class Chan:
 
     def xattr_writer(self, name: str, size: int, flags: int) -> Chan:
         """A chan that takes an attribute's value, set when it is clunked."""
-        self._need(Right.WRITE)
+        try:
+            self._need(Right.WRITE)
+        except FsError as error:
+            self._tell("xattr", error)
+            raise
         if size > XATTR_MAX:
             raise FsError(E.TOOBIG, f"max={XATTR_MAX}")
         made = self.clone()
@@ -491,6 +577,7 @@ class Chan:
 
     # clunk
 
+    @_told("clunk")
     async def clunk(self) -> None:
         """Close the handle; remove the file if it was opened so. Whatever fails, the chan is closed."""
         handle, self.handle = self.handle, None

@@ -16,11 +16,11 @@ from typing import Any, Final, NamedTuple, Protocol
 
 from skep.fs import eager
 from skep.fs import messages as m
-from skep.fs.chan import Chan, settle
-from skep.fs.errors import E, FsError, from_oserror
+from skep.fs.chan import Chan, Witness, settle
+from skep.fs.errors import DENIALS, E, FsError, from_oserror
 from skep.fs.hot import hot
 from skep.fs.messages import DM, DONT_TOUCH, LO, QT, SA, Dialect, Message
-from skep.fs.node import Attr, Change, How, Lock, Maybe
+from skep.fs.node import Attr, Caller, Change, How, Lock, Maybe
 from skep.fs.session import FIDS_MAX, Call, Done, Session
 from skep.fs.wire import stat_of
 
@@ -41,6 +41,7 @@ class Peer(NamedTuple):
     spiffe: str = ""  # these three are empty but for kind "tls"
     role: str = ""
     node: str = ""
+    enrolling: bool = False  # it has no certificate, and may do no more than ask for one
 
 
 class Gate(Protocol):
@@ -74,6 +75,7 @@ class Conversation:
         self.send = send
         self.session = Session(msize, kernel=hot(FIDS_MAX) if kernel else None)
         self.channel_binding: Callable[[], bytes] = bytes  # 32 bytes both ends know; empty: not encrypted
+        self.witness: Witness | None = None  # the gate's, for what is refused; None: nobody records it
         self.paused = False  # the transport takes no more for now
         self._tasks: dict[Call, asyncio.Task[Done | FsError]] = {}
         self._pumping = False
@@ -200,9 +202,41 @@ async def _close(chan: Chan) -> None:
 
 
 async def _auth(conversation: Conversation, call: Call, t: m.Tauth) -> Done:
-    chan = await settle(conversation.gate.auth(conversation.peer, t.uname, t.aname, t.n_uname))
+    try:
+        chan = await settle(conversation.gate.auth(conversation.peer, t.uname, t.aname, t.n_uname))
+    except FsError as error:
+        _tell(conversation, "auth", t.aname, error)
+        raise
+    if conversation.witness is not None:
+        chan.witness = _Proving(conversation.witness, t.aname)
     qid = (await chan.attr()).qid
     return Done(m.Rauth(qid._replace(type=qid.type | QT.AUTH)), chan, How(read=True, write=True), "auth")
+
+
+# A client that may not attach is refused by these too: what it asked for is not there, or another's now.
+_NOT_LET_IN: Final = DENIALS | {E.MISSING, E.BUSY}
+
+
+def _tell(conversation: Conversation, op: str, aname: str, error: FsError) -> None:
+    """Have it recorded that the gate let nobody in."""
+    if conversation.witness is not None and not error.told and error.kind in _NOT_LET_IN:
+        error.told = True
+        trace = conversation.witness.refused(op, aname, aname, error, None)
+        error.trace = None if error.kind is E.MISSING else trace
+
+
+class _Proving:
+    """The witness of an afid: whatever is refused there is an auth refused."""
+
+    def __init__(self, witness: Witness, aname: str) -> None:
+        self.witness = witness
+        self.aname = aname
+
+    def refused(self, op: str, given: str, canonical: str, error: FsError, caller: Caller | None) -> str:
+        return self.witness.refused("auth", self.aname, self.aname, error, None)
+
+    def missed(self, op: str, given: str, canonical: str, caller: Caller, hidden: bool) -> None:
+        self.witness.missed("auth", self.aname, self.aname, caller, hidden)
 
 
 async def _attach(conversation: Conversation, call: Call, t: m.Tattach) -> Done:
@@ -212,7 +246,13 @@ async def _attach(conversation: Conversation, call: Call, t: m.Tattach) -> Done:
         if afid is None or afid.kind != "auth":
             raise FsError(E.BADF, f"afid {t.afid}")
         proof = (afid.chan,)
-    chan = await settle(conversation.gate.attach(conversation.peer, t.uname, t.aname, t.n_uname, *proof))
+    try:
+        chan = await settle(conversation.gate.attach(conversation.peer, t.uname, t.aname, t.n_uname, *proof))
+    except FsError as error:
+        _tell(conversation, "attach", t.aname, error)
+        raise
+    if conversation.witness is not None:
+        chan.witness = conversation.witness
     return Done(m.Rattach((await chan.attr()).qid), chan)
 
 

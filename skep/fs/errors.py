@@ -6,7 +6,7 @@ Source: the error table of docs/NAMESPACE.md; errno values are Linux's on every 
 from __future__ import annotations
 
 import enum
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 
 class Kind(NamedTuple):
@@ -70,22 +70,38 @@ _BY_ERRNO = {kind.value.errno: kind for kind in reversed(E)} | {
 }  # fmt: skip
 
 
+# What is refused because of who asks, or how often: each is recorded. The other classes are mistakes.
+DENIALS: Final = frozenset({
+    E.DENIED, E.READONLY, E.UNAUTHENTICATED, E.APPROVAL, E.QUOTA, E.THROTTLED, E.UNSIGNED, E.EXPIRED,
+    E.REVOKED,
+})  # fmt: skip
+
+
 class FsError(Exception):
     """One refused or failed file operation, as every door tells it.
 
     ``detail`` follows the class's fixed text after ``: ``. ``errno`` overrides the class's own number where
     a host file system gave a more exact one. ``trace`` is the ledger's id of the refusal, shown at the
     text's end except for MISSING, where what is hidden and what does not exist must answer alike.
+    ``hidden``, with MISSING: it may exist, but not for this caller. No answer differs by it.
     """
 
     def __init__(
-        self, kind: E, detail: str = "", *, errno: int | None = None, trace: str | None = None
+        self,
+        kind: E,
+        detail: str = "",
+        *,
+        errno: int | None = None,
+        trace: str | None = None,
+        hidden: bool = False,
     ) -> None:
         super().__init__(kind, detail)
         self.kind = kind
         self.detail = detail
         self.errno = kind.value.errno if errno is None else errno
         self.trace = trace
+        self.hidden = hidden
+        self.told = trace is not None  # whether the refusal is recorded already
 
     @property
     def text(self) -> str:
