@@ -151,7 +151,7 @@ def _told(
                 self._tell(op, error, str(args[0]) if named else "")
                 raise
 
-        return cast(Callable[Concatenate[Chan, P], Coroutine[Any, Any, T]], told)
+        return cast("Callable[Concatenate[Chan, P], Coroutine[Any, Any, T]]", told)
 
     return wrap
 
