@@ -16,6 +16,7 @@ from skep.fs.messages import Dialect, Message, Tclunk
 
 if TYPE_CHECKING:  # OpenSSL takes a tenth of a second to import
     from skep.fs.identity import Identity
+    from skep.fs.pin import Pinned
 
 R = TypeVar("R", bound=Message)
 
@@ -49,7 +50,7 @@ class Connection(asyncio.Protocol):
         address: Address,
         dialect: Dialect = Dialect.L,
         msize: int = MSIZE_DEFAULT,
-        identity: Identity | None = None,
+        identity: Identity | Pinned | None = None,
     ) -> Connection:
         """Connect and agree on the version. ``identity``: for TLS, and for nothing else.
 

@@ -29,6 +29,7 @@ from skep.fs.owners import user_name
 
 if TYPE_CHECKING:  # OpenSSL takes a tenth of a second to import
     from skep.fs.identity import Identity
+    from skep.fs.pin import Pinned
 
 STATS_AT_ONCE: Final = 64  # entries of a listing asked for together
 
@@ -61,16 +62,25 @@ class Client:
         dialect: Dialect = Dialect.L,
         msize: int = MSIZE_DEFAULT,
         identity: Identity | None = None,
+        pin: str = "",
     ) -> Client:
         """Dial and attach. ``uname`` None: the login name, or with TLS the certificate's node. A server may
-        answer with a lower dialect. ``identity``: for TLS, and for nothing else.
+        answer with a lower dialect. ``identity``: for TLS, and for nothing else; who has none yet and comes
+        to enrol gives the ``pin`` of the hive's CA instead (trust.spki), and is nobody.
 
         Raises OSError when nobody listens there or is not to be believed (TlsError), FsError when the
         version, the attach or our certificate is refused."""
         place = parse(address) if isinstance(address, str) else address
-        if identity is not None and uname is None:
-            uname = identity.name.node
-        return await Client.attach(await Connection.open(place, dialect, msize, identity), aname, uname)
+        known: Identity | Pinned | None = identity
+        if pin:
+            if identity is not None:
+                raise ValueError("who has an identity has more than a pin to tell its hive by")
+            from skep.fs.pin import Pinned
+
+            known = Pinned(pin)
+        if known is not None and uname is None:
+            uname = identity.name.node if identity is not None else ""
+        return await Client.attach(await Connection.open(place, dialect, msize, known), aname, uname)
 
     @staticmethod
     async def over(

@@ -9,11 +9,12 @@ from __future__ import annotations
 import asyncio
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from OpenSSL import SSL, crypto
 
@@ -21,6 +22,10 @@ from skep.fs.spiffe import Spiffe, name_of, quoted
 from skep.fs.trust import Chain, Doubt, Reason, Trust
 from skep.trace.clock import Clock, SystemClock
 
+NINEP: Final = b"9p"  # in ALPN: what is spoken; who offers nothing means it too
+ENROL: Final = (
+    b"skep-enroll/1"  # in ALPN: 9P by somebody who has no certificate yet, and comes to ask for one
+)
 SWEEP_S: Final = 0.5  # at most so long a session outlives its certificate
 # Not in pyOpenSSL. Source: openssl/ssl.h.
 _MODE_NO_AUTO_CHAIN: Final = 0x8  # send our chain, not what else the trusted CAs would make of it
@@ -90,15 +95,20 @@ class Identity:
             if doubt is not None:
                 end(doubt)
 
+    def judge(self, server: bool, enrol: bool = False) -> Judge:
+        """Who is to judge one connection's peer. ``server``: whether this end is it; ``enrol``: whether the
+        peer may come without a certificate, for no more than to enrol."""
+        return Judge(self._believed, server, enrol)
+
     def connection(self, judge: Judge) -> SSL.Connection:
         """A connection between memory buffers, whose peer ``judge`` is to judge."""
-        connection = SSL.Connection(self._context, None)
-        connection.set_app_data(judge)
-        if judge.server:
-            connection.set_accept_state()
-        else:
-            connection.set_connect_state()
-        return connection
+        return joined(self._context, judge, NINEP)
+
+    def _believed(self, certificates: list[x509.Certificate]) -> Chain | Doubt:
+        chain = Chain.of(certificates)
+        if chain.name.hive != self.name.hive:
+            return Doubt(Reason.NAME, f"{chain.name} is not of hive {self.name.hive}")
+        return self.trust.doubt(chain, self.clock.now_ns()) or chain
 
     def hold(self, chain: Chain, end: End) -> None:
         """Call ``end`` when ``chain`` is believed no more, until released."""
@@ -134,15 +144,41 @@ class Identity:
 class Judge:
     """The verdict on one connection's peer, as OpenSSL walks down its chain."""
 
-    def __init__(self, identity: Identity, server: bool) -> None:
+    def __init__(
+        self,
+        believed: Callable[[list[x509.Certificate]], Chain | Doubt],
+        server: bool,
+        enrol: bool = False,
+        pardoned: frozenset[int] = frozenset(),
+    ) -> None:
+        """``believed`` is asked about what OpenSSL has found good, from the leaf up, and may raise ValueError
+        for a leaf that names nobody. ``pardoned``: OpenSSL's errors above the leaf that it is to judge."""
         self.server = server  # whether this end is the server
         self.chain: Chain | None = None  # None: not believed, or not known yet
         self.doubt: Doubt | None = None  # None: nothing was found wrong
-        self._identity = identity
+        self.enrolling = False  # the peer was not asked for a certificate
+        self._enrol = enrol
+        self._pardoned = pardoned
+        self._believed = believed
         self._certificates: list[x509.Certificate] = []  # from the CA down
+
+    def choose(self, offered: Sequence[bytes]) -> bytes:
+        """Which of a client's protocols is spoken. Raises SSL.Error for none, which ends the handshake.
+
+        It is asked for each ClientHello, of which there may be two: who came to enrol goes on so."""
+        if NINEP in offered and not self.enrolling:
+            return NINEP
+        if ENROL in offered and self._enrol:
+            self.enrolling = True
+            return ENROL
+        names = b", ".join(offered).decode("ascii", "replace")
+        self.doubt = Doubt(Reason.PROTOCOL, quoted(names))
+        raise SSL.Error([("SSL routines", "", self.doubt.reason.value)])
 
     def hear(self, certificate: x509.Certificate, error: int, depth: int, good: bool) -> bool:
         """OpenSSL's word on one certificate; whether to go on. The leaf, of depth 0, comes last."""
+        if error in self._pardoned and depth > 0:
+            return True  # it is heard once more, when it is known what it has signed
         if not good:
             self.doubt = Doubt(_REASONS.get(error, Reason.CERTIFICATE), _told(certificate, error))
             return False
@@ -153,21 +189,32 @@ class Judge:
 
     def _doubt(self) -> Doubt | None:
         try:
-            chain = Chain.of(self._certificates[::-1])
+            found = self._believed(self._certificates[::-1])
         except ValueError as error:
             return Doubt(Reason.NAME, str(error))
-        if chain.name.hive != self._identity.name.hive:
-            return Doubt(Reason.NAME, f"{chain.name} is not of hive {self._identity.name.hive}")
-        if not self.server and not chain.name.is_queen:
-            return Doubt(Reason.NAME, f"{chain.name} is no queen")
-        doubt = self._identity.trust.doubt(chain, self._identity.clock.now_ns())
-        if doubt is None:
-            self.chain = chain
-        return doubt
+        if isinstance(found, Doubt):
+            return found
+        if not self.server and not found.name.is_queen:
+            return Doubt(Reason.NAME, f"{found.name} is no queen")
+        self.chain = found
+        return None
 
 
-def _context(chain: list[x509.Certificate], key: bytes, trust: Trust) -> SSL.Context:
-    """TLS 1.3 with certificates on both ends, OpenSSL's own choice of ciphers, and nothing resumed.
+def joined(context: SSL.Context, judge: Judge, protocol: bytes) -> SSL.Connection:
+    """A connection between memory buffers; a client offers ``protocol``."""
+    connection = SSL.Connection(context, None)
+    connection.set_app_data(judge)
+    if judge.server:
+        connection.set_accept_state()
+    else:
+        connection.set_alpn_protos([protocol])
+        connection.set_connect_state()
+    return connection
+
+
+def bare_context() -> SSL.Context:
+    """TLS 1.3, the peer's certificate judged by the connection's Judge, OpenSSL's own choice of ciphers, and
+    nothing resumed.
 
     OpenSSL sends two tickets all the same (openssl issue 8077): they are numbers in a cache that is off."""
     context = SSL.Context(SSL.TLS_METHOD)
@@ -177,17 +224,53 @@ def _context(chain: list[x509.Certificate], key: bytes, trust: Trust) -> SSL.Con
     context.set_mode(_MODE_NO_AUTO_CHAIN | _MODE_RELEASE_BUFFERS)
     context.set_verify(SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT, _verify)
     context.set_verify_depth(_DEPTH_MAX)
+    context.set_alpn_select_callback(_select)
+    return context
+
+
+def _context(chain: list[x509.Certificate], key: bytes, trust: Trust) -> SSL.Context:
+    """For both ends, with this certificate, and the CAs that are believed."""
+    context = bare_context()
     store = context.get_cert_store()
     assert store is not None
     store.set_flags(crypto.X509StoreFlags.PARTIAL_CHAIN)
     for authority in trust.authorities:
         store.add_cert(crypto.X509.from_cryptography(authority))
     context.use_certificate(chain[0])
-    for between in chain[1:]:
+    for between in [*chain[1:], *_rest(chain[-1], trust.authorities)]:
         context.add_extra_chain_cert(between)
     context.use_privatekey(load_pem_private_key(key, None))  # type: ignore[arg-type]
     context.check_privatekey()
     return context
+
+
+def _rest(last: x509.Certificate, authorities: Sequence[x509.Certificate]) -> list[x509.Certificate]:
+    """The CAs above ``last``, as far as they are known here: who has only a CA's pin knows none of them."""
+    rest: list[x509.Certificate] = []
+    while last.issuer != last.subject and len(rest) < _DEPTH_MAX:
+        above = next((a for a in authorities if _is_issued(last, a)), None)
+        if above is None:
+            break
+        rest.append(last := above)
+    return rest
+
+
+def _is_issued(certificate: x509.Certificate, authority: x509.Certificate) -> bool:
+    try:
+        certificate.verify_directly_issued_by(authority)
+    except (ValueError, TypeError, InvalidSignature):
+        return False
+    return True
+
+
+def _select(connection: SSL.Connection, offered: list[bytes]) -> bytes:
+    judge = connection.get_app_data()
+    assert isinstance(judge, Judge)
+    chosen = judge.choose(offered)
+    if judge.enrolling:
+        # The ClientHello is being read, and the request for a certificate is still to be written.
+        connection.set_verify(SSL.VERIFY_NONE)
+    return chosen
 
 
 def _verify(connection: SSL.Connection, certificate: crypto.X509, error: int, depth: int, good: int) -> bool:

@@ -227,20 +227,24 @@ async def listen(
     identity: Identity | None = None,
     refused: Callable[[Refusal], None] = lambda refusal: None,
     limits: Limits | None = None,
+    enrol: bool = False,
 ) -> AsyncIterator[Listener]:
     """Serve ``tree`` (what as_node takes, a Gate, or what greets each connection with a Gate of its own, that
     is told when the connection has ``left``) on ``address`` within the ``async with``.
 
     ``mode``: who may connect to a Unix socket. ``identity``: for TLS, and for nothing else; ``refused`` is
     then told of each handshake refused and each session ended; ``limits`` bound the handshakes, as
-    tls.LIMITS when None.
+    tls.LIMITS when None. ``enrol``: whether the Gate knows what to do with a peer that is ``enrolling``, and
+    has no certificate.
     Raises ValueError for an address that may not be served."""
     gate = tree if hasattr(tree, "attach") or hasattr(tree, "greet") else OpenGate(as_node(tree))
+    if enrol and isinstance(gate, OpenGate):
+        raise ValueError("an open gate would let everyone in who comes to enrol")
     doorway = None
     if identity is not None:
         from skep.fs.tls import LIMITS, Doorway
 
-        doorway = Doorway(identity, refused, limits or LIMITS)
+        doorway = Doorway(identity, refused, limits or LIMITS, enrol)
     listener = Listener(gate, parse(address) if isinstance(address, str) else address, msize, doorway)
     await listener.open(mode)
     try:

@@ -35,6 +35,7 @@ ROLES: Final = frozenset(
         "gateway",
         "validator",
         "observer",
+        "operator",
     }
 )
 EXPECTED: Final = "expected spiffe://<hive>/<role>/<node>"

@@ -19,6 +19,7 @@ from OpenSSL import SSL
 
 from skep.fs.conversation import Peer
 from skep.fs.identity import Identity, Judge
+from skep.fs.pin import Pinned
 from skep.fs.spiffe import Spiffe
 from skep.fs.trust import Doubt, Reason, Refusal
 
@@ -65,12 +66,12 @@ class TlsError(ConnectionError):
 class Layer(asyncio.Protocol):
     """One TLS connection: a protocol to the socket's transport, a transport to the protocol ``above``."""
 
-    def __init__(self, identity: Identity, above: Above, server: bool, handshake_s: float) -> None:
+    def __init__(self, identity: Identity | Pinned, judge: Judge, above: Above, handshake_s: float) -> None:
         self.address = ""
         self.refusal: Refusal | None = None  # why it was refused, or ended; None: it was not
         self._identity = identity
         self._above = above
-        self._judge = Judge(identity, server)
+        self._judge = judge
         self._handshake_s = handshake_s
         self._below: Any = None
         self._ssl: Any = None  # None: no handshake was begun, or all is over
@@ -112,10 +113,10 @@ class Layer(asyncio.Protocol):
             return
         if self._first is not None:
             data = self._first + data
-            if not _BEGIN.startswith(data[: len(_BEGIN)]):
+            if not any(begin.startswith(data[: len(begin)]) for begin in _BEGIN[self._judge.server]):
                 self._refuse(Doubt(Reason.PLAINTEXT, ""))
                 return
-            self._first = data if len(data) < len(_BEGIN) else None
+            self._first = data if len(data) < 2 else None
             if self._first is not None:
                 return
         self._decrypt(memoryview(data))
@@ -192,6 +193,8 @@ class Layer(asyncio.Protocol):
     @property
     def peer(self) -> Peer:
         """The other end, by its certificate. To be asked once the handshake has ended well."""
+        if self._judge.enrolling:
+            return Peer("tls", self.address, enrolling=True)
         name = self.name
         return Peer("tls", self.address, spiffe=str(name), role=name.role, node=name.node)
 
@@ -220,11 +223,13 @@ class Layer(asyncio.Protocol):
             self._refuse(self._judge.doubt or _doubt(error))
             return False
         self._flush()
-        assert self._judge.chain is not None, "OpenSSL went on with a peer that was not believed"
+        chain = self._judge.chain
+        assert (chain is None) is self._judge.enrolling, "OpenSSL went on with a peer that was not believed"
         self._stop_waiting()
         self._settled()
         self._open = self._was_open = True
-        self._identity.hold(self._judge.chain, self._end)
+        if chain is not None:
+            self._identity.hold(chain, self._end)
         self._above.connection_made(cast(asyncio.BaseTransport, self))
         return True
 
@@ -341,9 +346,15 @@ class Doorway:
     """The handshakes at one listener: bounded, and what was refused, counted and told."""
 
     def __init__(
-        self, identity: Identity, refused: Callable[[Refusal], None], limits: Limits = Limits()
+        self,
+        identity: Identity,
+        refused: Callable[[Refusal], None],
+        limits: Limits = Limits(),
+        enrol: bool = False,
     ) -> None:
+        """``enrol``: whether it lets in who has no certificate yet, and says so."""
         self.identity = identity
+        self.enrol = enrol
         self.limits = limits
         self.refusals: Counter[Reason] = Counter()
         self.half_open: set[ServerLayer] = set()
@@ -388,7 +399,8 @@ class ServerLayer(Layer):
     """An accepted connection."""
 
     def __init__(self, doorway: Doorway, above: Above) -> None:
-        super().__init__(doorway.identity, above, True, doorway.limits.handshake_s)
+        identity = doorway.identity
+        super().__init__(identity, identity.judge(True, doorway.enrol), above, doorway.limits.handshake_s)
         self._doorway = doorway
 
     def give_up(self) -> None:
@@ -409,8 +421,8 @@ class ServerLayer(Layer):
 class ClientLayer(Layer):
     """A dialled connection; ``established`` is done when the handshake has ended well, or raises TlsError."""
 
-    def __init__(self, identity: Identity, above: Above) -> None:
-        super().__init__(identity, above, False, Limits().handshake_s)
+    def __init__(self, identity: Identity | Pinned, above: Above) -> None:
+        super().__init__(identity, identity.judge(False), above, LIMITS.handshake_s)
         self.established: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def _settled(self) -> None:
@@ -422,7 +434,8 @@ class ClientLayer(Layer):
             self.established.set_exception(TlsError(refusal))
 
 
-_BEGIN: Final = b"\x16\x03"  # of a record with a handshake in it, in every version of TLS
+# Of a record with a handshake in it, in every version of TLS; a server's first may be an alert.
+_BEGIN: Final = {True: (b"\x16\x03",), False: (b"\x16\x03", b"\x15\x03")}  # by whether we are the server
 
 # These peers have sent nothing that an alert would answer, or would not read it.
 _CUT: Final = frozenset({Reason.PLAINTEXT, Reason.SLOW, Reason.TOO_MANY, Reason.GONE})

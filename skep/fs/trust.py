@@ -11,6 +11,7 @@ import re
 from collections.abc import Sequence
 from datetime import datetime
 from enum import Enum
+from hashlib import sha256
 from typing import Final, NamedTuple
 
 from cryptography import x509
@@ -37,7 +38,9 @@ class Reason(Enum):
     NOT_YET_VALID = "certificate not yet valid"
     REVOKED = "certificate revoked"
     NAME = "certificate names nobody here"
+    PIN = "certificate of another CA than the pinned one"
     CERTIFICATE = "certificate not good for this"
+    PROTOCOL = "no protocol spoken here"
     BROKEN = "handshake broken"
     REFUSED_US = "the other end refused"
     GONE = "gone before the handshake ended"
@@ -131,9 +134,17 @@ def _revoked(crl: x509.CertificateRevocationList, authorities: Sequence[x509.Cer
     return {(issuer, entry.serial_number) for entry in crl}
 
 
+def spki(certificate: x509.Certificate) -> str:
+    """The SHA-256 of its public key (SubjectPublicKeyInfo, DER), in hexadecimal: what a CA is pinned by."""
+    return sha256(_key(certificate)).hexdigest()
+
+
 def _authority(certificate: x509.Certificate) -> AuthorityKey:
-    key = certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-    return certificate.subject.public_bytes(), key
+    return certificate.subject.public_bytes(), _key(certificate)
+
+
+def _key(certificate: x509.Certificate) -> bytes:
+    return certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
 
 
 def _ns(time: datetime) -> int:

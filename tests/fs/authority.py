@@ -70,11 +70,12 @@ class Authority:
         end: timedelta = HOUR,
         ca: bool = False,
         uses: Iterable[x509.ObjectIdentifier] = BOTH_ENDS,
+        subject: str = "somebody",
     ) -> Issued:
         """A certificate with these URIs as its names, valid from and to these times from now."""
         key, now = generate_private_key(SECP256R1()), datetime.now(UTC)
         builder = (
-            _builder(_name("somebody"), self.subject, key, now + begin, now + end)
+            _builder(_name(subject), self.subject, key, now + begin, now + end)
             .add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
             .add_extension(x509.ExtendedKeyUsage(uses), critical=False)
         )

@@ -6,9 +6,7 @@ import asyncio
 import contextlib
 import random
 import socket
-import ssl
-import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -21,142 +19,38 @@ from hypothesis import strategies as st
 from OpenSSL import SSL
 
 from skep.fs.address import Address
-from skep.fs.chan import EVERYTHING, Chan
 from skep.fs.connection import ConnectionLost
-from skep.fs.conversation import Conversation, Peer
 from skep.fs.dial import Client
 from skep.fs.errors import E, FsError
-from skep.fs.identity import Identity, Judge
+from skep.fs.identity import Identity
 from skep.fs.messages import Dialect
-from skep.fs.node import Caller
-from skep.fs.server import Listener, listen
+from skep.fs.server import listen
 from skep.fs.spiffe import parse
-from skep.fs.tls import LIMITS, Doorway, Limits, ServerLayer, TlsError
+from skep.fs.tls import Doorway, Limits, ServerLayer, TlsError
 from skep.fs.trust import Reason, Refusal
 from skep.trace.clock import MINUTE, SECOND, ManualClock
 from tests.fs.authority import HOUR, QUEEN, WORKER, Authority, Issued, Papers
-from tests.fs.grounds import Grounds, wait_until
+from tests.fs.grounds import wait_until
+from tests.fs.tls_hive import (
+    CA,
+    OTHER_CA,
+    Q1,
+    W1,
+    W2,
+    Hive,
+    dial,
+    play,
+    s_client,
+    said,
+    serving,
+    stdlib,
+    written,
+)
 
-CA = Authority()
-OTHER_CA = Authority("another CA")
-W1 = CA.issue(WORKER)
-W2 = CA.issue("spiffe://hive/drone-worker/w2")
-Q1 = CA.issue(QUEEN)
 DIALECTS = pytest.mark.parametrize("dialect", list(Dialect), ids=lambda d: d.value)
 LOOPS = pytest.mark.parametrize(
     "loop", [uvloop.new_event_loop, asyncio.new_event_loop], ids=["uv", "asyncio"]
 )
-
-
-class Gate:
-    """The grounds, for whom the certificate names; a uname that says otherwise is refused."""
-
-    def __init__(self, grounds: Grounds) -> None:
-        self.grounds = grounds
-        self.conversations: list[Conversation] = []
-        self.peers: list[Peer] = []
-        self.left = 0
-
-    def greet(self, conversation: Conversation) -> Door:
-        self.conversations.append(conversation)
-        return Door(self)
-
-
-class Door:
-    def __init__(self, gate: Gate) -> None:
-        self.gate = gate
-
-    def auth(self, peer: Peer, uname: str, aname: str, n_uname: int) -> Chan:
-        raise FsError(E.NOTSUP)
-
-    def attach(self, peer: Peer, uname: str, aname: str, n_uname: int, afid: Chan | None = None) -> Chan:
-        if not parse(peer.spiffe).is_called(uname):
-            raise FsError(E.UNAUTHENTICATED, f"uname {uname!r}: the certificate says {peer.spiffe}")
-        self.gate.peers.append(peer)
-        root = self.gate.grounds.export.root if aname == "host" else self.gate.grounds.root
-        return Chan(root, Caller(peer.spiffe, peer.role, user="alice"), EVERYTHING)
-
-    def left(self) -> None:
-        self.gate.left += 1
-
-
-class Hive:
-    """A TLS listener on loopback, its papers, and what it refused."""
-
-    def __init__(self, gate: Gate, papers: Papers) -> None:
-        self.gate = gate
-        self.papers = papers
-        self.refusals: list[Refusal] = []
-        self.listener: Listener
-
-    @property
-    def address(self) -> Address:
-        return self.listener.address
-
-    @property
-    def doorway(self) -> Doorway:
-        assert self.listener.doorway is not None
-        return self.listener.doorway
-
-    async def connect(self, issued: Issued = W1, *trusted: Authority, **options: Any) -> Client:
-        identity = Papers(issued, *(trusted or (CA,))).identity
-        return await Client.connect(self.address, identity=identity, **options)
-
-    async def refused(self) -> Refusal:
-        """The one refusal there is."""
-        await wait_until(lambda: len(self.refusals) > 0 and not self.doorway.half_open)
-        assert {self.refusals[0].reason: 1} == self.doorway.refusals
-        assert self.refusals[0].address.startswith("127.0.0.1:")
-        return self.refusals[0]
-
-
-@contextlib.asynccontextmanager
-async def serving(
-    host: Path, papers: Papers | None = None, limits: Limits = LIMITS, address: str = "tls:127.0.0.1:0"
-) -> AsyncIterator[Hive]:
-    hive = Hive(Gate(Grounds(host)), papers or Papers(Q1, CA))
-    async with listen(
-        hive.gate, address, identity=hive.papers.identity, refused=hive.refusals.append, limits=limits
-    ) as hive.listener:
-        yield hive
-
-
-def play(
-    story: Callable[[Hive], Awaitable[None]],
-    host: Path,
-    papers: Papers | None = None,
-    limits: Limits = LIMITS,
-    loop: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop,
-) -> None:
-    """Run ``story`` with a hive; nothing may stay behind."""
-
-    async def run() -> None:
-        async with serving(host, papers, limits) as hive:
-            await story(hive)
-        await wait_until(lambda: not hive.papers.identity.held and not hive.doorway.half_open)
-        assert {} == hive.doorway._per_peer
-        assert hive.papers.identity._timer is None
-
-    with asyncio.Runner(loop_factory=loop) as runner:
-        runner.run(run())
-
-
-def dial(hive: Hive) -> socket.socket:
-    """A connection that has said nothing yet."""
-    return socket.create_connection((hive.address.host, hive.address.port), timeout=10)
-
-
-async def said(sock: socket.socket) -> bytes:
-    """What comes until the server closes."""
-
-    def read() -> bytes:
-        data = b""
-        with contextlib.suppress(ConnectionResetError):
-            while piece := sock.recv(4096):
-                data += piece
-        return data
-
-    return await asyncio.to_thread(read)
 
 
 # 9P over it
@@ -786,7 +680,7 @@ IDENTITY = Papers(Q1, CA).identity
 
 def client_hello() -> bytes:
     client = Papers(W1, CA).identity
-    connection = client.connection(Judge(client, server=False))
+    connection = client.connection(client.judge(server=False))
     with contextlib.suppress(SSL.WantReadError):
         connection.do_handshake()
     hello: bytes = connection.bio_read(65536)
@@ -831,56 +725,6 @@ def test_any_bytes_are_refused_or_waited_for_and_leave_nothing(attack: bytes, cu
         assert {} == IDENTITY.held
 
     asyncio.run(run())
-
-
-# Tools
-
-
-async def s_client(hive: Hive, *options: str, issued: Issued | None = None) -> str:
-    """What OpenSSL's own client says of the hive; once it is connected, it is told to leave."""
-    with tempfile.TemporaryDirectory() as directory:
-        bundle = Path(directory, "ca.pem")
-        bundle.write_bytes(CA.pem)
-        where = ["-connect", f"127.0.0.1:{hive.address.port}", "-CAfile", str(bundle)]
-        ours: list[str] = []
-        if issued is not None:
-            certificate, key = written(Path(directory), issued)
-            ours = ["-cert", str(certificate), "-key", str(key)]
-        process = await asyncio.create_subprocess_exec(
-            "openssl",
-            "s_client",
-            *[*where, *ours, *options],
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-        )
-        try:
-            await wait_until(lambda: bool(hive.listener.connections or hive.refusals))
-            output, _ = await asyncio.wait_for(process.communicate(None if hive.refusals else b"Q\n"), 10)
-        finally:
-            if process.returncode is None:
-                process.kill()
-    return output.decode(errors="replace")
-
-
-def written(directory: Path, issued: Issued) -> tuple[Path, Path]:
-    certificate, key = directory / "cert.pem", directory / "key.pem"
-    certificate.write_bytes(issued.pem)
-    key.touch(mode=0o600)
-    key.write_bytes(issued.key_pem)
-    return certificate, key
-
-
-@contextlib.contextmanager
-def stdlib(hive: Hive, issued: Issued) -> Any:
-    """A blocking connection with Python's own ssl."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = False
-    context.load_verify_locations(cadata=CA.pem.decode())
-    with tempfile.TemporaryDirectory() as directory:
-        context.load_cert_chain(*written(Path(directory), issued))
-    with dial(hive) as plain, context.wrap_socket(plain) as sock:
-        yield sock
 
 
 def _changed(data: bytes, changes: list[tuple[int, int]]) -> bytes:
