@@ -30,8 +30,8 @@ from skep.fs.tree import as_node
 from skep.fs.wire import WireError
 
 if TYPE_CHECKING:  # OpenSSL takes a tenth of a second to import
+    from skep.fs.doorway import Doorway, Limits
     from skep.fs.identity import Identity
-    from skep.fs.tls import Doorway, Limits
     from skep.fs.trust import Refusal
 
 log = logging.getLogger("skep.fs")
@@ -233,16 +233,16 @@ async def listen(
     is told when the connection has ``left``) on ``address`` within the ``async with``.
 
     ``mode``: who may connect to a Unix socket. ``identity``: for TLS, and for nothing else; ``refused`` is
-    then told of each handshake refused and each session ended; ``limits`` bound the handshakes, as
-    tls.LIMITS when None. ``enrol``: whether the Gate knows what to do with a peer that is ``enrolling``, and
-    has no certificate.
+    then told of each handshake refused and each session ended; ``limits`` bound the connections,
+    doorway.LIMITS when None. ``enrol``: let peers in that have no certificate; the Gate knows them by
+    ``enrolling``.
     Raises ValueError for an address that may not be served."""
     gate = tree if hasattr(tree, "attach") or hasattr(tree, "greet") else OpenGate(as_node(tree))
     if enrol and isinstance(gate, OpenGate):
         raise ValueError("an open gate would let everyone in who comes to enrol")
     doorway = None
     if identity is not None:
-        from skep.fs.tls import LIMITS, Doorway
+        from skep.fs.doorway import LIMITS, Doorway
 
         doorway = Doorway(identity, refused, limits or LIMITS, enrol)
     listener = Listener(gate, parse(address) if isinstance(address, str) else address, msize, doorway)

@@ -1,18 +1,16 @@
 """TLS between a socket and a protocol: bytes below, plaintext above, pyOpenSSL in the middle.
 
 TLS 1.3 only, certificates on both ends. Above is what speaks 9P, and takes a ``Layer`` for its transport;
-it is told of a connection once the handshake has ended well. Who is believed is identity.py's and trust.py's.
+it is told of a connection once the handshake has ended well. Who is believed is identity.py's and trust.py's,
+how many may come is doorway.py's.
 Sources: RFC 8446; RFC 9266 (tls-exporter).
 """
 
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import logging
-from collections import Counter
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable
 from typing import Any, Final, Protocol, cast
 
 from OpenSSL import SSL
@@ -29,20 +27,8 @@ PIECE_SIZE: Final = 65536  # put through at a time: OpenSSL's buffers keep the s
 OVERHEAD: Final = 1024  # more than the headers and tags of PIECE_SIZE
 BINDING_LABEL: Final = b"EXPORTER-Channel-Binding"
 BINDING_SIZE: Final = 32
+HANDSHAKE_S: Final = 10.0  # from the connection to the last byte of the handshake
 LINGER_S: Final = 1.0  # for a refused peer to read why
-IPV6_PREFIX: Final = 64  # one peer, however many of its addresses it uses
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """Of the handshakes at one listener. Each holds some 100 KiB and costs a signature."""
-
-    handshake_s: float = 10.0  # from the connection to the last byte of the handshake
-    half_open_max: int = 512  # under way at one time
-    half_open_peer_max: int = 32  # of these from one address
-
-
-LIMITS: Final = Limits()
 
 
 class Above(Protocol):
@@ -87,8 +73,12 @@ class Layer(asyncio.Protocol):
         """The connection is there; why there shall be no handshake."""
         return None
 
-    def _settled(self) -> None:
-        """The handshake has ended well, or the connection is gone."""
+    def _opened(self) -> Doubt | None:
+        """The handshake has ended well; why the connection shall not live."""
+        return None
+
+    def _closed(self) -> None:
+        """The connection is gone."""
 
     def _told(self, refusal: Refusal) -> None:
         """The handshake was refused, or a living connection was ended."""
@@ -127,8 +117,9 @@ class Layer(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         if not self._was_open:
             self._refuse(Doubt(Reason.GONE, str(error or "")))
-            self._stop_waiting()
-            self._settled()
+        self._stop_waiting()
+        self._closed()
+        if not self._was_open:
             return
         self._identity.release(self._end)
         self._ssl = None
@@ -226,7 +217,10 @@ class Layer(asyncio.Protocol):
         chain = self._judge.chain
         assert (chain is None) is self._judge.enrolling, "OpenSSL went on with a peer that was not believed"
         self._stop_waiting()
-        self._settled()
+        doubt = self._opened()
+        if doubt is not None:
+            self._refuse(doubt)
+            return False
         self._open = self._was_open = True
         if chain is not None:
             self._identity.hold(chain, self._end)
@@ -342,92 +336,17 @@ class Layer(asyncio.Protocol):
             self._deadline = None
 
 
-class Doorway:
-    """The handshakes at one listener: bounded, and what was refused, counted and told."""
-
-    def __init__(
-        self,
-        identity: Identity,
-        refused: Callable[[Refusal], None],
-        limits: Limits = Limits(),
-        enrol: bool = False,
-    ) -> None:
-        """``enrol``: whether it lets in who has no certificate yet, and says so."""
-        self.identity = identity
-        self.enrol = enrol
-        self.limits = limits
-        self.refusals: Counter[Reason] = Counter()
-        self.half_open: set[ServerLayer] = set()
-        self._per_peer: Counter[str] = Counter()
-        self._refused = refused
-
-    def layer(self, above: Above) -> ServerLayer:
-        """What stands between an accepted socket and ``above``."""
-        return ServerLayer(self, above)
-
-    def admit(self, layer: ServerLayer) -> Doubt | None:
-        """Why ``layer`` may not begin its handshake. None: it may, and counts until it is ``settled``."""
-        if len(self.half_open) >= self.limits.half_open_max:
-            return Doubt(Reason.TOO_MANY, f"{len(self.half_open)} in all")
-        network = _network(layer.address)
-        if self._per_peer[network] >= self.limits.half_open_peer_max:
-            return Doubt(Reason.TOO_MANY, f"{self._per_peer[network]} from {network}")
-        self._per_peer[network] += 1
-        self.half_open.add(layer)
-        return None
-
-    def settled(self, layer: ServerLayer) -> None:
-        if layer not in self.half_open:
-            return
-        self.half_open.remove(layer)
-        network = _network(layer.address)
-        self._per_peer[network] -= 1
-        if not self._per_peer[network]:
-            del self._per_peer[network]
-
-    def told(self, refusal: Refusal) -> None:
-        self.refusals[refusal.reason] += 1
-        self._refused(refusal)
-
-    def close(self) -> None:
-        """Give the handshakes up that are under way."""
-        for layer in list(self.half_open):
-            layer.give_up()
-
-
-class ServerLayer(Layer):
-    """An accepted connection."""
-
-    def __init__(self, doorway: Doorway, above: Above) -> None:
-        identity = doorway.identity
-        super().__init__(identity, identity.judge(True, doorway.enrol), above, doorway.limits.handshake_s)
-        self._doorway = doorway
-
-    def give_up(self) -> None:
-        """The listener closes."""
-        self._refuse(Doubt(Reason.GONE, "the listener closes"))
-        self.abort()
-
-    def _admit(self) -> Doubt | None:
-        return self._doorway.admit(self)
-
-    def _settled(self) -> None:
-        self._doorway.settled(self)
-
-    def _told(self, refusal: Refusal) -> None:
-        self._doorway.told(refusal)
-
-
 class ClientLayer(Layer):
     """A dialled connection; ``established`` is done when the handshake has ended well, or raises TlsError."""
 
     def __init__(self, identity: Identity | Pinned, above: Above) -> None:
-        super().__init__(identity, identity.judge(False), above, LIMITS.handshake_s)
+        super().__init__(identity, identity.judge(False), above, HANDSHAKE_S)
         self.established: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
-    def _settled(self) -> None:
-        if self.refusal is None and not self.established.done():
+    def _opened(self) -> Doubt | None:
+        if not self.established.done():
             self.established.set_result(None)
+        return None
 
     def _told(self, refusal: Refusal) -> None:
         if not self.established.done():
@@ -461,13 +380,3 @@ def _doubt(error: SSL.Error) -> Doubt:
 def _address(name: tuple[Any, ...]) -> str:
     host, port = name[:2]
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-def _network(address: str) -> str:
-    """The peer that half-open handshakes are counted for."""
-    place = ipaddress.ip_address(address.rpartition(":")[0].strip("[]").partition("%")[0])
-    if place.version == 4:
-        return str(place)
-    if place.ipv4_mapped is not None:
-        return str(place.ipv4_mapped)
-    return str(ipaddress.ip_network((place, IPV6_PREFIX), strict=False))

@@ -44,8 +44,8 @@ class Reason(Enum):
     BROKEN = "handshake broken"
     REFUSED_US = "the other end refused"
     GONE = "gone before the handshake ended"
-    SLOW = "handshake too slow"
-    TOO_MANY = "too many handshakes"
+    SLOW = "too slow"
+    TOO_MANY = "too many connections"
 
 
 class Refusal(NamedTuple):

@@ -21,12 +21,13 @@ from OpenSSL import SSL
 from skep.fs.address import Address
 from skep.fs.connection import ConnectionLost
 from skep.fs.dial import Client
+from skep.fs.doorway import Doorway, Limits, ServerLayer, network_of
 from skep.fs.errors import E, FsError
 from skep.fs.identity import Identity
 from skep.fs.messages import Dialect
 from skep.fs.server import listen
 from skep.fs.spiffe import parse
-from skep.fs.tls import Doorway, Limits, ServerLayer, TlsError
+from skep.fs.tls import TlsError
 from skep.fs.trust import Reason, Refusal
 from skep.trace.clock import MINUTE, SECOND, ManualClock
 from tests.fs.authority import HOUR, QUEEN, WORKER, Authority, Issued, Papers
@@ -291,31 +292,50 @@ def test_half_open_handshakes_are_bounded(limits: Limits, tmp_path: Path) -> Non
     async def story(hive: Hive) -> None:
         with contextlib.ExitStack() as stack:
             silent = [stack.enter_context(dial(hive)) for _ in range(3)]
-            await wait_until(lambda: len(hive.doorway.half_open) == 3)
+            await wait_until(lambda: len(hive.doorway.half_open.members) == 3)
             with dial(hive) as one_more:
                 assert b"" == await said(one_more)
             assert [Reason.TOO_MANY] == [refusal.reason for refusal in hive.refusals]
             # One that leaves makes room.
             silent[0].close()
-            await wait_until(lambda: len(hive.doorway.half_open) == 2)
+            await wait_until(lambda: len(hive.doorway.half_open.members) == 2)
             await (await hive.connect()).close()
 
     play(story, tmp_path, limits=limits)
 
 
+@pytest.mark.parametrize("limits", [Limits(open_max=2), Limits(open_peer_max=2)], ids=["all", "peer"])
+def test_connections_are_bounded_too(limits: Limits, tmp_path: Path) -> None:
+    async def story(hive: Hive) -> None:
+        async with await hive.connect(W1) as one, await hive.connect(W2):
+            with pytest.raises((OSError, ConnectionLost)):
+                await hive.connect(W1)
+            refusal = await hive.refused()
+            assert (Reason.TOO_MANY, True) == (refusal.reason, refusal.detail.startswith("open: 2 "))
+            assert b"hello, world\n" == await one.read_file("hello")
+        # Who leaves makes room.
+        await wait_until(lambda: not hive.doorway.open.members)
+        await (await hive.connect(W1)).close()
+
+    play(story, tmp_path, limits=limits)
+
+
+def test_handshakes_that_end_together_do_not_overrun_the_bound(tmp_path: Path) -> None:
+    async def story(hive: Hive) -> None:
+        dials = await asyncio.gather(*(hive.connect(W1) for _ in range(8)), return_exceptions=True)
+        clients = [one for one in dials if isinstance(one, Client)]
+        assert 3 == len(clients)
+        assert {Reason.TOO_MANY: 5} == hive.doorway.refusals
+        for client in clients:
+            await client.close()
+
+    play(story, tmp_path, limits=Limits(open_max=3))
+
+
 def test_ipv6_neighbours_are_one_peer() -> None:
-    doorway = Doorway(Papers(Q1, CA).identity, lambda refusal: None, Limits(half_open_peer_max=1))
-
-    def layer(address: str) -> ServerLayer:
-        made: Any = ServerLayer.__new__(ServerLayer)
-        made.address = address
-        return made  # type: ignore[no-any-return]
-
-    assert doorway.admit(layer("[2001:db8::1]:1")) is None
-    assert doorway.admit(layer("[2001:db8::2]:1")) is not None
-    assert doorway.admit(layer("[2001:db8:0:1::1]:1")) is None
-    assert doorway.admit(layer("192.0.2.1:1")) is None
-    assert doorway.admit(layer("[::ffff:192.0.2.1]:1")) is not None
+    assert "2001:db8::/64" == network_of("[2001:db8::1]:1") == network_of("[2001:db8::2%eth0]:2")
+    assert "2001:db8:0:1::/64" == network_of("[2001:db8:0:1::1]:1")
+    assert "192.0.2.1" == network_of("192.0.2.1:1") == network_of("[::ffff:192.0.2.1]:1")
 
 
 def test_a_flood_of_refusals_is_counted_to_the_last(tmp_path: Path) -> None:
@@ -592,7 +612,7 @@ def test_a_closing_listener_ends_handshakes_and_sessions(tmp_path: Path) -> None
         async with serving(tmp_path) as hive:
             client = await hive.connect()
             silent = dial(hive)
-            await wait_until(lambda: len(hive.doorway.half_open) == 1)
+            await wait_until(lambda: len(hive.doorway.half_open.members) == 1)
         await client.connection.closed
         with silent:
             assert b"" == await said(silent)
@@ -719,7 +739,7 @@ def test_any_bytes_are_refused_or_waited_for_and_leave_nothing(attack: bytes, cu
         layer.connection_lost(None)
         assert 1 == len(refusals)
         assert 300 > len(refusals[0].detail)
-        assert (set(), {}) == (doorway.half_open, doorway._per_peer)
+        assert (set(), {}) == (doorway.half_open.members, doorway.half_open.networks)
         assert layer._deadline is None
         assert layer._ssl is None
         assert {} == IDENTITY.held

@@ -13,8 +13,10 @@ import pytest
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from skep.fs.address import Address
+from skep.fs.connection import ConnectionLost
 from skep.fs.conversation import Peer
 from skep.fs.dial import Client
+from skep.fs.doorway import Limits
 from skep.fs.errors import E, FsError
 from skep.fs.pin import Pinned
 from skep.fs.server import listen
@@ -115,6 +117,35 @@ def test_the_ticket_of_an_enrolment_opens_no_other_door(tmp_path: Path) -> None:
         assert Reason.NO_CERTIFICATE is (await hive.refused()).reason
 
     play(story, tmp_path, enrol=True)
+
+
+@pytest.mark.parametrize(
+    "limits", [Limits(enrolling_max=1), Limits(enrolling_peer_max=1)], ids=["all", "peer"]
+)
+def test_who_enrols_takes_no_room_from_others(limits: Limits, tmp_path: Path) -> None:
+    async def story(hive: Hive) -> None:
+        async with await enrol(hive):
+            with pytest.raises((OSError, ConnectionLost)):
+                await enrol(hive)
+            refusal = await hive.refused()
+            assert (Reason.TOO_MANY, True) == (refusal.reason, refusal.detail.startswith("enrolling: 1 "))
+            await (await hive.connect(W1)).close()
+        await wait_until(lambda: not hive.doorway.enrolling.members)
+        await (await enrol(hive)).close()
+
+    play(story, tmp_path, limits=limits, enrol=True)
+
+
+def test_an_enrolment_has_its_time(tmp_path: Path) -> None:
+    async def story(hive: Hive) -> None:
+        async with await hive.connect(W1) as known:
+            client = await enrol(hive)
+            await asyncio.wait_for(asyncio.shield(client.connection.closed), 5)
+            refusal = await hive.refused()
+            assert (Reason.SLOW, "to enrol") == (refusal.reason, refusal.detail)
+            assert b"hello, world\n" == await known.read_file("hello")
+
+    play(story, tmp_path, limits=Limits(enrolling_s=0.1), enrol=True)
 
 
 def test_a_wrong_pin_is_refused_and_both_pins_are_told(tmp_path: Path) -> None:

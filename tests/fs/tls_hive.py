@@ -17,11 +17,11 @@ from skep.fs.address import Address
 from skep.fs.chan import EVERYTHING, Chan
 from skep.fs.conversation import Conversation, Peer
 from skep.fs.dial import Client
+from skep.fs.doorway import LIMITS, Doorway, Limits
 from skep.fs.errors import E, FsError
 from skep.fs.node import Caller
 from skep.fs.server import Listener, listen
 from skep.fs.spiffe import parse
-from skep.fs.tls import LIMITS, Doorway, Limits
 from skep.fs.tree import Dir
 from skep.fs.trust import Refusal
 from tests.fs.authority import QUEEN, WORKER, Authority, Issued, Papers
@@ -93,7 +93,7 @@ class Hive:
 
     async def refused(self) -> Refusal:
         """The one refusal there is."""
-        await wait_until(lambda: len(self.refusals) > 0 and not self.doorway.half_open)
+        await wait_until(lambda: len(self.refusals) > 0 and not self.doorway.half_open.members)
         assert {self.refusals[0].reason: 1} == self.doorway.refusals
         assert self.refusals[0].address.startswith("127.0.0.1:")
         return self.refusals[0]
@@ -132,8 +132,9 @@ def play(
     async def run() -> None:
         async with serving(host, papers, limits, enrol=enrol) as hive:
             await story(hive)
-        await wait_until(lambda: not hive.papers.identity.held and not hive.doorway.half_open)
-        assert {} == hive.doorway._per_peer
+        crowds = hive.doorway.half_open, hive.doorway.open, hive.doorway.enrolling
+        await wait_until(lambda: not hive.papers.identity.held and not any(crowd.members for crowd in crowds))
+        assert [{}] * 3 == [crowd.networks for crowd in crowds]
         assert hive.papers.identity._timer is None
 
     with asyncio.Runner(loop_factory=loop) as runner:
