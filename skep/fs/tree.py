@@ -109,7 +109,8 @@ class Dir(File):
 
 class Listing(File):
     """A directory whose names come and go: ``names(caller)`` lists them, ``walk(name, caller)`` gives the
-    thing or None. What ``walk`` makes anew each time keeps its numbers as long as its name is there.
+    thing or None. What ``walk`` makes anew each time keeps its numbers as long as its name is there, for its
+    tenant: another's file of the same name is another file, and what one looks for is not the other's to see.
 
     ``listed``: the file type of every entry, when it is always the same; then listing walks to none."""
 
@@ -121,36 +122,36 @@ class Listing(File):
         walk: Callable[[str, Caller], Maybe[Any]],
         mode: int = 0o555,
         listed: int | None = None,
-        numbers: dict[str, int] | None = None,
     ) -> None:
         super().__init__(mode)
         self.names = names
         self.find = walk
         self.listed = listed
-        self.numbers = {} if numbers is None else numbers  # name -> the first of its block of qid paths
+        # tenant, name -> the first of its block of qid paths
+        self.numbers: dict[tuple[str, str], int] = {}
 
     def walk(self, name: str, caller: Caller) -> Maybe[Node]:
         found = self.find(name, caller)
         if hasattr(found, "__await__"):
-            return self._late(name, found)
-        return self._found(name, found)
+            return self._late((caller.tenant, name), found)
+        return self._found((caller.tenant, name), found)
 
-    async def _late(self, name: str, found: Any) -> Node:
-        return self._found(name, await asked(found))
+    async def _late(self, place: tuple[str, str], found: Any) -> Node:
+        return self._found(place, await asked(found))
 
-    def _found(self, name: str, thing: Any) -> Node:
+    def _found(self, place: tuple[str, str], thing: Any) -> Node:
         if thing is None:
-            self.numbers.pop(name, None)
-            raise FsError(E.MISSING, name)
+            self.numbers.pop(place, None)
+            raise FsError(E.MISSING, place[1])
         node = as_node(thing)
         if isinstance(node, File) and not node.number:
-            number(node, self._block(name))
+            number(node, self._block(place))
         return node
 
-    def _block(self, name: str) -> int:
-        if name not in self.numbers:
-            self.numbers[name] = new_block()
-        return self.numbers[name]
+    def _block(self, place: tuple[str, str]) -> int:
+        if place not in self.numbers:
+            self.numbers[place] = new_block()
+        return self.numbers[place]
 
     def opened(self, how: How, caller: Caller) -> Handle:
         return _Names(lambda: self._entries(caller))
@@ -159,7 +160,8 @@ class Listing(File):
         names = await asked(self.names(caller))
         if self.listed is not None:
             kind = qid_type(self.listed)
-            return [Entry(name, Qid(kind, 0, self._block(name)), self.listed) for name in names]
+            tenant = caller.tenant
+            return [Entry(name, Qid(kind, 0, self._block((tenant, name))), self.listed) for name in names]
         entries = []
         for name in names:
             try:

@@ -2,6 +2,11 @@
 
 A follower's place is a ledger number. It is told where it is even when nothing comes for it, so that it
 can begin again there without gap or duplicate.
+
+What another tenant does is in none of these lines. But there is one ledger, and its numbers count every
+tenant's entries: who reads two of them knows how much was written between, by all together. Numbers of a
+tenant's own would have to be written down, to be the same for its every session and after a restart; that
+they are no secret is the price of places that can be named.
 """
 
 from __future__ import annotations
@@ -16,12 +21,18 @@ from skep.fs.node import Caller
 from skep.namespaces.hive import OPERATOR
 from skep.namespaces.jobs.core import visible
 from skep.namespaces.live import Hive, told_as_fs_error
-from skep.namespaces.order import actor_of
+from skep.namespaces.order import HIVE_TENANT, actor_of
 from skep.trace.clock import rfc3339
 from skep.trace.entry import Entry, entry_decoder
 
 READ_MAX: Final = 64  # entries read in one step: 4 MiB at the most, and a pause for the others.
-READERS: Final = frozenset({OPERATOR, "observer"})  # roles that see what is no tenant's
+READERS: Final = frozenset({OPERATOR, "observer"})  # roles that see what is no job's
+# Events that are every tenant's to see: what the hive has, and whether it works. Others without a tenant are
+# for the hive's own.
+PUBLIC: Final = frozenset({
+    "hive.drained", "hive.resumed", "hive.shutdown", "hive.started",
+    "pool.created", "pool.mapped", "pool.unmapped", "pool.drained", "pool.resumed",
+})  # fmt: skip
 
 Plain = Entry[dict[str, Any]]
 _decoder = entry_decoder(dict)
@@ -88,22 +99,30 @@ def _event_line(entry: Plain, event: dict[str, Any]) -> bytes:
 
 
 def sees(hive: Hive, caller: Caller, event: dict[str, Any]) -> bool:
-    """Whether the event is of the caller's tenant, or of no tenant and the caller one who reads all."""
+    """Whether the event is of the caller's tenant, or of no tenant and the caller one who reads such."""
     job = hive.state.jobs.by_id.get(event.get("job", ""))
     if job is not None:
         return visible(job, caller.role, caller.tenant, caller.node)
+    if event["type"].startswith("node."):
+        return caller.role in READERS and hive.state.sees_node(caller.tenant, event["node"])
     if "tenant" in event:
         return not caller.node and bool(event["tenant"] == caller.tenant)
-    return caller.role in READERS
+    return caller.role in READERS and (caller.tenant == HIVE_TENANT or event["type"] in PUBLIC)
 
 
-def trace(caller: Caller) -> Callable[[Plain], bytes]:
-    """Renders entries as the trace has them: of the caller's tenant or of none; a node's own to a node."""
+def trace(hive: Hive, caller: Caller) -> Callable[[Plain], bytes]:
+    """Renders entries as the trace has them: a tenant's to its readers, who wrote it to others.
+
+    What the hive itself wrote about no tenant is its own tenant's. An entry is of the tenant whose job its
+    events are about: a node that runs the jobs of several asks for the next one without knowing whose."""
     actor = actor_of(caller.principal, caller.node)
 
     def render(entry: Plain) -> bytes:
-        seen = entry.tenant in ("", caller.tenant) if caller.role in READERS else entry.actor == actor
-        if not seen:
+        if caller.role not in READERS and entry.actor != actor:
+            return b""
+        # The hive's own nodes have done what they did, whoever's the jobs are.
+        own = caller.tenant == HIVE_TENANT and bool(caller.node)
+        if not own and _tenant_of(hive, entry) != caller.tenant:
             return b""
         line = {
             "seq": entry.seq, "time": rfc3339(entry.time), "trace": entry.trace, "actor": entry.actor,
@@ -113,3 +132,9 @@ def trace(caller: Caller) -> Callable[[Plain], bytes]:
         return msgspec.json.encode(line) + b"\n"
 
     return render
+
+
+def _tenant_of(hive: Hive, entry: Plain) -> str:
+    jobs = (hive.state.jobs.by_id.get(event.get("job", "")) for event in entry.events)
+    found = next((job.request.tenant for job in jobs if job is not None), entry.tenant)
+    return found or HIVE_TENANT

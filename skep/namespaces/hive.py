@@ -18,8 +18,9 @@ from skep.fs.errors import E, FsError
 from skep.namespaces.artifacts import core as artifacts
 from skep.namespaces.jobs import core as jobs
 from skep.namespaces.jobs import verbs as job_verbs
+from skep.namespaces.log import core as log
 from skep.namespaces.nodes import core as nodes
-from skep.namespaces.order import HIVE, Order, refusal
+from skep.namespaces.order import HIVE, HIVE_TENANT, Order, covers, refusal
 from skep.namespaces.pools import core as pools
 from skep.trace.entry import Line
 from skep.trace.rules import Decision, Meta, Refusal
@@ -55,7 +56,14 @@ class Resumed(msgspec.Struct, frozen=True, tag_field="type", tag="hive.resumed")
 
 
 class Kicked(msgspec.Struct, frozen=True, tag_field="type", tag="hive.kicked"):
+    """Sessions are not in the state: whether ``tenant`` may end it is asked where they are."""
+
     session: str
+    tenant: str = HIVE_TENANT
+
+    def reaches(self, tenant: str) -> bool:
+        """Whether a session of ``tenant`` is ended by it."""
+        return self.tenant in (HIVE_TENANT, tenant)
 
 
 class Shutdown(msgspec.Struct, frozen=True, tag_field="type", tag="hive.shutdown"):
@@ -69,7 +77,7 @@ class Started(msgspec.Struct, frozen=True, tag_field="type", tag="hive.started")
 
 
 HiveEvent = Drained | Resumed | Kicked | Shutdown | Started
-Event = HiveEvent | jobs.Event | pools.Event | nodes.Event | artifacts.Event
+Event = HiveEvent | jobs.Event | pools.Event | nodes.Event | artifacts.Event | log.Event
 
 
 @dataclass
@@ -81,18 +89,29 @@ class HiveState:
     pools: pools.Pools = field(default_factory=pools.Pools)
     nodes: nodes.Nodes = field(default_factory=nodes.Nodes)
     artifacts: artifacts.Artifacts = field(default_factory=artifacts.Artifacts)
+    log: log.Log = field(default_factory=log.Log)
 
     def copy(self) -> HiveState:
         return HiveState(
-            self.mode, self.jobs.copy(), self.pools.copy(), self.nodes.copy(), self.artifacts.copy()
+            self.mode,
+            self.jobs.copy(),
+            self.pools.copy(),
+            self.nodes.copy(),
+            self.artifacts.copy(),
+            self.log.copy(),
         )
 
     @property
     def condition(self) -> str:
-        """What /state tells: online, draining, or quiesced when nothing is held any more."""
+        """online, draining, or quiesced when nothing is held any more."""
+        return self.condition_of(HIVE_TENANT)
+
+    def condition_of(self, tenant: str) -> str:
+        """What /state tells the tenant: whether its own jobs are held, the hive's own whether any are."""
         if self.mode == "online":
             return "online"
-        return "draining" if self.jobs.held else "quiesced"
+        held = (self.jobs.by_id[job].request.tenant for job in self.jobs.held)
+        return "draining" if any(covers(tenant, of) for of in held) else "quiesced"
 
     # What the nouns ask of each other.
 
@@ -103,10 +122,10 @@ class HiveState:
         return self.pools.by_name[pool].lease_ns
 
     def artifact_named(self, tenant: str, name: str) -> str | None:
-        return self.artifacts.by_name.get((tenant, name))
+        return self.artifacts.by_name.get(tenant, {}).get(name)
 
     def has_artifact(self, tenant: str, sha256: str) -> bool:
-        return (tenant, sha256) in self.artifacts.by_hash
+        return sha256 in self.artifacts.by_hash.get(tenant, {})
 
     def why_no_lease(self, pool: str, node: str) -> str:
         if self.mode != "online":
@@ -124,10 +143,10 @@ class HiveState:
         found = self.jobs.by_id.get(job)
         return found.request.tenant if node and found is not None and found.node == node else None
 
-    def holders(self, pool: str) -> list[str]:
-        """The node of each lease of the pool that is held."""
+    def holders(self, pool: str, tenant: str) -> list[str]:
+        """The node of each lease of the pool that is held, as the tenant sees it."""
         held = (self.jobs.by_id[job] for job in self.jobs.held)
-        return [job.node for job in held if job.request.pool == pool]
+        return [job.node for job in held if job.request.pool == pool and covers(tenant, job.request.tenant)]
 
     def artifacts_held(self, node: str) -> list[tuple[str, str]]:
         """Tenant and hash of the inputs and outputs of the jobs that the node holds."""
@@ -137,6 +156,11 @@ class HiveState:
                 hashes = [job.request.artifact, *self.artifacts.outputs.get(job.id, {}).values()]
                 found += [(job.request.tenant, sha256) for sha256 in hashes if sha256]
         return found
+
+    def sees_node(self, tenant: str, node: str) -> bool:
+        """Whether the node exists for the tenant. One that was removed was somebody's; whose is forgotten."""
+        found = self.nodes.by_id.get(node)
+        return tenant == HIVE_TENANT if found is None else nodes.visible(found, tenant)
 
     def count_held(self, node: str) -> int:
         return sum(self.jobs.by_id[job].node == node for job in self.jobs.held)
@@ -151,15 +175,23 @@ TABLES: Final[Mapping[str, Mapping[str, ctl.Verbs]]] = {
     "pools": pools.TABLES,
     "nodes": nodes.TABLES,
     "artifacts": artifacts.TABLES,
+    "log": log.TABLES,
 }
 
 # Which verbs a role has, as noun/place/verb. An operator has those of every file, the hive all.
 OWN_VERBS: Final[frozenset[str]] = frozenset(
-    {"/jobs/*/expire", "/jobs/*/release", "//start", *(f"/nodes/*/{verb}" for verb in nodes.TABLES["*"])}
+    {"/jobs/*/expire", "/jobs/*/release", "/log/*/denied", "//start", *(f"/nodes/*/{verb}" for verb in nodes.TABLES["*"])}
 )
 NODE_VERBS: Final[frozenset[str]] = frozenset({
     "/jobs/*/ctl/start", "/jobs/*/ctl/renew", "/jobs/*/ctl/ack", "/jobs/*/ctl/nack",
     "/pools/*/next/lease", "/artifacts/ctl/seal",
+})  # fmt: skip
+
+
+# What may be written in any tenant. All else is about the hive, and for its own tenant alone.
+TENANT_VERBS: Final[frozenset[str]] = frozenset({
+    "/ctl/kick", "/pools/*/next/lease", "/artifacts/ctl/seal",
+    *(f"/jobs/{place}/{verb}" for place in ("ctl", "*/ctl") for verb in job_verbs.TABLES[place]),
 })  # fmt: skip
 
 
@@ -201,8 +233,13 @@ class HiveRules:
             ctl.check(command, TABLES[noun][place])
         except FsError as error:
             raise Refusal(error.kind.name, error.text) from error
-        if not has_verb(line.role, f"{'/' if noun else ''}{noun}/{place}/{command.verb}"):
+        verb = f"{'/' if noun else ''}{noun}/{place}/{command.verb}"
+        if not has_verb(line.role, verb):
             raise refusal(E.DENIED, f"rule=role {line.role} may not {command.verb}")
+        if line.role != HIVE and line.tenant != HIVE_TENANT and verb not in TENANT_VERBS:
+            raise refusal(
+                E.DENIED, f"rule=hive-tenant {command.verb} is about the hive, not about a tenant"
+            )
         order = Order(
             command.verb,
             command.args,
@@ -226,6 +263,8 @@ class HiveRules:
                 return nodes.decide(state.nodes, order, state)
             case "artifacts":
                 return artifacts.decide(state.artifacts, order, state)
+            case "log":
+                return log.decide(state.log, order)
             case _:
                 return decide_hive(state, order)
 
@@ -254,6 +293,7 @@ _APPLY: Final[Mapping[type, Callable[[HiveState, Any, Meta], None]]] = {
     **dict.fromkeys(get_args(pools.Event), _applying("pools", pools.apply)),
     **dict.fromkeys(get_args(nodes.Event), _applying("nodes", nodes.apply)),
     artifacts.Event: _applying("artifacts", artifacts.apply),
+    log.Event: _applying("log", log.apply),
 }
 
 
@@ -265,7 +305,7 @@ def decide_hive(state: HiveState, order: Order) -> Decision[HiveEvent, str]:
         case "resume":
             return Decision((Resumed(),), "ok")
         case "kick":
-            return Decision((Kicked(order.args["session"]),), order.args["session"])
+            return Decision((Kicked(order.args["session"], order.tenant),), order.args["session"])
         case "shutdown":
             return Decision((Shutdown(order.args.get("grace", "")),), "ok")
         case _:

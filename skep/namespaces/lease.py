@@ -46,5 +46,5 @@ def lease_line(hive: Hive, job: Job) -> bytes:
         "deadline": rfc3339(job.until_ns), "lease": duration(hive.state.lease_ns(request.pool)),
     } | shown_input(job)  # fmt: skip
     if request.artifact:
-        line["size"] = hive.state.artifacts.by_hash[request.tenant, request.artifact].size
+        line["size"] = hive.state.artifacts.by_hash[request.tenant][request.artifact].size
     return msgspec.json.encode(line) + b"\n"

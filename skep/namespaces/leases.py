@@ -13,15 +13,17 @@ from typing import Final
 
 from skep.fs.errors import E, FsError
 from skep.namespaces.hive import HiveState
+from skep.namespaces.order import HIVE_TENANT
 
 READERS_MAX: Final = 65536  # of one pool: each is a session that waits.
 
 
 class _Reader:
-    __slots__ = ("node", "told")
+    __slots__ = ("node", "tenant", "told")
 
-    def __init__(self, node: str) -> None:
+    def __init__(self, node: str, tenant: str) -> None:
         self.node = node
+        self.tenant = tenant
         self.told: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
 
@@ -31,17 +33,19 @@ class Leases:
     def __init__(self, state: Callable[[], HiveState]) -> None:
         self._state = state
         self._readers: dict[str, deque[_Reader]] = {}
-        self._asking: Counter[str] = Counter()  # pool -> readers told, whose lines are not decided yet
+        # pool, tenant -> readers told, whose lines are not decided yet
+        self._asking: Counter[tuple[str, str]] = Counter()
 
-    async def take(self, pool: str, node: str, ask: Callable[[], Awaitable[str]]) -> str:
+    async def take(self, pool: str, node: str, tenant: str, ask: Callable[[], Awaitable[str]]) -> str:
         """What ``ask`` gives, the id of a job leased to the node, when it is this reader's turn.
 
+        ``tenant``: whose jobs it takes; the hive's own takes everybody's.
         ``ask`` raises FsError(E.NODATA) when there was none after all. Cancelled before it asked, no job is
         taken; ``ask`` itself says what a cancellation of it does."""
         readers = self._readers.setdefault(pool, deque())
         if len(readers) >= READERS_MAX:
             raise FsError(E.QUOTA, f"readers have={len(readers)} max={READERS_MAX}")
-        reader = _Reader(node)
+        reader = _Reader(node, tenant)
         readers.append(reader)
         while True:
             self.dispatch(pool)
@@ -52,8 +56,8 @@ class Leases:
                 if error.kind is not E.NODATA:
                     raise
             finally:
-                self._asked(pool)
-            reader = _Reader(node)
+                self._asked(pool, tenant)
+            reader = _Reader(node, tenant)
             # It was its turn.
             readers.appendleft(reader)
 
@@ -64,11 +68,11 @@ class Leases:
             if reader.told.cancelled():
                 self._readers[pool].remove(reader)
             else:
-                self._asked(pool)
+                self._asked(pool, reader.tenant)
             raise
 
-    def _asked(self, pool: str) -> None:
-        self._asking[pool] -= 1
+    def _asked(self, pool: str, tenant: str) -> None:
+        self._asking[pool, tenant] -= 1
         self.dispatch(pool)
 
     def dispatch(self, pool: str) -> None:
@@ -77,13 +81,25 @@ class Leases:
         if not readers:
             return
         state = self._state()
-        free = state.jobs.count_waiting(pool) - self._asking[pool]
+        # Those who ask for anybody's job may get any.
+        asking = sum(n for (where, _), n in self._asking.items() if where == pool)
+        free = state.jobs.count_waiting(pool) - asking
         if free <= 0:
             return
-        for reader in [r for r in readers if not state.why_no_lease(pool, r.node)][:free]:
+        for reader in [r for r in readers if not state.why_no_lease(pool, r.node)]:
+            if not self._has_job(state, pool, reader.tenant):
+                continue
             readers.remove(reader)
-            self._asking[pool] += 1
+            self._asking[pool, reader.tenant] += 1
             reader.told.set_result(None)
+            free -= 1
+            if not free:
+                return
+
+    def _has_job(self, state: HiveState, pool: str, tenant: str) -> bool:
+        if tenant == HIVE_TENANT:
+            return True
+        return state.jobs.count_waiting(pool, tenant) > self._asking[pool, tenant]
 
     def dispatch_all(self) -> None:
         """The state has moved."""

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import msgspec
 
-from skep.fs.ctl import Command, is_name
+from skep.fs.ctl import Command, is_name, parse_line
 from skep.fs.ctl import line as ctl_line
 from skep.fs.errors import E, FsError
 from skep.fs.node import Caller
@@ -24,6 +24,8 @@ from skep.namespaces.hive import HiveState
 from skep.namespaces.jobs import core as jobs
 from skep.namespaces.jobs.logs import Logs
 from skep.namespaces.leases import Leases
+from skep.namespaces.log.core import LOG
+from skep.namespaces.log.denials import Denials
 from skep.namespaces.nodes.core import Removed
 from skep.namespaces.order import HIVE, actor_of
 from skep.namespaces.sessions.core import Sessions
@@ -87,6 +89,7 @@ class Hive:
         self.store = Store(directory / "artifacts")
         self.logs = Logs(directory / "jobs")
         self.sessions = Sessions()
+        self.denials = Denials(clock, self._denied)
         self.leases = Leases(lambda: turn.state)
         self.started_ns = clock.now_ns()
         self.shutdown: asyncio.Future[str] = asyncio.get_running_loop().create_future()  # the grace asked for
@@ -107,7 +110,7 @@ class Hive:
         """Write the lines to ``path`` as the caller; a reply for each: what was made or changed, the
         revision, the trace. All take effect or none. Raises FsError."""
         actor = actor_of(caller.principal, caller.node)
-        tenant = self._tenant(caller, path)
+        tenant = self._tenant(caller, path, lines)
         done = await self._submit(actor, caller.role, tenant, path, lines, caller.token)
         return [f"{reply} rev={done.seq} trace={done.trace}" for reply in done.replies]
 
@@ -123,15 +126,19 @@ class Hive:
         with told_as_fs_error(len(lines)):
             return await self.turn.submit(line)
 
-    def _tenant(self, caller: Caller, path: str) -> str:
+    def _tenant(self, caller: Caller, path: str, lines: Sequence[str]) -> str:
         """What a node does to a job belongs in the job's tenant's trace."""
-        noun, _, name = hive.route(path)
-        job = self.state.jobs.by_id.get(name) if caller.node and noun == "jobs" else None
-        return caller.tenant if job is None else job.request.tenant
+        job = self.state.jobs.by_id.get(job_of(path, lines)) if caller.node else None
+        if job is None or not jobs.visible(job, caller.role, caller.tenant, caller.node):
+            return caller.tenant
+        return job.request.tenant
 
     async def say(self, path: str, line: str, tenant: str = "") -> None:
         """Write a line as the hive itself. Raises FsError."""
         await self._submit(HIVE, HIVE, tenant, path, (line,))
+
+    async def _denied(self, tenant: str, lines: Sequence[str]) -> None:
+        await self._submit(HIVE, HIVE, tenant, f"/log/{LOG}", lines)
 
     async def start(self, first: Sequence[str] = ()) -> None:
         """Begin: ``first`` are the lines for /pools/ctl of a hive that has no pool yet."""
@@ -145,8 +152,8 @@ class Hive:
         """The caller's node has attached. Raises FsError(E.DENIED) when the name is another's."""
         if not is_name(caller.node) or "#" in caller.node:
             raise FsError(E.USAGE, f"node {caller.node!r}: expected a file name without #")
-        said = ctl_line("join", {"principal": caller.principal, "role": caller.role})
-        await self.say(f"/nodes/{caller.node}", said)
+        args = {"principal": caller.principal, "role": caller.role, "tenant": caller.tenant}
+        await self.say(f"/nodes/{caller.node}", ctl_line("join", args))
         self._hear(caller.node, Heartbeat())
 
     async def leave(self, node: str) -> None:
@@ -180,7 +187,7 @@ class Hive:
             return (await self.command(caller, path, ("lease",)))[0].partition(" ")[0]
 
         while True:
-            job = self.state.jobs.by_id[await self.leases.take(pool, caller.node, ask)]
+            job = self.state.jobs.by_id[await self.leases.take(pool, caller.node, caller.tenant, ask)]
             # Cancelled in the next breath.
             if job.node == caller.node:
                 return job
@@ -230,7 +237,8 @@ class Hive:
                     case hive.Shutdown() if not self.shutdown.done():
                         self.shutdown.set_result(event.grace)
                     case hive.Kicked():
-                        if session := self.sessions.by_id.get(event.session):
+                        session = self.sessions.by_id.get(event.session)
+                        if session is not None and event.reaches(session.caller.tenant):
                             session.kick()
                     case Removed():
                         self.heartbeats.pop(event.node, None)
@@ -251,6 +259,7 @@ class Hive:
         # Other processes of this hive may have queued jobs for our readers.
         self.turn.refresh()
         now_ns = self.clock.now_ns()
+        await self.denials.flush()
         due = [*self._ended_leases(now_ns), *self._silent_nodes(now_ns)]
         if due:
             await asyncio.gather(*(self._own(*said) for said in due))
@@ -296,9 +305,19 @@ class Hive:
             task.exception()
 
     async def close(self) -> None:
-        """Return when what was left for later is done; call it before the turn's close."""
+        """Return when what was left for later is done, and what was refused is recorded; call it before the
+        turn's close."""
         if self._later:
             await asyncio.gather(*self._later, return_exceptions=True)
+        await self.denials.close()
+
+
+def job_of(path: str, lines: Sequence[str]) -> str:
+    """The job that a node's write is about, by the file it is written to or the first line; "": none."""
+    noun, _, name = hive.route(path)
+    if noun == "jobs":
+        return name
+    return parse_line(lines[0]).args.get("job", "") if noun == "artifacts" else ""
 
 
 @contextmanager
@@ -311,6 +330,7 @@ def told_as_fs_error(lines: int = 1) -> Iterator[None]:
         detail = error.text.removeprefix(kind.value.text).removeprefix(": ")
         if lines > 1 and not detail.startswith("line "):
             detail = f"{detail} (line {error.k + 1})".lstrip()
-        raise FsError(kind, detail, trace=error.trace) from error
+        # What has no entry, is not recorded: then the id would lead nowhere.
+        raise FsError(kind, detail, trace=None if error.seq is None else error.trace) from error
     except TurnStopped as error:
         raise FsError(E.IO, str(error)) from error

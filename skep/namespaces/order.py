@@ -8,6 +8,7 @@ from skep.fs.errors import E
 from skep.trace.rules import Refusal
 
 HIVE = "hive"  # actor and role of what the hive itself writes: timers, registrations.
+HIVE_TENANT = "default/default/default"  # the hive's own: who runs the hive works in it, and its machines do.
 
 
 class Order(NamedTuple):
@@ -42,6 +43,12 @@ class Order(NamedTuple):
 def refusal(kind: E, detail: str = "") -> Refusal:
     """The Refusal of an error class, its text as the error table begins it."""
     return Refusal(kind.name, f"{kind.value.text}: {detail}" if detail else kind.value.text)
+
+
+def covers(tenant: str, of: str) -> bool:
+    """Whether what ``tenant`` has of the hive's machines has to do with ``of``'s jobs: they run the tenant's
+    jobs, the hive's own run everybody's."""
+    return tenant in (HIVE_TENANT, of)
 
 
 def actor_of(principal: str, node: str) -> str:

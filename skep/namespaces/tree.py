@@ -27,6 +27,7 @@ from skep.namespaces.jobs import files as jobs
 from skep.namespaces.live import Hive
 from skep.namespaces.log import files as log
 from skep.namespaces.nodes import files as nodes
+from skep.namespaces.order import HIVE_TENANT
 from skep.namespaces.pools import files as pools
 from skep.namespaces.rows import Followed
 from skep.namespaces.sessions import files as sessions
@@ -45,7 +46,7 @@ def hive_tree(hive: Hive) -> Dir:
         "ctl": Ctl(HIVE_TABLES["ctl"], hive.writes("/ctl")),
         "version": f"skep {hive.version}\n{' '.join(dialect.value for dialect in Dialect)}\n",
         "whoami": Text(lambda caller: whoami(caller)),
-        "state": lambda: f"{condition(hive)}\n",
+        "state": Text(lambda caller: f"{condition(hive, caller)}\n"),
         "ns": Text(lambda caller: ns(hive, caller)),
         "events": Stream(events_past),
         "nodes": nodes.files(hive),
@@ -54,7 +55,7 @@ def hive_tree(hive: Hive) -> Dir:
         "jobs": jobs.files(hive),
         "artifacts": artifacts.files(hive),
         "log": log.files(hive),
-        "health": {"live": "ok\n", "ready": lambda: ready(hive)},
+        "health": {"live": "ok\n", "ready": Text(lambda caller: ready(hive, caller))},
     }
     return Followed(children, {"events": events_at})
 
@@ -74,13 +75,15 @@ def ns(hive: Hive, caller: Caller) -> str:
     return "" if session is None else session.ns
 
 
-def condition(hive: Hive) -> str:
-    """The word of /state, and why when it is degraded."""
+def condition(hive: Hive, caller: Caller) -> str:
+    """The word of /state; why, when it is degraded, is for the hive's own tenant."""
     failed = hive.turn.failed
-    return hive.state.condition if failed is None else f"degraded: {failed}"
+    if failed is None:
+        return hive.state.condition_of(caller.tenant)
+    return f"degraded: {failed}" if caller.tenant == HIVE_TENANT else "degraded"
 
 
-def ready(hive: Hive) -> str:
+def ready(hive: Hive, caller: Caller) -> str:
     """``ok`` when jobs are taken and leased; else the state."""
-    found = condition(hive)
+    found = condition(hive, caller)
     return "ok\n" if found == "online" else f"{found}\n"

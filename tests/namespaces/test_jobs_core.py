@@ -279,8 +279,9 @@ def test_whatever_is_written_a_job_ends_once_and_fences_and_attempts_only_grow(
             assert old.state == new.state or new.state in MOVES[old.state]
             assert old.fence <= new.fence
             assert len(old.attempts) <= len(new.attempts)
-        queued = [job for queue in jobs.queues.values() for job in queue]
-        assert sorted(queued) == sorted(id for id, job in jobs.by_id.items() if job.state == "queued")
+        for tenant in ("", ANN.tenant):
+            queued = [job for (_, of, _), queue in jobs.queues.items() for job in queue if of == tenant]
+            assert sorted(queued) == sorted(id for id, job in jobs.by_id.items() if job.state == "queued")
         assert set(jobs.held) == {id for id, job in jobs.by_id.items() if job.state in HELD}
 
 

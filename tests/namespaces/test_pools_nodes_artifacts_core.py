@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import msgspec
 import pytest
 from hives import ANN, BOB, W1, W2, Folded
 
@@ -8,6 +9,7 @@ from skep.trace.clock import MINUTE
 from skep.trace.rules import Refusal
 
 A, B = "ab" * 32, "cd" * 32
+W1_FOR_BOB = msgspec.structs.replace(W1, tenant=BOB.tenant)
 
 
 @pytest.fixture
@@ -91,23 +93,24 @@ def test_a_name_is_the_latest_bytes_sealed_under_it(hive: Folded) -> None:
     assert B == hive.state.artifact_named(ANN.tenant, "f")
     assert hive.state.artifact_named(BOB.tenant, "f") is None
     assert (3, "text/plain") == (
-        hive.state.artifacts.by_hash[ANN.tenant, A].size, hive.state.artifacts.by_hash[ANN.tenant, A].media
+        hive.state.artifacts.by_hash[ANN.tenant][A].size, hive.state.artifacts.by_hash[ANN.tenant][A].media
     )  # fmt: skip
 
 
 def test_bytes_sealed_twice_are_kept_as_long_as_the_longer_class_says(hive: Folded) -> None:
     hive.write("/artifacts/ctl", f"seal name=f sha256={A} size=3 class=audit")
     hive.write("/artifacts/ctl", f"seal name=g sha256={A} size=3 class=short")
-    artifact = hive.state.artifacts.by_hash[ANN.tenant, A]
+    artifact = hive.state.artifacts.by_hash[ANN.tenant][A]
     assert ("audit", "g") == (artifact.kind, artifact.name)
 
 
 def test_a_node_seals_the_outputs_of_jobs_it_holds_for_their_tenant(hive: Folded) -> None:
     job = hive.write("/jobs/ctl", "submit topic=sum", BOB)
     hive.write("/pools/default/next", "lease", W1)
-    hive.write("/artifacts/ctl", f"seal name=out sha256={A} size=3 job={job}", W1)
+    # The door puts what a node does to a job into the job's tenant.
+    hive.write("/artifacts/ctl", f"seal name=out sha256={A} size=3 job={job}", W1_FOR_BOB)
     assert {job: {"out": A}} == hive.state.artifacts.outputs
-    assert [(BOB.tenant, A)] == list(hive.state.artifacts.by_hash)
+    assert [BOB.tenant] == list(hive.state.artifacts.by_hash)
     assert hive.state.artifact_named(BOB.tenant, "out") is None
     line = f"seal name=out sha256={A} size=3"
     assert "DENIED permission denied: rule=lease-holder" == refusal(

@@ -73,13 +73,18 @@ class Artifact(msgspec.Struct, frozen=True):
 
 @dataclass
 class Artifacts:
-    by_hash: dict[tuple[str, str], Artifact] = field(default_factory=dict)  # tenant, sha256
-    by_name: dict[tuple[str, str], str] = field(default_factory=dict)  # tenant, name -> sha256
+    by_hash: dict[str, dict[str, Artifact]] = field(default_factory=dict)  # tenant -> sha256
+    by_name: dict[str, dict[str, str]] = field(default_factory=dict)  # tenant -> name -> sha256
     outputs: dict[str, dict[str, str]] = field(default_factory=dict)  # job -> name -> sha256, never changed
     sealed: dict[str, None] = field(default_factory=dict)  # every sha256, whoever's
 
     def copy(self) -> Artifacts:
-        return Artifacts(self.by_hash.copy(), self.by_name.copy(), self.outputs.copy(), self.sealed.copy())
+        return Artifacts(
+            {tenant: table.copy() for tenant, table in self.by_hash.items()},
+            {tenant: names.copy() for tenant, names in self.by_name.items()},
+            self.outputs.copy(),
+            self.sealed.copy(),
+        )
 
 
 class World(Protocol):
@@ -94,10 +99,9 @@ def decide(artifacts: Artifacts, order: Order, world: World) -> Decided:
     """What follows from ``seal``; raises Refusal. A job's outputs are its tenant's, whoever runs it."""
     args, tenant = order.args, order.tenant
     if job := args.get("job", ""):
-        holder_of = world.held_tenant(job, order.node)
-        if holder_of is None:
+        # The door has put the write into the job's tenant's trace: one write, one tenant.
+        if world.held_tenant(job, order.node) != tenant:
             raise refusal(E.DENIED, "rule=lease-holder")
-        tenant = holder_of
     elif order.node:
         raise refusal(E.USAGE, f"seal: job= is missing: {order.node} seals for the jobs it holds")
     digest = args["sha256"].removeprefix("sha256:")
@@ -110,12 +114,12 @@ def decide(artifacts: Artifacts, order: Order, world: World) -> Decided:
 
 def apply(artifacts: Artifacts, event: Event, meta: Meta) -> None:
     """Change ``artifacts`` by ``event``."""
-    place = event.tenant, event.sha256
-    before = artifacts.by_hash.get(place)
+    table = artifacts.by_hash.setdefault(event.tenant, {})
+    before = table.get(event.sha256)
     kind, since_ns = event.kind, meta.time_ns
     if before is not None:
         kind, since_ns = max(kind, before.kind, key=CLASSES.index), before.sealed_ns
-    artifacts.by_hash[place] = Artifact(
+    table[event.sha256] = Artifact(
         event.sha256, event.size, event.tenant, event.name, event.actor, kind, event.media, since_ns, meta.seq
     )
     artifacts.sealed[event.sha256] = None
@@ -123,4 +127,4 @@ def apply(artifacts: Artifacts, event: Event, meta: Meta) -> None:
         # A new dict: copies of the table share it.
         artifacts.outputs[event.job] = artifacts.outputs.get(event.job, {}) | {event.name: event.sha256}
     else:
-        artifacts.by_name[event.tenant, event.name] = event.sha256
+        artifacts.by_name.setdefault(event.tenant, {})[event.name] = event.sha256

@@ -7,7 +7,9 @@
     <sha256>/data        R the bytes, at any offset; <sha256> is the hex, or sha256:<hex> as by-name tells it
     <sha256>/meta.json   R size, name, class, type, who sealed it and when
 
-An artifact exists for its tenant, and for the node that holds a job whose input or output it is.
+An artifact exists for its tenant, and for the node that holds a job whose input or output it is. Bytes that
+several tenants sealed are kept once, and nothing tells: each has its own meta.json, and sealing what is there
+already syncs, hashes and links it as if it were new.
 
     cp notes.txt artifacts/stage/; echo seal name=notes.txt > artifacts/ctl; cat artifacts/by-name/notes.txt
 """
@@ -32,7 +34,7 @@ from skep.fs.tree import Listing
 from skep.namespaces.artifacts.core import VERBS, Artifact
 from skep.namespaces.artifacts.store import Staged, Store
 from skep.namespaces.live import Hive
-from skep.namespaces.order import actor_of
+from skep.namespaces.order import actor_of, covers
 from skep.namespaces.rows import Rows
 from skep.trace.clock import rfc3339
 
@@ -43,7 +45,7 @@ def files(hive: Hive) -> Listing:
         "stage": _Stage(hive.store),
         "ctl": Ctl(VERBS, lambda caller, commands: seal(hive, caller, commands)),
         "by-name": Listing(
-            lambda caller: [name for tenant, name in hive.state.artifacts.by_name if tenant == caller.tenant],
+            lambda caller: list(hive.state.artifacts.by_name.get(caller.tenant, ())),
             lambda name, caller: _by_name(hive, name, caller),
         ),
     }
@@ -62,14 +64,20 @@ class _Artifacts(Listing):
 
 def owner_of(caller: Caller) -> str:
     """Whose staged files a caller sees."""
-    return f"{caller.tenant} {actor_of(caller.principal, caller.node)}"
+    return f"{caller.tenant}\0{actor_of(caller.principal, caller.node)}"
 
 
 def _visible(hive: Hive, caller: Caller) -> Iterable[Artifact]:
     table = hive.state.artifacts.by_hash
     if caller.node:
-        return [table[place] for place in hive.state.artifacts_held(caller.node)]
-    return [artifact for artifact in table.values() if artifact.tenant == caller.tenant]
+        return [table[tenant][sha256] for tenant, sha256 in _held(hive, caller)]
+    return table.get(caller.tenant, {}).values()
+
+
+def _held(hive: Hive, caller: Caller) -> list[tuple[str, str]]:
+    """Tenant and hash of what the caller's node may read and has written."""
+    held = hive.state.artifacts_held(caller.node)
+    return [(tenant, sha256) for tenant, sha256 in held if covers(caller.tenant, tenant)]
 
 
 def _by_name(hive: Hive, name: str, caller: Caller) -> str | None:
@@ -79,13 +87,14 @@ def _by_name(hive: Hive, name: str, caller: Caller) -> str | None:
 
 def _artifact(hive: Hive, sha256: str, caller: Caller) -> Rows[Hive] | None:
     if caller.node:
-        tenants = [tenant for tenant, held in hive.state.artifacts_held(caller.node) if held == sha256]
+        tenants = [tenant for tenant, held in _held(hive, caller) if held == sha256]
     else:
         tenants = [caller.tenant]
-    found = [t for t in tenants if (t, sha256) in hive.state.artifacts.by_hash]
+    artifacts = hive.state.artifacts
+    found = [table[sha256] for table in map(artifacts.by_hash.get, tenants) if table and sha256 in table]
     if not found:
-        return None
-    artifact = hive.state.artifacts.by_hash[found[0], sha256]
+        raise FsError(E.MISSING, sha256, hidden=sha256 in artifacts.sealed)
+    artifact = found[0]
     rows = {"data": lambda hive, _: _Data(hive.store, artifact), "meta.json": lambda hive, _: _meta(artifact)}
     return Rows(rows, hive, sha256, artifact.rev)
 

@@ -18,7 +18,7 @@ import msgspec
 from skep.fs import ctl
 from skep.fs.errors import E
 from skep.namespaces.jobs.verbs import PRIORITY, PRIORITY_MAX
-from skep.namespaces.order import HIVE, Order, refusal
+from skep.namespaces.order import HIVE, HIVE_TENANT, Order, covers, refusal
 from skep.trace.clock import duration, parse_duration
 from skep.trace.rules import Decision, Meta
 
@@ -148,31 +148,37 @@ class Jobs:
     """The table of jobs and what is found by it."""
 
     by_id: dict[str, Job] = field(default_factory=dict)
-    by_key: dict[tuple[str, str], str] = field(default_factory=dict)  # tenant, key
+    by_key: dict[str, dict[str, str]] = field(default_factory=dict)  # tenant -> key -> job
+    by_tenant: dict[str, dict[str, None]] = field(default_factory=dict)  # as they came
     held: dict[str, None] = field(default_factory=dict)  # leased and running, oldest lease first
-    # pool, priority -> waiting jobs, first to go first. An OrderedDict: a dict's first key is found by
-    # passing all that were deleted before it.
-    queues: dict[tuple[str, int], OrderedDict[str, None]] = field(default_factory=dict)
+    # pool, tenant ("": every), priority -> waiting jobs, first to go first. An OrderedDict: a dict's first
+    # key is found by passing all that were deleted before it.
+    queues: dict[tuple[str, str, int], OrderedDict[str, None]] = field(default_factory=dict)
 
     def copy(self) -> Jobs:
-        queues = {place: queue.copy() for place, queue in self.queues.items()}
-        return Jobs(self.by_id.copy(), self.by_key.copy(), self.held.copy(), queues)
+        return Jobs(
+            self.by_id.copy(),
+            {tenant: keys.copy() for tenant, keys in self.by_key.items()},
+            {tenant: jobs.copy() for tenant, jobs in self.by_tenant.items()},
+            self.held.copy(),
+            {place: queue.copy() for place, queue in self.queues.items()},
+        )
 
-    def head(self, pool: str) -> str | None:
-        """The job that the pool's next lease gets; None: the queue is empty."""
+    def head(self, pool: str, tenant: str = "") -> str | None:
+        """The job that the pool's next lease gets, a lease of the tenant's jobs; None: none waits."""
         for priority in range(PRIORITY_MAX, -1, -1):
-            queue = self.queues.get((pool, priority))
+            queue = self.queues.get((pool, tenant, priority))
             if queue:
                 return next(iter(queue))
         return None
 
-    def waiting(self, pool: str) -> list[str]:
-        """The jobs queued in the pool, in the order they go."""
-        places = [(pool, priority) for priority in range(PRIORITY_MAX, -1, -1)]
+    def waiting(self, pool: str, tenant: str = "") -> list[str]:
+        """The jobs queued in the pool, every tenant's or one's, in the order they go."""
+        places = [(pool, tenant, priority) for priority in range(PRIORITY_MAX, -1, -1)]
         return [job for place in places for job in self.queues.get(place, ())]
 
-    def count_waiting(self, pool: str) -> int:
-        return sum(len(self.queues.get((pool, priority), ())) for priority in range(PRIORITY_MAX + 1))
+    def count_waiting(self, pool: str, tenant: str = "") -> int:
+        return sum(len(self.queues.get((pool, tenant, priority), ())) for priority in range(PRIORITY_MAX + 1))
 
 
 class World(Protocol):
@@ -206,12 +212,13 @@ def _submit(jobs: Jobs, order: Order, world: World) -> Decided:
     args = order.args
     key = args.get("key", "")
     body = _body(args)
-    if earlier := jobs.by_key.get((order.tenant, key)) if key else None:
+    if earlier := jobs.by_key.get(order.tenant, {}).get(key) if key else None:
         if jobs.by_id[earlier].request.body != body:
             raise refusal(E.IDEMPOTENCY, f"key={key}")
         return Decision((), earlier)
     job = order.name or order.id
     if job in jobs.by_id:
+        _job(jobs, order, job)
         raise refusal(E.EXISTS, f"job={job} was submitted")
     pool = world.pool_of(args["topic"])
     if pool is None:
@@ -274,7 +281,7 @@ def _lease(jobs: Jobs, order: Order, world: World) -> Decided:
     pool = order.name
     if why := world.why_no_lease(pool, order.node):
         raise refusal(E.NODATA, why)
-    head = jobs.head(pool)
+    head = jobs.head(pool, "" if order.tenant == HIVE_TENANT else order.tenant)
     if head is None:
         raise refusal(E.NODATA, f"pool={pool} has no job waiting")
     job = jobs.by_id[head]
@@ -358,10 +365,14 @@ def _held_job(jobs: Jobs, order: Order, to: str | None = None) -> Job:
 
 
 def visible(job: Job, role: str, tenant: str, node: str) -> bool:
-    """Whether the job exists for who asks: nodes see what they were leased, others what is their tenant's."""
+    """Whether the job exists for who asks: nodes see what they were leased, others what is their tenant's.
+
+    A node's name may come to another tenant: what it was leased under the first is not the second's."""
     if role == HIVE:
         return True
-    return job.was_held_by(node) if node else job.request.tenant == tenant
+    if node:
+        return job.was_held_by(node) and covers(tenant, job.request.tenant)
+    return job.request.tenant == tenant
 
 
 def _check_move(job: Job, to: str) -> None:
@@ -397,14 +408,15 @@ def apply(jobs: Jobs, event: Event, meta: Meta) -> None:
     match event:
         case Submitted():
             jobs.by_id[event.job] = Job(event, meta.time_ns, meta.seq, meta.seq)
+            jobs.by_tenant.setdefault(event.tenant, {})[event.job] = None
             if event.key:
-                jobs.by_key[event.tenant, event.key] = event.job
-            _queue(jobs, event)[event.job] = None
+                jobs.by_key.setdefault(event.tenant, {})[event.key] = event.job
+            _enqueue(jobs, event)
         case Leased():
             attempt = Attempt(event.node, event.fence, meta.time_ns)
             job = jobs.by_id[event.job]
             _put(jobs, job, meta, "leased", event.fence, event.until_ns, attempts=(*job.attempts, attempt))
-            del _queue(jobs, job.request)[event.job]
+            _dequeue(jobs, job.request)
             jobs.held[event.job] = None
         case Started():
             job = jobs.by_id[event.job]
@@ -416,9 +428,7 @@ def apply(jobs: Jobs, event: Event, meta: Meta) -> None:
             job = jobs.by_id[event.job]
             _put(jobs, job, meta, "queued", event.fence, 0, ended_ns=meta.time_ns, end=event.why)
             del jobs.held[event.job]
-            queue = _queue(jobs, job.request)
-            queue[event.job] = None
-            queue.move_to_end(event.job, last=False)
+            _enqueue(jobs, job.request, last=False)
         case Ended():
             _ended(jobs, jobs.by_id[event.job], event, meta)
 
@@ -432,12 +442,25 @@ def _ended(jobs: Jobs, job: Job, event: Ended, meta: Meta) -> None:
         del jobs.held[job.id]
     else:
         changes = {}
-        del _queue(jobs, job.request)[job.id]
+        _dequeue(jobs, job.request)
     _put(jobs, job, meta, event.state, event.fence, 0, text=event.text, **changes)
 
 
-def _queue(jobs: Jobs, request: Submitted) -> OrderedDict[str, None]:
-    return jobs.queues.setdefault((request.pool, request.priority), OrderedDict())
+def _queues(jobs: Jobs, request: Submitted) -> list[OrderedDict[str, None]]:
+    """Where the job waits: among all of its pool, and among its tenant's there."""
+    places = [(request.pool, tenant, request.priority) for tenant in ("", request.tenant)]
+    return [jobs.queues.setdefault(place, OrderedDict()) for place in places]
+
+
+def _enqueue(jobs: Jobs, request: Submitted, last: bool = True) -> None:
+    for queue in _queues(jobs, request):
+        queue[request.job] = None
+        queue.move_to_end(request.job, last)
+
+
+def _dequeue(jobs: Jobs, request: Submitted) -> None:
+    for queue in _queues(jobs, request):
+        del queue[request.job]
 
 
 def _put(

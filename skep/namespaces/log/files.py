@@ -1,31 +1,119 @@
 """/log: what happened.
 
-    trace/live.jsonl    R the ledger up to now, a JSON line for each entry; live.jsonl@N those after ledger
-                        number N, for ever, with {"seq":N} when nothing comes
+    trace/live.jsonl           R the ledger up to now, a JSON line for each entry; live.jsonl@N those after
+                               ledger number N, for ever, with {"seq":N} when nothing comes
+    net_trace_secure9p.log     R what was refused, a JSON line for each kind and window of time;
+                               net_trace_secure9p.log@N as above. For operators and validators alone
+    denials                    R operation, class of error and how often, of what the log above counts
 
-A line has seq, time, trace, actor, role, tenant, path, line, outcome, events. Entries of other tenants are
-left out; so the numbers have gaps.
+A line of the trace has seq, time, trace, actor, role, tenant, path, line, outcome, events. A line of what was
+refused has seq, time, trace (what the refused were told, but for what is hidden from them), peer, principal,
+role, node, tenant, op (connect, auth, attach, walk, open, read, write, create, remove, wstat …), path as it was
+asked for, canonical, code, rule, why, count, first, last; "*" stands for many of a flood. Commands that were
+refused are entries of the trace, and in the log as write, without a peer: the entry names the principal.
 
-    tail -n 1 log/trace/live.jsonl
+Entries of other tenants are left out, so the numbers have gaps; what is no tenant's, like a connection refused,
+belongs to the hive's own. Nobody can write, cut or remove any of this: it is made of the ledger's entries.
+
+    grep '"op":"walk"' log/net_trace_secure9p.log
 """
 
 from __future__ import annotations
 
-from skep.fs.node import Caller
-from skep.fs.shapes import Stream
+from collections.abc import Callable
+from typing import Any, Final
+
+import msgspec
+
+from skep.fs.errors import DENIALS, E, FsError
+from skep.fs.messages import QT
+from skep.fs.node import Caller, Change
+from skep.fs.shapes import Stream, Text
 from skep.fs.tree import Dir
-from skep.namespaces.follow import Feed, trace
+from skep.namespaces.follow import Feed, Plain, trace
+from skep.namespaces.hive import OPERATOR
 from skep.namespaces.live import Hive
+from skep.namespaces.log.core import LOG
+from skep.namespaces.log.denials import rule_of
+from skep.namespaces.order import HIVE, HIVE_TENANT, node_of
 from skep.namespaces.rows import Followed
+from skep.trace.clock import rfc3339
+
+AUDITORS: Final = frozenset({OPERATOR, "validator"})
+DENIED: Final = "log.denied"
+_DENIALS: Final = frozenset(kind.name for kind in DENIALS)
+
+
+class Kept(Stream):
+    """A stream of what is written down already. Other streams let themselves be truncated, as ctl files
+    must; here that would look as if it had happened."""
+
+    qtype = QT.APPEND
+
+    def setattr(self, change: Change, caller: Caller) -> None:
+        raise FsError(E.READONLY, "the ledger is not to be changed")
 
 
 def files(hive: Hive) -> Dir:
     """The tree of /log."""
 
-    def past(caller: Caller) -> Feed:
-        return Feed(hive, 0, hive.turn.seq, trace(caller))
+    def kept(render: Callable[[Caller], Callable[[Plain], bytes]], after: int | None = None) -> Kept:
+        """What ``render`` makes of the entries, to the present; after ``after``: for ever."""
+        if after is None:
+            return Kept(lambda caller: Feed(hive, 0, hive.turn.seq, render(caller)))
+        return Kept(lambda caller: Feed(hive, after, None, render(caller)))
 
-    def at(seq: int) -> Stream:
-        return Stream(lambda caller: Feed(hive, seq, None, trace(caller)))
+    past = {LOG: kept(refusals), "denials": Text(lambda caller: counts(hive, caller))}
+    past["trace"] = Followed({"live.jsonl": kept(trace)}, {"live.jsonl": lambda seq: kept(trace, seq)})
+    return Followed(past, {LOG: lambda seq: kept(refusals, seq)})
 
-    return Dir({"trace": Followed({"live.jsonl": Stream(past)}, {"live.jsonl": at})})
+
+def counts(hive: Hive, caller: Caller) -> str:
+    """Lines ``op code count``."""
+    _check_auditor(caller)
+    if caller.tenant != HIVE_TENANT:
+        raise FsError(E.DENIED, "rule=hive-tenant these are all tenants' together")
+    found = sorted(hive.state.log.counts.items())
+    return "".join(f"{op} {code} {count}\n" for (op, code), count in found)
+
+
+def refusals(caller: Caller) -> Callable[[Plain], bytes]:
+    """Renders what was refused, as far as it is of the caller's tenant."""
+    _check_auditor(caller)
+
+    def render(entry: Plain) -> bytes:
+        if (entry.tenant or HIVE_TENANT) != caller.tenant:
+            return b""
+        if entry.outcome.code in _DENIALS and entry.role != HIVE:
+            return _line(entry, _of_entry(entry))
+        return b"".join(_line(entry, _of_event(event)) for event in entry.events if event["type"] == DENIED)
+
+    return render
+
+
+def _check_auditor(caller: Caller) -> None:
+    if caller.role not in AUDITORS:
+        raise FsError(E.DENIED, f"rule=auditors {caller.role} is none")
+
+
+def _line(entry: Plain, said: dict[str, Any]) -> bytes:
+    head = {"seq": entry.seq, "time": rfc3339(entry.time)}
+    return msgspec.json.encode(head | said) + b"\n"
+
+
+def _of_event(event: dict[str, Any]) -> dict[str, Any]:
+    names = ("peer", "principal", "role", "node", "tenant", "op", "path", "canonical", "code", "rule", "why")
+    said: dict[str, Any] = {"trace": event["id"]} | {name: event.get(name, "") for name in names}
+    first, last = rfc3339(event["first"]), rfc3339(event["last"])
+    return said | {"count": event["count"], "first": first, "last": last}
+
+
+def _of_entry(entry: Plain) -> dict[str, Any]:
+    code = entry.outcome.code
+    rule, why = rule_of(code, entry.outcome.text.removeprefix(E[code].value.text).removeprefix(": "))
+    at = rfc3339(entry.time)
+    return {
+        "trace": entry.trace, "peer": "", "principal": entry.actor.partition("#")[0], "role": entry.role,
+        "node": node_of(entry.actor), "tenant": entry.tenant, "op": "write", "path": entry.path,
+        "canonical": entry.path, "code": code, "rule": rule, "why": why, "count": 1, "first": at, "last": at,
+    }  # fmt: skip

@@ -14,7 +14,7 @@ import msgspec
 from skep.fs import ctl
 from skep.fs.ctl import Arg, Verb
 from skep.fs.errors import E
-from skep.namespaces.order import Order, refusal
+from skep.namespaces.order import HIVE_TENANT, Order, refusal
 from skep.trace.rules import Decision, Meta
 
 NODES_MAX: Final = 65536  # each has rings of signals in memory.
@@ -30,7 +30,7 @@ TABLES: Final[Mapping[str, ctl.Verbs]] = {
     ),
     # The hive's own, written to no file.
     "*": ctl.verbs(
-        Verb("join", (Arg("principal", required=True), Arg("role", required=True))),
+        Verb("join", (Arg("principal", required=True), Arg("role", required=True), Arg("tenant"))),
         Verb("leave"),
         Verb("suspect"),
         Verb("lost"),
@@ -51,6 +51,7 @@ class Joined(msgspec.Struct, frozen=True, tag_field="type", tag="node.joined"):
     node: str
     principal: str
     role: str
+    tenant: str = HIVE_TENANT
 
 
 class Heard(msgspec.Struct, frozen=True, tag_field="type", tag="node.heard"):
@@ -82,11 +83,19 @@ class Node(msgspec.Struct, frozen=True):
     rev: int
     link: str = "online"
     duty: str = "open"
+    tenants: tuple[str, ...] = ()  # for which it has joined, the first one first
 
     @property
     def state(self) -> str:
         """online, suspect, lost, left, cordoned, draining: the first that is not as it should be."""
         return self.duty if self.link == "online" and self.duty != "open" else self.link
+
+
+def visible(node: Node, tenant: str) -> bool:
+    """Whether the node exists for the tenant: when it is the tenant's alone, or the tenant the hive's own.
+
+    What a node of several tenants tells of itself would tell each of them what the others do."""
+    return tenant == HIVE_TENANT or node.tenants == (tenant,)
 
 
 @dataclass
@@ -113,15 +122,16 @@ def decide(nodes: Nodes, order: Order, world: World) -> Decided:
 def _join(nodes: Nodes, order: Order, world: World) -> Decided:
     """A node's session begins. A name belongs to the principal that had it first, until it is removed."""
     principal, role = order.args["principal"], order.args["role"]
+    tenant = order.args.get("tenant", HIVE_TENANT)
     node = nodes.by_id.get(order.name)
     if node is None:
         if len(nodes.by_id) >= NODES_MAX:
             raise refusal(E.QUOTA, f"nodes have={len(nodes.by_id)} max={NODES_MAX}")
-        return Decision((Joined(order.name, principal, role),), order.name)
+        return Decision((Joined(order.name, principal, role, tenant),), order.name)
     if node.principal != principal:
         raise refusal(E.DENIED, f"rule=node-owner node={node.id}")
-    if node.role != role:
-        return Decision((Joined(node.id, principal, role),), node.id)
+    if node.role != role or tenant not in node.tenants:
+        return Decision((Joined(node.id, principal, role, tenant),), node.id)
     return Decision((Heard(node.id, "online"),) if node.link != "online" else (), node.id)
 
 
@@ -169,9 +179,12 @@ def apply(nodes: Nodes, event: Event, meta: Meta) -> None:
     """Change ``nodes`` by ``event``."""
     table = nodes.by_id
     match event:
-        case Joined(node, principal, role):
-            duty = table[node].duty if node in table else "open"
-            table[node] = Node(node, principal, role, meta.time_ns, meta.seq, duty=duty)
+        case Joined(node, principal, role, tenant):
+            known = table.get(node)
+            duty, tenants = ("open", ()) if known is None else (known.duty, known.tenants)
+            if tenant not in tenants:
+                tenants = (*tenants, tenant)
+            table[node] = Node(node, principal, role, meta.time_ns, meta.seq, duty=duty, tenants=tenants)
         case Heard(node, link):
             table[node] = msgspec.structs.replace(table[node], link=link, rev=meta.seq)
         case Employed(node, duty):

@@ -14,6 +14,11 @@
 
 Heartbeats are in memory only; what their absence means is in the ledger.
 
+A node exists for the tenant that it has joined for, when that is the only one, and for the hive's own, whose
+operators command it. The hive's own nodes, and those of several tenants, run jobs of more than one: what they
+tell of themselves would tell each tenant of the others. Of these a tenant knows the names, from the attempts
+of the jobs they ran for it.
+
     echo '{"load":0.25,"capacity":4}' > nodes/w1/heartbeat
 """
 
@@ -29,7 +34,7 @@ from skep.fs.node import Caller
 from skep.fs.shapes import Ctl, Text
 from skep.fs.tree import Listing
 from skep.namespaces.live import Heartbeat, Hive
-from skep.namespaces.nodes.core import TABLES, Node
+from skep.namespaces.nodes.core import TABLES, Node, visible
 from skep.namespaces.rows import Rows
 from skep.trace.clock import rfc3339
 
@@ -44,9 +49,20 @@ def files(hive: Hive) -> Listing:
 
     def walk(name: str, caller: Caller) -> Any:
         node = hive.state.nodes.by_id.get(name)
-        return fixed.get(name) if node is None else Rows(FILES, hive, name, node.rev)
+        if node is None:
+            return fixed.get(name)
+        if not _sees(node, caller):
+            raise FsError(E.MISSING, name, hidden=True)
+        return Rows(FILES, hive, name, node.rev)
 
-    return Listing(lambda caller: [*fixed, *hive.state.nodes.by_id], walk)
+    def names(caller: Caller) -> list[str]:
+        return [*fixed, *(node.id for node in hive.state.nodes.by_id.values() if _sees(node, caller))]
+
+    return Listing(names, walk)
+
+
+def _sees(node: Node, caller: Caller) -> bool:
+    return caller.node == node.id or visible(node, caller.tenant)
 
 
 def _record(render: Callable[[Node], str]) -> Callable[[Hive, str], Text]:

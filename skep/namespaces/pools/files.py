@@ -4,11 +4,15 @@
     <pool>/state      R open, draining
     <pool>/topics     R a line for each topic mapped to it
     <pool>/load       R waiting, held and readers: how many
-    <pool>/queue      R the ids of the caller's waiting jobs, the next one first
+    <pool>/queue      R the ids of the caller's tenant's waiting jobs, the next one first
     <pool>/workers    R a line for each node that holds jobs or waits for one: name, held=, readers=
     <pool>/next       R blocks; gives one lease to the node that reads, a JSON line (lease.py), then ends
 
 Ended before the read returns, the job stays queued; taken and not read, it goes back.
+
+Pools and topics are the hive's, the same for every tenant. What goes on in them is a tenant's own: its jobs
+and its nodes are counted, and no other's. The hive's own tenant, whose nodes run everybody's jobs, gets the
+sum of all. A node that has joined for one tenant gets leases of that tenant's jobs alone.
 
     echo map topic=sha256 pool=default > pools/ctl
 """
@@ -24,6 +28,7 @@ from skep.fs.shapes import Ctl, Stream, Text
 from skep.fs.tree import Listing
 from skep.namespaces.lease import Next
 from skep.namespaces.live import Hive
+from skep.namespaces.order import HIVE_TENANT
 from skep.namespaces.pools.core import TABLES
 from skep.namespaces.rows import Rows
 
@@ -49,29 +54,39 @@ def _topics(hive: Hive, pool: str) -> Text:
 
 
 def _load(hive: Hive, pool: str) -> Text:
-    def content() -> str:
-        waiting, held = hive.state.jobs.count_waiting(pool), len(hive.state.holders(pool))
-        return f"waiting {waiting}\nheld {held}\nreaders {len(hive.leases.waiting(pool))}\n"
+    def content(caller: Caller) -> str:
+        waiting = hive.state.jobs.count_waiting(pool, _whose(caller))
+        held, readers = hive.state.holders(pool, caller.tenant), _readers(hive, pool, caller)
+        return f"waiting {waiting}\nheld {len(held)}\nreaders {len(readers)}\n"
 
     return Text(content)
 
 
 def _queue(hive: Hive, pool: str) -> Text:
     def content(caller: Caller) -> str:
-        jobs = hive.state.jobs
-        mine = (id for id in jobs.waiting(pool) if jobs.by_id[id].request.tenant == caller.tenant)
-        return "".join(f"{id}\n" for id in mine)
+        return "".join(f"{id}\n" for id in hive.state.jobs.waiting(pool, caller.tenant))
 
     return Text(content)
 
 
 def _workers(hive: Hive, pool: str) -> Text:
-    def content() -> str:
-        held, readers = Counter(hive.state.holders(pool)), Counter(hive.leases.waiting(pool))
+    def content(caller: Caller) -> str:
+        held = Counter(hive.state.holders(pool, caller.tenant))
+        readers = Counter(_readers(hive, pool, caller))
         nodes = sorted(held | readers)
         return "".join(f"{node} held={held[node]} readers={readers[node]}\n" for node in nodes)
 
     return Text(content)
+
+
+def _whose(caller: Caller) -> str:
+    """The tenant whose jobs are counted for the caller; "": every one's."""
+    return "" if caller.tenant == HIVE_TENANT else caller.tenant
+
+
+def _readers(hive: Hive, pool: str, caller: Caller) -> list[str]:
+    """The nodes that wait for a job, as far as they are there for the caller."""
+    return [node for node in hive.leases.waiting(pool) if hive.state.sees_node(caller.tenant, node)]
 
 
 def _next(hive: Hive, pool: str) -> Stream:
