@@ -46,5 +46,6 @@ def told(path: str) -> Iterator[None]:
     except ConnectionLost as error:
         raise Unreachable(f"{path}: {error.detail}") from error
     except FsError as error:
-        refused = error.kind in (E.DENIED, E.READONLY, E.UNAUTHENTICATED, E.APPROVAL)
+        refusals = (E.DENIED, E.READONLY, E.UNAUTHENTICATED, E.APPROVAL, E.REVOKED, E.EXPIRED)
+        refused = error.kind in refusals
         raise (Refused if refused else Failed)(f"{path}: {error.text}") from error

@@ -248,7 +248,7 @@ class Running:
 
     async def _watch(self) -> None:
         """Renew the lease, and look out for the job's end by others. Raises LeaseLost."""
-        ended = asyncio.create_task(self.uplink.do(lambda client: client.read_file(f"{self.path}/wait")))
+        ended = asyncio.create_task(self.uplink.wait_read(f"{self.path}/wait"))
         try:
             while True:
                 third_s = parse_duration(self.lease.lease) / SECOND / 3

@@ -12,20 +12,20 @@ import shutil
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
 from skep.fs.address import Address
-from skep.fs.client import Call
-from skep.fs.dial import Client
-from skep.fs.errors import E, FsError
-from skep.fs.messages import Rread, Tread
+from skep.fs.errors import FsError
 from skep.roles.alone import Held, alone
 from skep.roles.handlers import Handler
 from skep.roles.running import Lease, Running
 from skep.roles.signals import told_signals
 from skep.roles.uplink import Uplink
+
+if TYPE_CHECKING:  # OpenSSL takes a tenth of a second to import
+    from skep.roles.enrolling import Standing
 
 log = logging.getLogger("skep.worker")
 HEARTBEAT_S: Final = 5.0  # three missed ones make a node suspect
@@ -38,7 +38,8 @@ class WorkerError(Exception):
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """What a worker is told. ``slots``: jobs at a time, of each pool."""
+    """What a worker is told. ``slots``: jobs at a time, of each pool. ``standing``: what each of its sessions
+    is opened with, for TLS and for nothing else."""
 
     hive: Address
     node: str
@@ -46,6 +47,7 @@ class Plan(msgspec.Struct, frozen=True):
     handlers: dict[str, Handler]
     pools: tuple[str, ...] = ("default",)
     slots: int = 1
+    standing: Callable[[], Standing] | None = None
 
 
 async def work(plan: Plan, say: Callable[[str], None]) -> None:
@@ -64,7 +66,7 @@ class Worker:
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
-        self.uplink = Uplink(plan.hive, plan.node)
+        self.uplink = Uplink(plan.hive, plan.node, plan.standing)
         self.running: set[str] = set()  # jobs
         self.stopping = asyncio.Event()
         self.uploading = asyncio.Lock()  # staged names are the node's: one job stages at a time
@@ -125,7 +127,7 @@ class Worker:
         """Take a lease, do its job, and again, until told to stop."""
         while not self.stopping.is_set():
             try:
-                data = await self.uplink.do(lambda client: self._next(client, pool), self.stopping)
+                data = await self.uplink.wait_read(f"/pools/{pool}/next", self.stopping)
             except FsError as error:
                 if self.stopping.is_set():
                     return
@@ -141,28 +143,6 @@ class Worker:
             await Running(lease, self.plan.handlers, self.uplink, self.jobs, self.uploading).run()
         finally:
             self.running.discard(lease.job)
-
-    async def _next(self, client: Client, pool: str) -> bytes:
-        """A lease's line; b"" when told to stop before one came."""
-        async with await client.open(f"/pools/{pool}/next") as fid:
-            call = client.connection.start(Tread(fid.fid, 0, fid.unit))
-            stopping = asyncio.create_task(self.stopping.wait())
-            stopping.add_done_callback(lambda task: self._flush(client, call))
-            try:
-                reply = await client.connection.wait(call)
-            except FsError as error:
-                if error.kind in (E.INTR, E.CANCELLED):
-                    return b""
-                raise
-            finally:
-                stopping.cancel()
-            assert isinstance(reply, Rread)
-            return bytes(reply.data)
-
-    def _flush(self, client: Client, call: Call) -> None:
-        """Give the read up. A lease that is on its way comes all the same, and its job is done."""
-        if self.stopping.is_set():
-            client.connection.flush(call)
 
     async def _pause(self, seconds: float) -> None:
         try:
