@@ -20,7 +20,7 @@ from typing import Any, Concatenate, Final, ParamSpec, Protocol, cast
 import msgspec
 
 from skep.fs.errors import DENIALS, E, FsError
-from skep.fs.messages import NAME_MAX, QT, Dialect, LockStatus, Qid
+from skep.fs.messages import NAME_MAX, QT, Dialect, LockStatus, LockType, Qid
 from skep.fs.node import (
     Attr,
     Caller,
@@ -156,6 +156,16 @@ def _told(
     return wrap
 
 
+def _named(right: Right) -> str:
+    return str(right.name).lower()
+
+
+def _wanted(how: How) -> Right:
+    """What an open file needs."""
+    read = Right.READ if how.read or how.execute else Right(0)
+    return read | (Right.WRITE if how.write or how.trunc else Right(0))
+
+
 class Chan:
     """One caller at one node. Not open until ``open`` or ``create``; closed once, by ``clunk``."""
 
@@ -174,6 +184,9 @@ class Chan:
         "view",
         "witness",
     )
+
+    plain = True
+    """Whether ``up`` is the way it came by, so that a name below it means the same for the whole session."""
 
     def __init__(
         self,
@@ -209,6 +222,16 @@ class Chan:
             here = here.up
         return "/" + "/".join(reversed(names))
 
+    @property
+    def given(self) -> str:
+        """The path by which it was come to: another than the canonical one in a name space with binds."""
+        return self.path
+
+    @property
+    def above(self) -> Chan:
+        """Where ".." leads."""
+        return self.up or self
+
     def _tell(self, op: str, error: FsError, name: str = "", given: str = "") -> None:
         """Have it recorded that ``op`` was refused here, or at ``name`` below: once, and by the id that the
         error then has. ``given``: the path as it was asked for, where that is another than the canonical."""
@@ -219,14 +242,15 @@ class Chan:
             return
         error.told = True
         canonical = f"{self.path.rstrip('/')}/{name}" if name else self.path
+        given = given or (f"{self.given.rstrip('/')}/{name}" if name else self.given)
         if missing:
-            self.witness.missed(op, given or canonical, canonical, self.caller, error.hidden)
+            self.witness.missed(op, given, canonical, self.caller, error.hidden)
         else:
-            error.trace = self.witness.refused(op, given or canonical, canonical, error, self.caller)
+            error.trace = self.witness.refused(op, given, canonical, error, self.caller)
 
     def _need(self, right: Right) -> None:
         if not self.view.rights & right:
-            raise FsError(E.DENIED, f"rule={right.name.lower() if right.name else right} {self.path}")
+            raise FsError(E.DENIED, f"rule={_named(right)} {self.path}")
 
     # walk
 
@@ -239,8 +263,7 @@ class Chan:
     async def child(self, name: str) -> tuple[Chan, Attr]:
         """The chan one name further down, or up for ".."."""
         if name == "..":
-            above = self.up or self
-            return above.clone(), await above.attr()
+            return self.above.clone(), await self.above.attr()
         if name in ("", ".") or "/" in name:
             raise FsError(E.MISSING, name)
         if len(name.encode("utf-8", "surrogateescape")) > NAME_MAX:
@@ -249,8 +272,12 @@ class Chan:
         if view is None:
             raise FsError(E.MISSING, name, hidden=True)
         node = await settle(self.node.walk(name, self.caller))
-        here = Chan(node, self.caller, view, self, name)
+        here = self._below(node, view, name)
         return here, await here.attr()
+
+    def _below(self, node: Node, view: View, name: str) -> Chan:
+        """The chan of an entry here."""
+        return Chan(node, self.caller, view, self, name)
 
     async def walk(self, names: tuple[str, ...]) -> tuple[list[Qid], Chan | None]:
         """The qids of the names that could be walked, and the chan there if all could.
@@ -267,7 +294,7 @@ class Chan:
                 here, attr = await here.child(name)
             except (FsError, OSError) as error:
                 if isinstance(error, FsError):
-                    here._tell("walk", error, name, "/".join((self.path.rstrip("/"), *names)))
+                    here._tell("walk", error, name, "/".join((self.given.rstrip("/"), *names)))
                 if i == 0:
                     raise
                 return qids, None
@@ -301,8 +328,14 @@ class Chan:
     ) -> tuple[Chan, Qid]:
         """A new file here, opened: the chan that stands for it."""
         view = await self._new(name)
+        # What is there already may be opened by this, so it is asked what opening asks.
+        missing = _wanted(how) & ~view.rights
+        if missing:
+            raise FsError(E.DENIED, f"rule={_named(missing)} {self.path.rstrip('/')}/{name}")
+        if rclose:
+            self._need(Right.REMOVE)
         node, handle = await settle(self.node.create(name, mode, how, gid, self.caller))
-        made = Chan(node, self.caller, view, self.clone(), name)
+        made = self.clone()._below(node, view, name)
         made.handle, made.how, made.rclose = handle, how, rclose
         return made, (await self._attr_after(node)).qid
 
@@ -334,10 +367,16 @@ class Chan:
 
     @_told("create", named=True)
     async def link(self, name: str, other: Chan) -> None:
-        await self._new(name)
+        view = await self._new(name)
         if (await other.attr()).qid.type & QT.DIR:
             raise FsError(E.READONLY, "hard link to a directory")
+        self._check_width(other.view, view, name)
         await settle(self.node.link(name, other.node, self.caller))
+
+    def _check_width(self, old: View, new: View, name: str) -> None:
+        """Refuse to have a file as ``name`` here, where its caller may do more to it than where it is."""
+        if new.rights & ALL_RIGHTS & ~old.rights:
+            raise FsError(E.DENIED, f"rule=widening {self.path.rstrip('/')}/{name}")
 
     async def _qid_of(self, node: Node) -> Qid:
         return (await self._attr_after(node)).qid
@@ -371,11 +410,15 @@ class Chan:
     @_told("lock")
     async def lock(self, lock: Lock, wait: bool) -> LockStatus:
         assert self.handle is not None
+        if lock.type != LockType.UNLCK:
+            # Who may not write must not keep writers out, however the file was opened.
+            self._need(Right.WRITE if lock.type == LockType.WRLCK else Right.READ | Right.WRITE)
         return await settle(self.handle.lock(lock, wait))
 
     @_told("lock")
     async def getlock(self, lock: Lock) -> Lock:
         assert self.handle is not None
+        self._need(Right.READ | Right.WRITE)
         return await settle(self.handle.getlock(lock))
 
     # directories
@@ -393,10 +436,9 @@ class Chan:
         """9P2000.L: entries from the cookie ``offset`` on, as many as fit. Cookie n stands after the nth
         name of the listing that offset 0 took; "." and ".." come first."""
         if offset == 0 or not self._entries:
-            above = self.up or self
             self._entries = [
                 Entry(".", (await self.attr()).qid, stat.S_IFDIR),
-                Entry("..", (await above.attr()).qid, stat.S_IFDIR),
+                Entry("..", (await self.above.attr()).qid, stat.S_IFDIR),
                 *await self.entries(),
             ]
         out = bytearray()
@@ -472,7 +514,10 @@ class Chan:
             try:
                 await settle(self.node.setattr(rest, self.caller))
             except BaseException:
-                await _settle_after(self.up.renameat(rename, self.up, old, replace=False))
+                directory = self.up.node
+                # Taking back asks for no rights: the other name may have fewer.
+                undo = directory.rename(rename, directory, old, False, self.caller)
+                await _settle_after(settle(undo))
                 raise
         self.name, self.place = rename, None
 
@@ -490,10 +535,14 @@ class Chan:
         else:
             raise FsError(E.EXISTS)
 
+    @_told("stat")
     async def statfs(self) -> StatFs:
+        self._need(Right.READ | Right.LIST)
         return await settle(self.node.statfs(self.caller))
 
+    @_told("read")
     async def readlink(self) -> str:
+        self._need(Right.READ)
         return await settle(self.node.readlink(self.caller))
 
     # remove, rename
@@ -501,14 +550,30 @@ class Chan:
     @_told("rename", named=True)
     async def renameat(self, name: str, to: Chan, newname: str, replace: bool = True) -> None:
         """Move the entry ``name`` of this directory to ``newname`` in ``to``."""
-        check_name(name)
-        self._need(Right.REMOVE)
-        if self.view.child(name) is None:
-            raise FsError(E.MISSING, hidden=True)
-        await to._new(newname)
+        view, attr = await self._taking(name)
+        new = await to._new(newname)
+        if view is not EVERYTHING:
+            if attr is not None and stat.S_ISDIR(attr.mode):
+                # What below it is denied here might not be there, and what is hidden would go along.
+                raise FsError(E.DENIED, f"rule=widening {self.path.rstrip('/')}/{name}")
+            to._check_width(view, new, newname)
         # What stands under the new name is removed by this: who may not remove there may not replace.
         replace = replace and bool(to.view.rights & Right.REMOVE)
         await settle(self.node.rename(name, to.node, newname, replace, self.caller))
+
+    async def _taking(self, name: str) -> tuple[View, Attr | None]:
+        """The view and attributes of an entry about to be taken away (None: its caller may do anything)."""
+        check_name(name)
+        self._need(Right.REMOVE)
+        view = self.view.child(name)
+        if view is None:
+            raise FsError(E.MISSING, hidden=True)
+        if view is EVERYTHING and self.view is EVERYTHING:
+            return view, None
+        # Asked first, so that what is not there answers as what is hidden, whatever the directory says of
+        # taking away.
+        node = await settle(self.node.walk(name, self.caller))
+        return view, await settle(node.attr(self.caller))
 
     @_told("rename")
     async def rename(self, to: Chan, newname: str) -> None:
@@ -529,10 +594,7 @@ class Chan:
     @_told("remove", named=True)
     async def unlinkat(self, name: str, directory: bool | None) -> None:
         """Remove an entry of this directory: a directory, another, or whichever (None)."""
-        check_name(name)
-        if self.view.child(name) is None:
-            raise FsError(E.MISSING, hidden=True)
-        self._need(Right.REMOVE)
+        await self._taking(name)
         await settle(self.node.unlink(name, directory, self.caller))
 
     @_told("remove")

@@ -51,7 +51,7 @@ class Hot:
         """A fid is bound to ``chan``, which is not open."""
         node = chan.node
         if isinstance(node, HostNode):
-            seen = chan.view is EVERYTHING
+            seen = chan.plain and chan.view is EVERYTHING
             self.table.fid(fid, NOT_HERE, node.fd if seen else NOT_HERE, node.path)
             return
         self.table.fid(fid, self._place(chan))
@@ -80,7 +80,7 @@ class Hot:
 
     def walked(self, chan: Chan, qid: Qid) -> None:
         """A walk led to ``chan``: its name is known from now on."""
-        if chan.up is None or not isinstance(chan.up.node, Dir) or not _steady(chan.node):
+        if chan.up is None or not chan.plain or not isinstance(chan.up.node, Dir) or not _steady(chan.node):
             return
         parent, here = self._place(chan.up), self._place(chan)
         raw = qid.type.to_bytes(1, "little") + qid.vers.to_bytes(4, "little") + qid.path.to_bytes(8, "little")
@@ -95,7 +95,7 @@ class Hot:
     def _place(self, chan: Chan) -> int:
         """The number of the place where ``chan`` is, if it can be told by fixed names from the root."""
         if chan.place is None:
-            chan.place = self._find(chan)
+            chan.place = self._find(chan) if chan.plain else NOT_HERE
         return chan.place
 
     def _find(self, chan: Chan) -> int:
