@@ -22,6 +22,7 @@ from skep.namespaces.log import core as log
 from skep.namespaces.nodes import core as nodes
 from skep.namespaces.order import HIVE, HIVE_TENANT, Order, covers, refusal
 from skep.namespaces.pools import core as pools
+from skep.namespaces.tokens import core as tokens
 from skep.trace.entry import Line
 from skep.trace.rules import Decision, Meta, Refusal
 
@@ -180,7 +181,13 @@ TABLES: Final[Mapping[str, Mapping[str, ctl.Verbs]]] = {
 
 # Which verbs a role has, as noun/place/verb. An operator has those of every file, the hive all.
 OWN_VERBS: Final[frozenset[str]] = frozenset(
-    {"/jobs/*/expire", "/jobs/*/release", "/log/*/denied", "//start", *(f"/nodes/*/{verb}" for verb in nodes.TABLES["*"])}
+    {
+        "/jobs/*/expire",
+        "/jobs/*/release",
+        "/log/*/denied",
+        "//start",
+        *(f"/nodes/*/{verb}" for verb in nodes.TABLES["*"]),
+    }
 )
 NODE_VERBS: Final[frozenset[str]] = frozenset({
     "/jobs/*/ctl/start", "/jobs/*/ctl/renew", "/jobs/*/ctl/ack", "/jobs/*/ctl/nack",
@@ -237,9 +244,7 @@ class HiveRules:
         if not has_verb(line.role, verb):
             raise refusal(E.DENIED, f"rule=role {line.role} may not {command.verb}")
         if line.role != HIVE and line.tenant != HIVE_TENANT and verb not in TENANT_VERBS:
-            raise refusal(
-                E.DENIED, f"rule=hive-tenant {command.verb} is about the hive, not about a tenant"
-            )
+            raise refusal(E.DENIED, f"rule=hive-tenant {command.verb} is about the hive, not about a tenant")
         order = Order(
             command.verb,
             command.args,
