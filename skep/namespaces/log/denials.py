@@ -63,7 +63,7 @@ class Record(NamedTuple):
 
     what: What
     trace: str
-    count: int
+    times: int
     first_ns: int
     last_ns: int
     peer: str
@@ -376,7 +376,7 @@ def _line(record: Record) -> str:
     said = {
         "trace": record.trace, "op": what.op, "code": what.code, "rule": what.rule, "peer": record.peer,
         "principal": what.principal, "role": what.role, "node": what.node, "path": record.given,
-        "canonical": what.canonical, "why": record.why, "count": str(record.count),
+        "canonical": what.canonical, "why": record.why, "count": str(record.times),
         "first": str(record.first_ns), "last": str(record.last_ns),
     }  # fmt: skip
     return ctl.line("denied", {name: value for name, value in said.items() if value})

@@ -4,16 +4,16 @@
                                ledger number N, for ever, with {"seq":N} when nothing comes
     net_trace_secure9p.log     R what was refused, a JSON line for each kind and window of time;
                                net_trace_secure9p.log@N as above. For operators and validators alone
-    denials                    R operation, class of error and how often, of what the log above counts
+    denials                    R lines of operation, class of error, how often. For the hive's own auditors
 
 A line of the trace has seq, time, trace, actor, role, tenant, path, line, outcome, events. A line of what was
 refused has seq, time, trace (what the refused were told, but for what is hidden from them), peer, principal,
-role, node, tenant, op (connect, auth, attach, walk, open, read, write, create, remove, wstat …), path as it was
-asked for, canonical, code, rule, why, count, first, last; "*" stands for many of a flood. Commands that were
-refused are entries of the trace, and in the log as write, without a peer: the entry names the principal.
+role, node, tenant, op (connect, auth, attach, walk, open, read, write, create, remove, wstat …), path as it
+was asked for, canonical, code, rule, why, count, first, last; "*" stands for many of a flood. Commands that
+were refused are entries of the trace, and in the log as write, without a peer: the entry has the principal.
 
-Entries of other tenants are left out, so the numbers have gaps; what is no tenant's, like a connection refused,
-belongs to the hive's own. Nobody can write, cut or remove any of this: it is made of the ledger's entries.
+Entries of other tenants are left out, so the numbers have gaps; what is no tenant's, like a connection
+refused, is the hive's own. Nobody can write, cut or remove any of this: it is made of the ledger's entries.
 
     grep '"op":"walk"' log/net_trace_secure9p.log
 """
@@ -39,6 +39,7 @@ from skep.namespaces.order import HIVE, HIVE_TENANT, node_of
 from skep.namespaces.rows import Followed
 from skep.trace.clock import rfc3339
 
+Renderer = Callable[[Hive, Caller], Callable[[Plain], bytes]]
 AUDITORS: Final = frozenset({OPERATOR, "validator"})
 DENIED: Final = "log.denied"
 _DENIALS: Final = frozenset(kind.name for kind in DENIALS)
@@ -57,13 +58,13 @@ class Kept(Stream):
 def files(hive: Hive) -> Dir:
     """The tree of /log."""
 
-    def kept(render: Callable[[Caller], Callable[[Plain], bytes]], after: int | None = None) -> Kept:
+    def kept(render: Renderer, after: int | None = None) -> Kept:
         """What ``render`` makes of the entries, to the present; after ``after``: for ever."""
         if after is None:
-            return Kept(lambda caller: Feed(hive, 0, hive.turn.seq, render(caller)))
-        return Kept(lambda caller: Feed(hive, after, None, render(caller)))
+            return Kept(lambda caller: Feed(hive, 0, hive.turn.seq, render(hive, caller)))
+        return Kept(lambda caller: Feed(hive, after, None, render(hive, caller)))
 
-    past = {LOG: kept(refusals), "denials": Text(lambda caller: counts(hive, caller))}
+    past: dict[str, Any] = {LOG: kept(refusals), "denials": Text(lambda caller: counts(hive, caller))}
     past["trace"] = Followed({"live.jsonl": kept(trace)}, {"live.jsonl": lambda seq: kept(trace, seq)})
     return Followed(past, {LOG: lambda seq: kept(refusals, seq)})
 
@@ -77,7 +78,7 @@ def counts(hive: Hive, caller: Caller) -> str:
     return "".join(f"{op} {code} {count}\n" for (op, code), count in found)
 
 
-def refusals(caller: Caller) -> Callable[[Plain], bytes]:
+def refusals(hive: Hive, caller: Caller) -> Callable[[Plain], bytes]:
     """Renders what was refused, as far as it is of the caller's tenant."""
     _check_auditor(caller)
 
