@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
@@ -33,6 +33,9 @@ from skep.trace.clock import HOUR, SECOND, Clock
 from skep.trace.entry import Entry, Line
 from skep.trace.ring import Ring
 from skep.trace.turn import Refused, Turn, TurnStopped
+
+if TYPE_CHECKING:  # OpenSSL takes a tenth of a second to import
+    from skep.fs.trust import Refusal
 
 TICK_S: Final = 0.5  # how late a lease's end or a silent node is noticed, at most.
 SUSPECT_NS: Final = 15 * SECOND  # without a heartbeat: three missed ones of a worker's.
@@ -136,6 +139,10 @@ class Hive:
     async def say(self, path: str, line: str, tenant: str = "") -> None:
         """Write a line as the hive itself. Raises FsError."""
         await self._submit(HIVE, HIVE, tenant, path, (line,))
+
+    def refused(self, refusal: Refusal) -> None:
+        """A TLS connection was refused, or ended for its certificate: to be recorded."""
+        self.denials.refused(refusal)
 
     async def _denied(self, tenant: str, lines: Sequence[str]) -> None:
         await self._submit(HIVE, HIVE, tenant, f"/log/{LOG}", lines)

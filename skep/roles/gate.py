@@ -72,6 +72,7 @@ class Doorkeeper:
 
     def greet(self, conversation: Conversation) -> Door:
         """The gate of one connection."""
+        conversation.witness = self.hive.denials.witness(conversation.peer)
         return Door(self, conversation)
 
 
