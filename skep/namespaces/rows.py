@@ -13,7 +13,7 @@ from skep.fs.chan import settle
 from skep.fs.errors import E, FsError
 from skep.fs.node import Caller, Entry, Handle, How, Maybe, Node
 from skep.fs.shapes import File
-from skep.fs.tree import Dir, as_node
+from skep.fs.tree import Dir, as_node, new_block, number
 
 H = TypeVar("H")
 
@@ -71,6 +71,17 @@ class _Listed(Handle):
             attr = await settle(self.rows.walk(name, self.caller).attr(self.caller))
             entries.append(Entry(name, attr.qid, attr.mode))
         return entries
+
+
+def fixed(children: Mapping[str, Any]) -> dict[str, Node]:
+    """The nodes that always stand in a Listing, numbered now: later, their numbers would tell a tenant
+    whether somebody had looked before."""
+    nodes = {name: as_node(thing) for name, thing in children.items()}
+    first = new_block()
+    for node in nodes.values():
+        assert isinstance(node, File)
+        first = number(node, first)
+    return nodes
 
 
 class Followed(Dir):

@@ -35,23 +35,25 @@ from skep.namespaces.artifacts.core import VERBS, Artifact
 from skep.namespaces.artifacts.store import Staged, Store
 from skep.namespaces.live import Hive
 from skep.namespaces.order import actor_of, covers
-from skep.namespaces.rows import Rows
+from skep.namespaces.rows import Rows, fixed
 from skep.trace.clock import rfc3339
 
 
 def files(hive: Hive) -> Listing:
     """The tree of /artifacts."""
-    fixed = {
-        "stage": _Stage(hive.store),
-        "ctl": Ctl(VERBS, lambda caller, commands: seal(hive, caller, commands)),
-        "by-name": Listing(
-            lambda caller: list(hive.state.artifacts.by_name.get(caller.tenant, ())),
-            lambda name, caller: _by_name(hive, name, caller),
-        ),
-    }
+    children = fixed(
+        {
+            "stage": _Stage(hive.store),
+            "ctl": Ctl(VERBS, lambda caller, commands: seal(hive, caller, commands)),
+            "by-name": Listing(
+                lambda caller: list(hive.state.artifacts.by_name.get(caller.tenant, ())),
+                lambda name, caller: _by_name(hive, name, caller),
+            ),
+        }
+    )
     return _Artifacts(
-        lambda caller: [*fixed, *(artifact.sha256 for artifact in _visible(hive, caller))],
-        lambda name, caller: fixed.get(name) or _artifact(hive, name, caller),
+        lambda caller: [*children, *(artifact.sha256 for artifact in _visible(hive, caller))],
+        lambda name, caller: children.get(name) or _artifact(hive, name, caller),
     )
 
 

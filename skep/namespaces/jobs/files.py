@@ -44,7 +44,7 @@ from skep.namespaces.follow import Feed, events
 from skep.namespaces.jobs.core import MOVES, TERMINAL, Attempt, Job, shown_input, visible
 from skep.namespaces.jobs.verbs import SUBMIT, TABLES
 from skep.namespaces.live import Hive, Progress
-from skep.namespaces.rows import Rows
+from skep.namespaces.rows import Rows, fixed
 from skep.trace.clock import rfc3339
 
 PROGRESS: Final = Verb(
@@ -66,18 +66,20 @@ CLONE_VERBS: Final[ctl.Verbs] = dict(TABLES["*/ctl"]) | ctl.verbs(PROGRESS)
 
 def files(hive: Hive) -> Listing:
     """The tree of /jobs."""
-    fixed = {
-        "clone": Clone(lambda caller: _Draft(hive, hive.clock.new_id())),
-        "ctl": Ctl(TABLES["ctl"], hive.writes("/jobs/ctl")),
-        "by-key": Listing(
-            lambda caller: list(hive.state.jobs.by_key.get(caller.tenant, ())),
-            lambda key, caller: _by_key(hive, key, caller),
-        ),
-        "by-state": {state: _by_state(hive, state) for state in MOVES},
-    }
+    children = fixed(
+        {
+            "clone": Clone(lambda caller: _Draft(hive, hive.clock.new_id())),
+            "ctl": Ctl(TABLES["ctl"], hive.writes("/jobs/ctl")),
+            "by-key": Listing(
+                lambda caller: list(hive.state.jobs.by_key.get(caller.tenant, ())),
+                lambda key, caller: _by_key(hive, key, caller),
+            ),
+            "by-state": {state: _by_state(hive, state) for state in MOVES},
+        }
+    )
     return Listing(
-        lambda caller: [*fixed, *(job.id for job in _visible(hive, caller))],
-        lambda name, caller: fixed.get(name) or _job(hive, name, caller),
+        lambda caller: [*children, *(job.id for job in _visible(hive, caller))],
+        lambda name, caller: children.get(name) or _job(hive, name, caller),
     )
 
 

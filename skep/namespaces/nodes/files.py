@@ -35,7 +35,7 @@ from skep.fs.shapes import Ctl, Text
 from skep.fs.tree import Listing
 from skep.namespaces.live import Heartbeat, Hive
 from skep.namespaces.nodes.core import TABLES, Node, visible
-from skep.namespaces.rows import Rows
+from skep.namespaces.rows import Rows, fixed
 from skep.trace.clock import rfc3339
 
 HEARTBEAT_MAX: Final = 4096  # bytes: a hundred and more of them are kept of each node.
@@ -45,18 +45,18 @@ _heartbeats = msgspec.json.Decoder(Heartbeat)
 
 def files(hive: Hive) -> Listing:
     """The tree of /nodes."""
-    fixed = {"ctl": Ctl(TABLES["ctl"], hive.writes("/nodes/ctl"))}
+    children = fixed({"ctl": Ctl(TABLES["ctl"], hive.writes("/nodes/ctl"))})
 
     def walk(name: str, caller: Caller) -> Any:
         node = hive.state.nodes.by_id.get(name)
         if node is None:
-            return fixed.get(name)
+            return children.get(name)
         if not _sees(node, caller):
             raise FsError(E.MISSING, name, hidden=True)
         return Rows(FILES, hive, name, node.rev)
 
     def names(caller: Caller) -> list[str]:
-        return [*fixed, *(node.id for node in hive.state.nodes.by_id.values() if _sees(node, caller))]
+        return [*children, *(node.id for node in hive.state.nodes.by_id.values() if _sees(node, caller))]
 
     return Listing(names, walk)
 

@@ -30,18 +30,18 @@ from skep.namespaces.lease import Next
 from skep.namespaces.live import Hive
 from skep.namespaces.order import HIVE_TENANT
 from skep.namespaces.pools.core import TABLES
-from skep.namespaces.rows import Rows
+from skep.namespaces.rows import Rows, fixed
 
 
 def files(hive: Hive) -> Listing:
     """The tree of /pools."""
-    fixed = {"ctl": Ctl(TABLES["ctl"], hive.writes("/pools/ctl"))}
+    children = fixed({"ctl": Ctl(TABLES["ctl"], hive.writes("/pools/ctl"))})
 
     def walk(name: str, caller: Caller) -> Any:
         pool = hive.state.pools.by_name.get(name)
-        return fixed.get(name) if pool is None else Rows(FILES, hive, name, pool.rev)
+        return children.get(name) if pool is None else Rows(FILES, hive, name, pool.rev)
 
-    return Listing(lambda caller: [*fixed, *hive.state.pools.by_name], walk)
+    return Listing(lambda caller: [*children, *hive.state.pools.by_name], walk)
 
 
 def _state(hive: Hive, pool: str) -> Text:
