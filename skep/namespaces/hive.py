@@ -6,7 +6,7 @@ and given to its noun. What the live hive does around it is live.py; the validat
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, get_args
 
@@ -78,7 +78,7 @@ class Started(msgspec.Struct, frozen=True, tag_field="type", tag="hive.started")
 
 
 HiveEvent = Drained | Resumed | Kicked | Shutdown | Started
-Event = HiveEvent | jobs.Event | pools.Event | nodes.Event | artifacts.Event | log.Event
+Event = HiveEvent | jobs.Event | pools.Event | nodes.Event | artifacts.Event | log.Event | tokens.Event
 
 
 @dataclass
@@ -91,6 +91,7 @@ class HiveState:
     nodes: nodes.Nodes = field(default_factory=nodes.Nodes)
     artifacts: artifacts.Artifacts = field(default_factory=artifacts.Artifacts)
     log: log.Log = field(default_factory=log.Log)
+    tokens: tokens.Tokens = field(default_factory=tokens.Tokens)
 
     def copy(self) -> HiveState:
         return HiveState(
@@ -100,6 +101,7 @@ class HiveState:
             self.nodes.copy(),
             self.artifacts.copy(),
             self.log.copy(),
+            self.tokens.copy(),
         )
 
     @property
@@ -163,6 +165,10 @@ class HiveState:
         found = self.nodes.by_id.get(node)
         return tenant == HIVE_TENANT if found is None else nodes.visible(found, tenant)
 
+    @property
+    def revoked_tokens(self) -> Container[str]:
+        return ()
+
     def count_held(self, node: str) -> int:
         return sum(self.jobs.by_id[job].node == node for job in self.jobs.held)
 
@@ -177,6 +183,7 @@ TABLES: Final[Mapping[str, Mapping[str, ctl.Verbs]]] = {
     "nodes": nodes.TABLES,
     "artifacts": artifacts.TABLES,
     "log": log.TABLES,
+    "trust": tokens.TABLES,
 }
 
 # Which verbs a role has, as noun/place/verb. An operator has those of every file, the hive all.
@@ -197,7 +204,7 @@ NODE_VERBS: Final[frozenset[str]] = frozenset({
 
 # What may be written in any tenant. All else is about the hive, and for its own tenant alone.
 TENANT_VERBS: Final[frozenset[str]] = frozenset({
-    "/ctl/kick", "/pools/*/next/lease", "/artifacts/ctl/seal",
+    "/ctl/kick", "/pools/*/next/lease", "/artifacts/ctl/seal", "/trust/*/clone/mint",
     *(f"/jobs/{place}/{verb}" for place in ("ctl", "*/ctl") for verb in job_verbs.TABLES[place]),
 })  # fmt: skip
 
@@ -257,10 +264,15 @@ class HiveRules:
             line.id(k),
             line.token,
         )
+        used = tokens.admit(state.tokens, line.token, state.revoked_tokens, line.time_ns)
+        decision = self._of_noun(state, noun, order)
+        return decision if used is None else Decision((*decision.events, used), decision.reply)
+
+    def _of_noun(self, state: HiveState, noun: str, order: Order) -> Decision[Event, str]:
         match noun:
             case "jobs":
                 return jobs.decide(state.jobs, order, state)
-            case "pools" if place == "*/next":
+            case "pools" if order.place == "*/next":
                 return jobs.decide(state.jobs, order, state)
             case "pools":
                 return pools.decide(state.pools, order)
@@ -270,6 +282,8 @@ class HiveRules:
                 return artifacts.decide(state.artifacts, order, state)
             case "log":
                 return log.decide(state.log, order)
+            case "trust" if order.place == "*/clone":
+                return tokens.decide(state.tokens, order)
             case _:
                 return decide_hive(state, order)
 
@@ -299,6 +313,7 @@ _APPLY: Final[Mapping[type, Callable[[HiveState, Any, Meta], None]]] = {
     **dict.fromkeys(get_args(nodes.Event), _applying("nodes", nodes.apply)),
     artifacts.Event: _applying("artifacts", artifacts.apply),
     log.Event: _applying("log", log.apply),
+    **dict.fromkeys(get_args(tokens.Event), _applying("tokens", tokens.apply)),
 }
 
 

@@ -29,6 +29,7 @@ from skep.namespaces.log.denials import Denials
 from skep.namespaces.nodes.core import Removed
 from skep.namespaces.order import HIVE, actor_of
 from skep.namespaces.sessions.core import Sessions
+from skep.namespaces.tokens.desk import Desk, Keys
 from skep.trace.clock import HOUR, SECOND, Clock
 from skep.trace.entry import Entry, Line
 from skep.trace.ring import Ring
@@ -92,6 +93,7 @@ class Hive:
         self.store = Store(directory / "artifacts")
         self.logs = Logs(directory / "jobs")
         self.sessions = Sessions()
+        self.tokens: Desk | None = None  # None: it has no key to make tokens with
         self.denials = Denials(clock, self._denied)
         self.leases = Leases(lambda: turn.state)
         self.started_ns = clock.now_ns()
@@ -102,6 +104,10 @@ class Hive:
         self._later: set[asyncio.Task[None]] = set()
         self._swept_ns = self.started_ns
         turn.on_commit.append(self._moved)
+
+    def make_tokens(self, keys: Callable[[], Keys]) -> None:
+        """Mint and believe tokens by these keys, which are asked for each time."""
+        self.tokens = Desk(self.clock, keys, lambda: self.state)
 
     @property
     def state(self) -> HiveState:

@@ -19,7 +19,7 @@ from __future__ import annotations
 from skep.fs.messages import Dialect
 from skep.fs.node import Caller
 from skep.fs.shapes import Ctl, Stream, Text
-from skep.fs.tree import Dir
+from skep.fs.tree import Dir, new_block, number
 from skep.namespaces.artifacts import files as artifacts
 from skep.namespaces.follow import Feed, events
 from skep.namespaces.hive import HIVE_TABLES
@@ -31,6 +31,7 @@ from skep.namespaces.order import HIVE_TENANT
 from skep.namespaces.pools import files as pools
 from skep.namespaces.rows import Followed
 from skep.namespaces.sessions import files as sessions
+from skep.namespaces.tokens import files as tokens
 
 
 def hive_tree(hive: Hive) -> Dir:
@@ -55,9 +56,12 @@ def hive_tree(hive: Hive) -> Dir:
         "jobs": jobs.files(hive),
         "artifacts": artifacts.files(hive),
         "log": log.files(hive),
+        "trust": {"tokens": tokens.files(hive)},
         "health": {"live": "ok\n", "ready": Text(lambda caller: ready(hive, caller))},
     }
-    return Followed(children, {"events": events_at})
+    root = Followed(children, {"events": events_at})
+    number(root, new_block())
+    return root
 
 
 def whoami(caller: Caller) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from skep.fs.chan import EVERYTHING, View
 from skep.fs.node import Caller
 
 
@@ -19,6 +20,8 @@ class Session:
     fids: Callable[[], int]  # how many are open now
     ns: str  # its namespace, as mount and bind lines
     kick: Callable[[], None]  # end it
+    view: View = EVERYTHING  # its namespace from the root, as far as rights go
+    binding: Callable[[], bytes] = bytes  # of its TLS channel; empty where there is none
 
 
 class Sessions:

@@ -1,0 +1,1 @@
+"""Tokens: capabilities that narrow the session they are presented to."""
