@@ -73,7 +73,7 @@ def serve_command(
       skep serve --listen unix:/run/skep/hive.sock --listen tcp:127.0.0.1:5640
       skep serve --pool default=sha256,resize --pool slow
     """
-    from skep.roles.manifest import ManifestError
+    from skep.roles.sealed import ManifestError
     from skep.roles.queen import Plan, QueenError, serve
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")

@@ -39,7 +39,9 @@ from skep.namespaces.hive import OPERATOR, WORKER
 from skep.namespaces.live import Hive
 from skep.namespaces.order import actor_of
 from skep.namespaces.sessions.core import Session
-from skep.roles.manifest import ENROLLING, Manifest, ManifestError, Names, load
+from skep.roles.manifest import Manifest, load
+from skep.roles.sealed import ENROLLING, ManifestError
+from skep.roles.view import Names
 
 TENANT: Final = "default/default/default"  # the hive's own
 NO_ANAME: Final = ("", "/")  # "/" is what some clients say for nothing
@@ -106,7 +108,7 @@ class Door:
         if self.ended:
             raise FsError(E.CANCELLED, "the connection has ended")
         view = who.manifest.view(names(self.keeper.hive, who.node, who.principal))
-        return Chan(self.keeper.root, session.caller, view)
+        return await who.manifest.enter(Chan(self.keeper.root, session.caller, view))
 
     def _who(self, peer: Peer, uname: str, n_uname: int) -> Who:
         manifest = self.keeper.manifest

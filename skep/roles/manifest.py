@@ -1,30 +1,35 @@
-"""A role's manifest: what exists for it in the hive's tree, and what it may do there.
+"""A role's manifest: what exists for it in the hive's tree, what it may do there, and where it finds it.
 
 Lines as in Plan 9's namespace(6), and two of our own; whole lines beginning with ``#`` are comments:
 
-    mount hive /                      the hive's tree is the namespace's root
+    mount hive /                      the hive's tree is the namespace's root: the first of these lines
     cd /jobs                          where paths without a leading slash begin, from here on
     allow read,write */ctl            rights at one place: read write create remove, or all
     deny all /secrets/**              rights taken away
+    bind [-a|-b] [-c] new old         what is at new is found at old: in its place, after or before it
+    mount [-a|-b] [-c] hive /place    the hive's tree once more, without the binds
+    unmount [new] old                 what was bound on old, or new alone, is there no more
 
-A path is matched name by name. ``*`` stands for one name, whichever; ``<node>`` and the other VARIABLES for
-names that depend on who asks and when; ``**``, at the end only, for a place and everything below it.
+The path of a rule is the tree's own, whatever is bound where, and is matched name by name. ``*`` stands for
+one name, whichever; ``<node>`` and the other VARIABLES for names that depend on who asks and when; ``**``, at
+the end only, for a place and everything below it. The other paths are plain, and are looked up line by line
+when a session attaches (fs/space.py says how): one that does not exist for the session ends the attach.
 
-The default is nothing. What any line denies is denied, wherever the line stands. A place exists for the role
-when it has a right there, or on the way to one that no ``deny … **`` over this place takes away; on the way
-its names can be listed (those that exist), no more. ``bind`` and ``unmount`` come with the first role that
-needs them: like every verb that is not above, they are refused.
+The default is nothing: view.py says what of it exists. What a manifest may come from, and who must have
+signed it, says sealed.py.
 
-Source: Plan 9 manual, namespace(6).
+Source: Plan 9 manual, namespace(6), bind(1).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from importlib import resources
+from collections.abc import Callable
 from typing import Final, NamedTuple
 
-from skep.fs.chan import ALL_RIGHTS, EVERYTHING, Right, View
+from skep.fs.chan import ALL_RIGHTS, Chan, Right, View
+from skep.fs.space import Line, enter
+from skep.roles.sealed import ManifestError, Source
+from skep.roles.view import NONE, Names, Rule, view
 
 RIGHTS: Final = {
     "read": Right.READ,
@@ -34,66 +39,37 @@ RIGHTS: Final = {
     "all": ALL_RIGHTS,
 }
 VARIABLES: Final = ("node", "leased", "input", "own", "annex")
-ENROLLING: Final = "enrolling"  # the manifest of those who have no certificate yet; nobody can be given it
 LINES_MAX: Final = 1024  # a manifest is read by people
-NONE: Final = Right(0)
-
-Names = Mapping[str, Callable[[str], bool]]
-"""For each of VARIABLES, whether a name is what it stands for now."""
-
-
-class ManifestError(Exception):
-    """The manifest cannot be used; the text names it, the line, and what was expected."""
-
-
-class Rule(NamedTuple):
-    """One allow or deny line."""
-
-    allow: bool
-    rights: Right
-    path: tuple[str, ...]  # names, "*", "<variable>"; "**" at the end
 
 
 class Manifest(NamedTuple):
-    """``ns``: its mount lines, as /ns tells them."""
+    """A manifest that has been read. ``lines``: what is done, in order, when a session attaches."""
 
     role: str
-    ns: str
     rules: tuple[Rule, ...]
+    lines: tuple[Line, ...] = ()
+
+    @property
+    def ns(self) -> str:
+        """The namespace as /ns tells it: lines that make the same one again."""
+        return "".join(f"{line}\n" for line in ("mount hive /", *self.lines))
 
     def view(self, names: Names) -> View:
-        """The namespace from its root; ``names`` must have all VARIABLES that the rules use."""
-        root = _Step()
-        for rule in self.rules:
-            root.add(rule, rule.path)
-        root.close()
-        asked = {name[1:-1] for rule in self.rules for name in rule.path if name.startswith("<")}
-        assert asked <= names.keys(), asked
-        return _seen((root,), NONE, NONE, names) or Nothing()
+        """The rights from the tree's root on; ``names`` must have all VARIABLES that the rules use."""
+        return view(self.rules, names)
+
+    async def enter(self, root: Chan) -> Chan:
+        """The root of the namespace over the tree at ``root``, whose view must be of this manifest.
+
+        Raises FsError when a line cannot be done."""
+        return await enter(root, self.lines)
 
 
-# reading
+def load(role: str, source: Source | None = None) -> Manifest:
+    """The manifest of a role, from ``source`` (None: as the environment says).
 
-
-def load(role: str) -> Manifest:
-    """The manifest of a role of this release. Raises ManifestError; there is no other to fall back to."""
-    name = f"{role}.ns"
-    if not role.replace("-", "").isalnum():
-        raise ManifestError(f"role {role!r}: expected one of {' '.join(roles())}")
-    try:
-        text = resources.files("skep.roles").joinpath(name).read_bytes()
-    except FileNotFoundError:
-        raise ManifestError(f"role {role!r} has no manifest: expected one of {' '.join(roles())}") from None
-    return parse(role, text)
-
-
-def roles() -> list[str]:
-    """The roles that have a manifest and that somebody may be given: all but ENROLLING."""
-    return sorted(
-        file.name.removesuffix(".ns")
-        for file in resources.files("skep.roles").iterdir()
-        if file.name.endswith(".ns") and file.name != f"{ENROLLING}.ns"
-    )
+    Raises ManifestError; there is no other manifest and no other place to fall back to."""
+    return parse(role, (source or Source.told()).text(role))
 
 
 def parse(role: str, text: bytes) -> Manifest:
@@ -109,9 +85,20 @@ def parse(role: str, text: bytes) -> Manifest:
         except UnicodeDecodeError as error:
             raise reader.wrong(f"byte {error.start} is not UTF-8") from error
         reader.read(line.strip())
-    if not reader.mounts:
+    if not reader.mounted:
         raise reader.wrong("no mount line: nothing would exist; expected mount hive /")
-    return Manifest(role, "".join(f"{mount}\n" for mount in reader.mounts), tuple(reader.rules))
+    return Manifest(role, tuple(reader.rules), _needed(reader.lines))
+
+
+def _needed(lines: list[Line]) -> tuple[Line, ...]:
+    """The lines without each cd that no later line goes on from: those of rules are in the rules."""
+    last = max((i for i, line in enumerate(lines) if _is_relative(line)), default=-1)
+    return tuple(line for i, line in enumerate(lines) if line.verb != "cd" or i < last)
+
+
+def _is_relative(line: Line) -> bool:
+    paths = (line.old,) if line.verb == "mount" else (line.new or "/", line.old)
+    return line.verb != "cd" and any(not path.startswith("/") for path in paths)
 
 
 class _Reader:
@@ -121,7 +108,8 @@ class _Reader:
         self.role = role
         self.number = 0
         self.here: tuple[str, ...] = ()
-        self.mounts: list[str] = []
+        self.mounted = False
+        self.lines: list[Line] = []
         self.rules: list[Rule] = []
 
     def wrong(self, why: str) -> ManifestError:
@@ -134,27 +122,58 @@ class _Reader:
         row = _VERBS.get(verb)
         if row is None:
             raise self.wrong(f"{verb}: unknown verb, expected one of {' '.join(_VERBS)}")
-        if len(words) != len(row.words):
-            raise self.wrong(f"{line}: expected {verb} {' '.join(row.words)}")
-        row.act(self, *words)
+        flags, words = self.flags(verb, words) if row.flags else ("", words)
+        if len(words) not in row.counts:
+            raise self.wrong(f"{line}: expected {verb} {row.words}")
+        row.act(self, flags, *words)
 
-    def mount(self, source: str, place: str) -> None:
-        if source != "hive" or self.path(place) != ():
-            raise self.wrong(f"mount {source} {place}: expected mount hive /")
-        if self.mounts:
+    def flags(self, verb: str, words: list[str]) -> tuple[str, list[str]]:
+        """The letters of the words that begin with a dash, and the words after them."""
+        found = ""
+        while words and words[0].startswith("-"):
+            found, words = found + words[0][1:], words[1:]
+        if len(set(found)) != len(found) or not set(found) <= set("abc") or {"a", "b"} <= set(found):
+            raise self.wrong(f"{verb} -{found}: expected at most one of -a -b, and -c")
+        return found, words
+
+    def mount(self, flags: str, source: str, place: str) -> None:
+        root = not self.path(place) and place.startswith("/")
+        if source != "hive":
+            raise self.wrong(f"mount {source} {place}: expected mount hive path")
+        if root and self.mounted and not flags:
             raise self.wrong(f"mount {source} {place}: {place} is mounted already")
-        self.mounts.append(f"mount {source} {place}")
+        if not self.mounted and (flags or not root):
+            raise self.wrong(f"mount {source} {place}: expected mount hive / before it")
+        if self.mounted:
+            self.line("mount", flags, source, place)
+        self.mounted = True
 
-    def cd(self, place: str) -> None:
-        path = self.path(place)
-        if any(_is_pattern(name) for name in path):
-            raise self.wrong(f"cd {place}: expected a plain path")
-        self.here = path
+    def bind(self, flags: str, new: str, old: str) -> None:
+        self.plain("bind", new)
+        self.line("bind", flags, new, old)
 
-    def allow(self, rights: str, place: str) -> None:
+    def unmount(self, flags: str, *paths: str) -> None:
+        *new, old = paths
+        for path in new:
+            self.plain("unmount", path)
+        self.line("unmount", "", new[0] if new else None, old)
+
+    def line(self, verb: str, flags: str, new: str | None, old: str) -> None:
+        if not self.mounted:
+            raise self.wrong(f"{verb}: expected mount hive / before it")
+        self.plain(verb, old)
+        where = f"{self.role}.ns:{self.number}"
+        self.lines.append(Line(verb, new, old, flags.replace("c", ""), "c" in flags, where))
+
+    def cd(self, flags: str, place: str) -> None:
+        self.here = self.plain("cd", place)
+        if self.mounted:
+            self.line("cd", "", None, place)
+
+    def allow(self, flags: str, rights: str, place: str) -> None:
         self.rules.append(Rule(True, self.rights(rights), self.path(place)))
 
-    def deny(self, rights: str, place: str) -> None:
+    def deny(self, flags: str, rights: str, place: str) -> None:
         self.rules.append(Rule(False, self.rights(rights), self.path(place)))
 
     def rights(self, text: str) -> Right:
@@ -168,6 +187,12 @@ class _Reader:
         for word in words:
             found |= RIGHTS[word]
         return found
+
+    def plain(self, verb: str, text: str) -> tuple[str, ...]:
+        path = self.path(text)
+        if any(_is_pattern(name) for name in path):
+            raise self.wrong(f"{verb} {text}: expected a plain path")
+        return path
 
     def path(self, text: str) -> tuple[str, ...]:
         start = () if text.startswith("/") else self.here
@@ -189,98 +214,16 @@ def _is_pattern(name: str) -> bool:
 
 class _Verb(NamedTuple):
     act: Callable[..., None]
-    words: tuple[str, ...]
+    words: str
+    counts: tuple[int, ...]  # of words
+    flags: bool = False
 
 
 _VERBS: Final = {
-    "mount": _Verb(_Reader.mount, ("hive", "/")),
-    "cd": _Verb(_Reader.cd, ("path",)),
-    "allow": _Verb(_Reader.allow, ("rights", "path")),
-    "deny": _Verb(_Reader.deny, ("rights", "path")),
+    "mount": _Verb(_Reader.mount, "[-a|-b] [-c] hive path", (2,), flags=True),
+    "bind": _Verb(_Reader.bind, "[-a|-b] [-c] new old", (2,), flags=True),
+    "unmount": _Verb(_Reader.unmount, "[new] old", (1, 2)),
+    "cd": _Verb(_Reader.cd, "path", (1,)),
+    "allow": _Verb(_Reader.allow, "rights path", (2,)),
+    "deny": _Verb(_Reader.deny, "rights path", (2,)),
 }
-
-
-# what exists
-
-
-class _Step:
-    """One place in the tree of the rules' paths."""
-
-    def __init__(self) -> None:
-        self.allowed = self.denied = NONE  # here
-        self.allowed_below = self.denied_below = NONE  # here and everywhere below
-        self.ahead = NONE  # what is allowed anywhere strictly below
-        self.names: dict[str, _Step] = {}  # the next name, as it is written
-
-    def add(self, rule: Rule, path: tuple[str, ...]) -> None:
-        if path and path[0] != "**":
-            self.names.setdefault(path[0], _Step()).add(rule, path[1:])
-            return
-        field = ("allowed" if rule.allow else "denied") + ("_below" if path else "")
-        setattr(self, field, getattr(self, field) | rule.rights)
-
-    def close(self) -> None:
-        """Every rule has been added."""
-        for step in self.names.values():
-            step.close()
-            self.ahead |= step.allowed | step.allowed_below | step.ahead
-
-    def next(self, name: str, names: Names) -> Iterator[_Step]:
-        """The steps that ``name`` leads to. A file may well be called ``*`` or ``<node>``."""
-        for pattern, step in self.names.items():
-            if pattern == "*" or (names[pattern[1:-1]](name) if pattern[0] == "<" else pattern == name):
-                yield step
-
-
-class Nothing:
-    """The view of one for whom not even the root has anything."""
-
-    rights = NONE
-
-    def child(self, name: str) -> View | None:
-        return None
-
-
-class _Seen:
-    """A place that exists: the steps whose paths lead here, and what holds from above."""
-
-    __slots__ = ("_allowed", "_denied", "_names", "_steps", "rights")
-
-    def __init__(
-        self, steps: tuple[_Step, ...], allowed: Right, denied: Right, names: Names, rights: Right
-    ) -> None:
-        self.rights = rights
-        self._steps = steps
-        self._allowed = allowed
-        self._denied = denied
-        self._names = names
-
-    def child(self, name: str) -> View | None:
-        if not self._steps:
-            # Only what holds from above is left, and it is the same everywhere below.
-            rights = self._allowed & ~self._denied
-            if not rights or rights | Right.LIST == self.rights:
-                return self if rights else None
-            return _Seen((), self._allowed, self._denied, self._names, rights | Right.LIST)
-        steps = tuple(found for step in self._steps for found in step.next(name, self._names))
-        return _seen(steps, self._allowed, self._denied, self._names)
-
-
-def _seen(steps: tuple[_Step, ...], allowed: Right, denied: Right, names: Names) -> View | None:
-    """The view from a place that ``steps`` lead to; None: it does not exist."""
-    here_allowed, here_denied, ahead = allowed, denied, NONE
-    for step in steps:
-        allowed |= step.allowed_below
-        denied |= step.denied_below
-        here_allowed |= step.allowed
-        here_denied |= step.denied
-        ahead |= step.ahead
-    rights = (here_allowed | allowed) & ~(here_denied | denied)
-    left = tuple(step for step in steps if step.names)
-    if not left and rights == allowed == ALL_RIGHTS and not denied:
-        return EVERYTHING
-    if (ahead | allowed) & ~denied:
-        rights |= Right.LIST
-    if not rights:
-        return None
-    return _Seen(left, allowed, denied, names, rights)

@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 
 from skep.fs import spiffe
 from skep.fs.chan import ALL_RIGHTS, EVERYTHING, Right, View
-from skep.roles.manifest import ENROLLING, Manifest, ManifestError, Rule, load, parse, roles
+from skep.roles.manifest import Manifest, load, parse
+from skep.roles.sealed import ENROLLING, ManifestError, Source
+from skep.roles.view import Rule
 
 READ, WRITE, LIST, NONE = Right.READ, Right.WRITE, Right.LIST, Right(0)
 NAMES: dict[str, Any] = {
@@ -168,7 +170,7 @@ def naive(given: list[Rule], path: list[str]) -> Right | None:
 
 @given(st.lists(rules, max_size=6), st.lists(names, max_size=4))
 def test_a_view_is_what_a_naive_reading_of_the_rules_says(given: list[Rule], path: list[str]) -> None:
-    found = rights(Manifest("test", "", tuple(given)), "/" + "/".join(path) if path else "")
+    found = rights(Manifest("test", tuple(given)), "/" + "/".join(path) if path else "")
     expected = naive(given, path)
     if found is not None and found & ALL_RIGHTS == ALL_RIGHTS:
         found |= LIST  # EVERYTHING need not say it
@@ -178,7 +180,7 @@ def test_a_view_is_what_a_naive_reading_of_the_rules_says(given: list[Rule], pat
 
 @given(st.lists(rules, max_size=6), st.lists(names, min_size=1, max_size=4))
 def test_what_is_above_a_place_that_exists_exists(given: list[Rule], path: list[str]) -> None:
-    read = Manifest("test", "", tuple(given))
+    read = Manifest("test", tuple(given))
     if rights(read, "/" + "/".join(path)) is not None:
         assert all(rights(read, "/" + "/".join(path[:end])) for end in range(1, len(path)))
 
@@ -189,8 +191,8 @@ def test_what_is_above_a_place_that_exists_exists(given: list[Rule], path: list[
 @pytest.mark.parametrize(
     ("line", "why"),
     [
-        ("bind -a /x /y", "bind: unknown verb, expected one of mount cd allow deny"),
-        ("alow read /x", "alow: unknown verb, expected one of mount cd allow deny"),
+        ("union -a /x /y", "union: unknown verb, expected one of mount bind unmount cd allow deny"),
+        ("alow read /x", "alow: unknown verb, expected one of mount bind unmount cd allow deny"),
         ("allow read", "allow read: expected allow rights path"),
         ("allow read /x /y", "allow read /x /y: expected allow rights path"),
         ("allow reed /x", "'reed': unknown right, expected some of read,write,create,remove,all"),
@@ -212,10 +214,18 @@ def test_what_is_above_a_place_that_exists_exists(given: list[Rule], path: list[
         ),
         ("cd /jobs/*", "cd /jobs/*: expected a plain path"),
         ("cd", "cd: expected cd path"),
-        ("mount queen /", "mount queen /: expected mount hive /"),
-        ("mount hive /n", "mount hive /n: expected mount hive /"),
+        ("mount queen /x", "mount queen /x: expected mount hive path"),
+        ("bind /x", "bind /x: expected bind [-a|-b] [-c] new old"),
+        ("bind -ab /x /y", "bind -ab: expected at most one of -a -b, and -c"),
+        ("bind -a -a /x /y", "bind -aa: expected at most one of -a -b, and -c"),
+        ("bind -d /x /y", "bind -d: expected at most one of -a -b, and -c"),
+        ("bind /x/* /y", "bind /x/*: expected a plain path"),
+        ("bind /x /<node>", "bind /<node>: expected a plain path"),
+        ("bind /x/.. /y", "/x/..: '..' in a path, expected names parted by single slashes"),
+        ("unmount", "unmount: expected unmount [new] old"),
+        ("unmount /x /y /z", "unmount /x /y /z: expected unmount [new] old"),
         ("mount hive /", "mount hive /: / is mounted already"),
-        ("mount hive", "mount hive: expected mount hive /"),
+        ("mount hive", "mount hive: expected mount [-a|-b] [-c] hive path"),
     ],
 )
 def test_a_line_that_is_not_understood_is_refused_with_its_number(line: str, why: str) -> None:
@@ -249,13 +259,13 @@ def test_a_role_without_a_manifest_is_none(role: str) -> None:
 
 
 def test_every_shipped_manifest_is_understood() -> None:
-    assert ROLES == roles()
-    for role in (*roles(), ENROLLING):
+    assert ROLES == Source.told().roles()
+    for role in (*ROLES, ENROLLING):
         assert "mount hive /\n" == load(role).ns
 
 
 def test_every_role_of_a_certificate_has_a_manifest() -> None:
-    assert frozenset(roles()) >= spiffe.ROLES
+    assert frozenset(ROLES) >= spiffe.ROLES
     assert ENROLLING not in spiffe.ROLES
 
 
