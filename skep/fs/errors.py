@@ -6,6 +6,7 @@ Source: the error table of docs/NAMESPACE.md; errno values are Linux's on every 
 from __future__ import annotations
 
 import enum
+import re
 from typing import Final, NamedTuple
 
 
@@ -125,11 +126,16 @@ def from_oserror(error: OSError) -> FsError:
     return FsError(kind, detail, errno=number)
 
 
+_TRACE: Final = re.compile(r"(?:^| )trace=([0-9A-Z]{26})$")
+
+
 def from_reply(text: str, errno: int | None) -> FsError:
     """The FsError a server's answer stands for, as clients see it: by its text first, else by its errno."""
     for kind in E:
         fixed = kind.value.text
         if text == fixed or text.startswith((fixed + ":", fixed + " ")):
-            return FsError(kind, text[len(fixed) :].removeprefix(":").strip(), errno=errno)
+            detail = text[len(fixed) :].removeprefix(":").strip()
+            found = _TRACE.search(detail)
+            return FsError(kind, detail[: found and found.start()], errno=errno, trace=found and found[1])
     kind = _BY_ERRNO.get(errno or 0, E.IO)
     return FsError(kind, text, errno=errno)
