@@ -148,8 +148,8 @@ class Connection(asyncio.Protocol):
         self._send, self._close = stream.writelines, stream.close
         self.channel_binding = stream.get_extra_info("channel_binding", bytes)
 
-    def data_received(self, data: bytes) -> None:
-        for call in self.session.receive(data):
+    def data_received(self, data: bytes | memoryview) -> None:
+        for call in self.session.receive(bytes(data)):  # a TLS layer shows a buffer of its own
             self._ended(call)
         if self.session.error is not None:
             self._close()

@@ -18,6 +18,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from OpenSSL import SSL, crypto
 
+from skep.fs.records import Rooms
 from skep.fs.spiffe import Spiffe, name_of, quoted
 from skep.fs.trust import Chain, Doubt, Reason, Trust
 from skep.trace.clock import Clock, SystemClock
@@ -28,6 +29,7 @@ ENROL: Final = (
 )
 SWEEP_S: Final = 0.5  # at most so long a session outlives its certificate
 # Not in pyOpenSSL. Source: openssl/ssl.h.
+_MODE_ENABLE_PARTIAL_WRITE: Final = 0x1  # one record to a call: of no use where a write never blocks
 _MODE_NO_AUTO_CHAIN: Final = 0x8  # send our chain, not what else the trusted CAs would make of it
 _MODE_RELEASE_BUFFERS: Final = 0x10  # an idle connection needs 34 KiB less
 _DEPTH_MAX: Final = 4  # CAs between a certificate and the bundle
@@ -74,6 +76,7 @@ class Identity:
     def __init__(self, load: Callable[[], Pem], clock: Clock | None = None) -> None:
         """``load`` gives what holds now; it is asked again at each ``reload``, of which this is the first."""
         self.clock = clock or SystemClock()
+        self.rooms = Rooms()
         self.held: dict[End, Chain] = {}  # the connections alive
         self._load = load
         self._timer: asyncio.TimerHandle | None = None  # None: nothing is alive
@@ -221,6 +224,7 @@ def bare_context() -> SSL.Context:
     context.set_min_proto_version(SSL.TLS1_3_VERSION)
     context.set_options(SSL.OP_NO_TICKET | SSL.OP_NO_COMPRESSION)
     context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
+    context.clear_mode(_MODE_ENABLE_PARTIAL_WRITE)
     context.set_mode(_MODE_NO_AUTO_CHAIN | _MODE_RELEASE_BUFFERS)
     context.set_verify(SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT, _verify)
     context.set_verify_depth(_DEPTH_MAX)

@@ -13,6 +13,7 @@ from cryptography import x509
 from OpenSSL import SSL, crypto
 
 from skep.fs.identity import ENROL, End, Judge, bare_context, joined
+from skep.fs.records import Rooms
 from skep.fs.spiffe import quoted
 from skep.fs.trust import Chain, Doubt, Reason, spki
 
@@ -31,6 +32,7 @@ class Pinned:
         if _PIN.fullmatch(pin) is None:
             raise ValueError(f"{quoted(pin)}: expected a SHA-256 of 64 hexadecimal digits")
         self.pin = pin
+        self.rooms = Rooms()
         self._context = bare_context()
         store = self._context.get_cert_store()
         assert store is not None

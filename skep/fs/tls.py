@@ -18,13 +18,11 @@ from OpenSSL import SSL
 from skep.fs.conversation import Peer
 from skep.fs.identity import Identity, Judge
 from skep.fs.pin import Pinned
+from skep.fs.records import PIECE_SIZE, RECORD_SIZE, Records
 from skep.fs.spiffe import Spiffe
 from skep.fs.trust import Doubt, Reason, Refusal
 
 log = logging.getLogger("skep.fs")
-RECORD_SIZE: Final = 16384  # of plaintext, at most; RFC 8446, 5.1
-PIECE_SIZE: Final = 65536  # put through at a time: OpenSSL's buffers keep the size they grew to
-OVERHEAD: Final = 1024  # more than the headers and tags of PIECE_SIZE
 BINDING_LABEL: Final = b"EXPORTER-Channel-Binding"
 BINDING_SIZE: Final = 32
 HANDSHAKE_S: Final = 10.0  # from the connection to the last byte of the handshake
@@ -35,7 +33,7 @@ class Above(Protocol):
     """What speaks 9P on a connection, as far as a transport knows it: a side of asyncio's protocols."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None: ...
-    def data_received(self, data: bytes) -> None: ...
+    def data_received(self, data: memoryview) -> None: ...
     def connection_lost(self, exc: Exception | None) -> None: ...
     def pause_writing(self) -> None: ...
     def resume_writing(self) -> None: ...
@@ -49,7 +47,7 @@ class TlsError(ConnectionError):
         self.refusal = refusal
 
 
-class Layer(asyncio.Protocol):
+class Layer(asyncio.BufferedProtocol):
     """One TLS connection: a protocol to the socket's transport, a transport to the protocol ``above``."""
 
     def __init__(self, identity: Identity | Pinned, judge: Judge, above: Above, handshake_s: float) -> None:
@@ -61,10 +59,12 @@ class Layer(asyncio.Protocol):
         self._handshake_s = handshake_s
         self._below: Any = None
         self._ssl: Any = None  # None: no handshake was begun, or all is over
+        self._rooms = identity.rooms
+        self._records: Records | None = None  # None as long as no handshake was begun
         self._deadline: asyncio.TimerHandle | None = None
         self._open = False  # the handshake has ended well, and nothing has ended the connection
         self._was_open = False  # above knows of the connection
-        self._first: bytes | None = b""  # too few to tell whether they are TLS; None: that is settled
+        self._first: bytes | None = b""  # as long as they are too few to tell whether they are TLS
         self._farewell = False  # we ended it, or close_notify has come
 
     # What the two ends do otherwise
@@ -93,23 +93,26 @@ class Layer(asyncio.Protocol):
             self._refuse(doubt)
             return
         self._ssl = self._identity.connection(self._judge)
+        self._records = Records(self._ssl, self._rooms)
         loop = asyncio.get_running_loop()
         self._deadline = loop.call_later(self._handshake_s, self._refuse, Doubt(Reason.SLOW, ""))
         if not self._judge.server:
             self._shake()
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._rooms.cipher_view
+
+    def buffer_updated(self, nbytes: int) -> None:
         if self._ssl is None:
             return
         if self._first is not None:
-            data = self._first + data
-            if not any(begin.startswith(data[: len(begin)]) for begin in _BEGIN[self._judge.server]):
+            self._first += bytes(self._rooms.cipher_view[:nbytes][:2])
+            if not any(begin.startswith(self._first[:2]) for begin in _BEGIN[self._judge.server]):
                 self._refuse(Doubt(Reason.PLAINTEXT, ""))
                 return
-            self._first = data if len(data) < 2 else None
-            if self._first is not None:
-                return
-        self._decrypt(memoryview(data))
+            if len(self._first) > 1:
+                self._first = None
+        self._decrypt(nbytes)
 
     def eof_received(self) -> None:
         """An end without close_notify may be somebody's cut: ``connection_lost`` says so."""
@@ -141,7 +144,11 @@ class Layer(asyncio.Protocol):
     # The transport that above sees
 
     def write(self, data: bytes | memoryview) -> None:
-        self._encrypt((data,))
+        if len(data) > RECORD_SIZE:
+            self._encrypt((data,))
+        elif self._open:
+            assert self._records is not None
+            self._below.write(self._records.seal(data))
 
     def writelines(self, buffers: Iterable[bytes | memoryview]) -> None:
         """Many short frames go out in one record."""
@@ -227,37 +234,28 @@ class Layer(asyncio.Protocol):
         self._above.connection_made(cast(asyncio.BaseTransport, self))
         return True
 
-    def _decrypt(self, data: memoryview) -> None:
-        pieces: list[bytes] = []
-        error: SSL.Error | None = None
-        for at in range(0, len(data), PIECE_SIZE):
-            self._ssl.bio_write(data[at : at + PIECE_SIZE])
+    def _decrypt(self, size: int) -> None:
+        """What has come stands in the cipher room."""
+        records, got = self._records, 0
+        assert records is not None
+        for at in range(0, size, PIECE_SIZE):
+            records.put(at, min(PIECE_SIZE, size - at))
             if not self._was_open and not self._shake():
                 if self._ssl is None:
                     return
                 continue
-            error = self._read(pieces)
-            if error is not None or not self._open:
+            got = records.take(got)
+            if records.error is not None or not self._open:
                 break
         if not self._open:
             return
+        error = records.error
         # After an error OpenSSL takes nothing more to send, but what came before it was said all the same.
         self._open = error is None or isinstance(error, SSL.ZeroReturnError)
-        if pieces:
-            self._above.data_received(pieces[0] if len(pieces) == 1 else b"".join(pieces))
+        if got:
+            self._above.data_received(self._rooms.plain_view[:got])
         if error is not None:
             self._ended(error)
-
-    def _read(self, pieces: list[bytes]) -> SSL.Error | None:
-        """Take all that can be decrypted; what ended it, if anything has."""
-        recv = self._ssl.recv
-        try:
-            while True:
-                pieces.append(recv(RECORD_SIZE))
-        except SSL.WantReadError:
-            return None
-        except SSL.Error as error:
-            return error
 
     def _ended(self, error: SSL.Error) -> None:
         if isinstance(error, SSL.ZeroReturnError):  # close_notify
@@ -273,6 +271,8 @@ class Layer(asyncio.Protocol):
         """Short buffers are put together into records; of a long one only its ends are copied."""
         if not self._open:
             return
+        assert self._records is not None
+        seal = self._records.seal
         short: list[bytes | memoryview] = []
         room = RECORD_SIZE
         for buffer in buffers:
@@ -282,22 +282,13 @@ class Layer(asyncio.Protocol):
                 continue
             view = memoryview(buffer)
             short.append(view[:room])
-            self._seal(b"".join(short))
+            self._below.write(seal(b"".join(short)))
             whole = room + (len(view) - room) // RECORD_SIZE * RECORD_SIZE
             for at in range(room, whole, PIECE_SIZE):
-                self._seal(view[at : min(at + PIECE_SIZE, whole)])
+                self._below.write(seal(view[at : min(at + PIECE_SIZE, whole)]))
             short, room = [view[whole:]], RECORD_SIZE - (len(view) - whole)
         if room < RECORD_SIZE:
-            self._seal(short[0] if len(short) == 1 else b"".join(short))
-
-    def _seal(self, piece: bytes | memoryview) -> None:
-        """Send at most PIECE_SIZE. One call of OpenSSL's takes one record."""
-        size, done, ssl = len(piece), self._ssl.send(piece), self._ssl
-        if done < size:
-            view = memoryview(piece)
-            while done < size:
-                done += ssl.send(view[done:])
-        self._below.write(ssl.bio_read(size + OVERHEAD))
+            self._below.write(seal(short[0] if len(short) == 1 else b"".join(short)))
 
     def _flush(self) -> None:
         """Send what OpenSSL has to say by itself."""

@@ -734,7 +734,7 @@ def test_any_bytes_are_refused_or_waited_for_and_leave_nothing(attack: bytes, cu
         layer.connection_made(below)  # type: ignore[arg-type]
         at = 0
         for cut in [*cuts, len(attack)]:
-            layer.data_received(attack[at : at + cut])
+            received(layer, attack[at : at + cut])
             at += cut
         layer.connection_lost(None)
         assert 1 == len(refusals)
@@ -745,6 +745,12 @@ def test_any_bytes_are_refused_or_waited_for_and_leave_nothing(attack: bytes, cu
         assert {} == IDENTITY.held
 
     asyncio.run(run())
+
+
+def received(layer: ServerLayer, data: bytes) -> None:
+    """As an event loop gives it."""
+    layer.get_buffer(-1)[: len(data)] = data
+    layer.buffer_updated(len(data))
 
 
 def _changed(data: bytes, changes: list[tuple[int, int]]) -> bytes:
