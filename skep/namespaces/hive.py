@@ -1,7 +1,7 @@
 """The hive's one state: the nouns put together as the rules of its turn. No clock, no I/O.
 
-A line is parsed, checked against its file's table of verbs, asked whether its writer's role has the verb,
-and given to its noun. What the live hive does around it is live.py; the validator replays on this.
+A line is parsed, checked against its file's table of verbs, put before the policies, and given to its noun.
+What the live hive does around it is live.py; the validator replays on this.
 """
 
 from __future__ import annotations
@@ -21,6 +21,9 @@ from skep.namespaces.jobs import verbs as job_verbs
 from skep.namespaces.log import core as log
 from skep.namespaces.nodes import core as nodes
 from skep.namespaces.order import HIVE, HIVE_TENANT, Order, covers, refusal
+from skep.namespaces.policy import core as policy
+from skep.namespaces.policy.asked import About, Asked
+from skep.namespaces.policy.schema import verb_path
 from skep.namespaces.pools import core as pools
 from skep.namespaces.tokens import core as tokens
 from skep.trace.entry import Line
@@ -78,7 +81,16 @@ class Started(msgspec.Struct, frozen=True, tag_field="type", tag="hive.started")
 
 
 HiveEvent = Drained | Resumed | Kicked | Shutdown | Started
-Event = HiveEvent | jobs.Event | pools.Event | nodes.Event | artifacts.Event | log.Event | tokens.Event
+Event = (
+    HiveEvent
+    | jobs.Event
+    | pools.Event
+    | nodes.Event
+    | artifacts.Event
+    | log.Event
+    | policy.Event
+    | tokens.Event
+)
 
 
 @dataclass
@@ -91,6 +103,7 @@ class HiveState:
     nodes: nodes.Nodes = field(default_factory=nodes.Nodes)
     artifacts: artifacts.Artifacts = field(default_factory=artifacts.Artifacts)
     log: log.Log = field(default_factory=log.Log)
+    policy: policy.Policy = field(default_factory=policy.Policy)
     tokens: tokens.Tokens = field(default_factory=tokens.Tokens)
 
     def copy(self) -> HiveState:
@@ -101,6 +114,7 @@ class HiveState:
             self.nodes.copy(),
             self.artifacts.copy(),
             self.log.copy(),
+            self.policy.copy(),
             self.tokens.copy(),
         )
 
@@ -172,6 +186,32 @@ class HiveState:
     def count_held(self, node: str) -> int:
         return sum(self.jobs.by_id[job].node == node for job in self.jobs.held)
 
+    def count_waiting(self, pool: str) -> int:
+        return self.jobs.count_waiting(pool)
+
+    def trust_of(self, node: str) -> str:
+        found = self.nodes.by_id.get(node)
+        return "green" if found is None else found.trust
+
+    def about(self, noun: str, order: Order) -> About:
+        name = order.name or order.args.get(NAMED_BY.get(noun, ""), "")
+        match noun:
+            case "jobs" if order.verb == "submit":
+                topic = order.args["topic"]
+                labels = ctl.labels(order.args.get("labels", ""))
+                return About(name, order.actor, order.tenant, topic, self.pool_of(topic) or "", labels)
+            case "jobs":
+                job = self.jobs.by_id.get(name)
+                if job is None or job.request.tenant != order.tenant:
+                    return About(name)
+                of = job.request
+                return About(name, of.actor, of.tenant, of.topic, of.pool, of.labels)
+            case "pools":
+                pool = name or self.pool_of(order.args.get("topic", "")) or ""
+                return About(name, capability=order.args.get("topic", ""), pool=pool)
+            case _:
+                return About(name)
+
 
 # routing: a line's path to its noun and table
 
@@ -179,6 +219,7 @@ class HiveState:
 TABLES: Final[Mapping[str, Mapping[str, ctl.Verbs]]] = {
     "": HIVE_TABLES,
     "jobs": job_verbs.TABLES,
+    "policy": policy.TABLES,
     "pools": pools.TABLES,
     "nodes": nodes.TABLES,
     "artifacts": artifacts.TABLES,
@@ -186,7 +227,12 @@ TABLES: Final[Mapping[str, Mapping[str, ctl.Verbs]]] = {
     "trust": tokens.TABLES,
 }
 
-# Which verbs a role has, as noun/place/verb. An operator has those of every file, the hive all.
+# The argument that names a noun's object where the path does not.
+NAMED_BY: Final[Mapping[str, str]] = {
+    "jobs": "job", "pools": "pool", "nodes": "node", "artifacts": "name", "policy": "bundle",
+}  # fmt: skip
+
+# What the hive alone may write, as /noun/place/verb; the policies are asked about the rest.
 OWN_VERBS: Final[frozenset[str]] = frozenset(
     {
         "/jobs/*/expire",
@@ -196,26 +242,12 @@ OWN_VERBS: Final[frozenset[str]] = frozenset(
         *(f"/nodes/*/{verb}" for verb in nodes.TABLES["*"]),
     }
 )
-NODE_VERBS: Final[frozenset[str]] = frozenset({
-    "/jobs/*/ctl/start", "/jobs/*/ctl/renew", "/jobs/*/ctl/ack", "/jobs/*/ctl/nack",
-    "/pools/*/next/lease", "/artifacts/ctl/seal",
-})  # fmt: skip
-
 
 # What may be written in any tenant. All else is about the hive, and for its own tenant alone.
 TENANT_VERBS: Final[frozenset[str]] = frozenset({
     "/ctl/kick", "/pools/*/next/lease", "/artifacts/ctl/seal", "/trust/*/clone/mint",
     *(f"/jobs/{place}/{verb}" for place in ("ctl", "*/ctl") for verb in job_verbs.TABLES[place]),
 })  # fmt: skip
-
-
-def has_verb(role: str, verb: str) -> bool:
-    """Whether the role may write the verb, called ``/noun/place/verb``."""
-    if role == HIVE:
-        return True
-    if verb in OWN_VERBS:
-        return False
-    return role == OPERATOR or (role == WORKER and verb in NODE_VERBS)
 
 
 def route(path: str) -> tuple[str, str, str]:
@@ -244,12 +276,12 @@ class HiveRules:
         noun, place, name = route(line.path)
         try:
             command = ctl.parse_line(line.lines[k], k + 1)
-            ctl.check(command, TABLES[noun][place])
+            row = ctl.check(command, TABLES[noun][place])
         except FsError as error:
             raise Refusal(error.kind.name, error.text) from error
-        verb = f"{'/' if noun else ''}{noun}/{place}/{command.verb}"
-        if not has_verb(line.role, verb):
-            raise refusal(E.DENIED, f"rule=role {line.role} may not {command.verb}")
+        verb = verb_path(noun, place, command.verb)
+        if line.role != HIVE and verb in OWN_VERBS:
+            raise refusal(E.DENIED, f"rule=own-verbs {command.verb} is the hive's alone")
         if line.role != HIVE and line.tenant != HIVE_TENANT and verb not in TENANT_VERBS:
             raise refusal(E.DENIED, f"rule=hive-tenant {command.verb} is about the hive, not about a tenant")
         order = Order(
@@ -264,11 +296,14 @@ class HiveRules:
             line.id(k),
             line.token,
         )
+        asked = Asked(noun, line.path, order, row.args, state)
+        if line.role != HIVE:
+            policy.permit(state.policy, asked)
         used = tokens.admit(state.tokens, line.token, state.revoked_tokens, line.time_ns)
-        decision = self._of_noun(state, noun, order)
+        decision = self._of_noun(state, noun, order, asked)
         return decision if used is None else Decision((*decision.events, used), decision.reply)
 
-    def _of_noun(self, state: HiveState, noun: str, order: Order) -> Decision[Event, str]:
+    def _of_noun(self, state: HiveState, noun: str, order: Order, asked: Asked) -> Decision[Event, str]:
         match noun:
             case "jobs":
                 return jobs.decide(state.jobs, order, state)
@@ -282,6 +317,8 @@ class HiveRules:
                 return artifacts.decide(state.artifacts, order, state)
             case "log":
                 return log.decide(state.log, order)
+            case "policy":
+                return policy.decide(state.policy, order, asked)
             case "trust" if order.place == "*/clone":
                 return tokens.decide(state.tokens, order)
             case _:
@@ -313,6 +350,7 @@ _APPLY: Final[Mapping[type, Callable[[HiveState, Any, Meta], None]]] = {
     **dict.fromkeys(get_args(nodes.Event), _applying("nodes", nodes.apply)),
     artifacts.Event: _applying("artifacts", artifacts.apply),
     log.Event: _applying("log", log.apply),
+    **dict.fromkeys(get_args(policy.Event), _applying("policy", policy.apply)),
     **dict.fromkeys(get_args(tokens.Event), _applying("tokens", tokens.apply)),
 }
 

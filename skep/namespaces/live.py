@@ -28,6 +28,8 @@ from skep.namespaces.log.core import LOG
 from skep.namespaces.log.denials import Denials
 from skep.namespaces.nodes.core import Removed
 from skep.namespaces.order import HIVE, actor_of
+from skep.namespaces.policy.core import first_lines, mending_lines
+from skep.namespaces.policy.keys import load_or_create
 from skep.namespaces.sessions.core import Sessions
 from skep.namespaces.tokens.desk import Desk, Keys
 from skep.trace.clock import HOUR, SECOND, Clock
@@ -91,6 +93,7 @@ class Hive:
         self.version = version
         self.bookmark_s = bookmark_s
         self.store = Store(directory / "artifacts")
+        self.signer = load_or_create(directory / "policy.key")
         self.logs = Logs(directory / "jobs")
         self.sessions = Sessions()
         self.tokens: Desk | None = None  # None: it has no key to make tokens with
@@ -154,8 +157,17 @@ class Hive:
         await self._submit(HIVE, HIVE, tenant, f"/log/{LOG}", lines)
 
     async def start(self, first: Sequence[str] = ()) -> None:
-        """Begin: ``first`` are the lines for /pools/ctl of a hive that has no pool yet."""
+        """Begin: ``first`` are the lines for /pools/ctl of a hive that has no pool yet.
+
+        A hive that has no policy, or the one of an older release, gets this release's; what this release
+        cannot read is rolled back."""
         await self.say("/", "start")
+        for lines in (
+            first_lines(self.state.policy, self.signer.public, self.signer.sign),
+            mending_lines(self.state.policy),
+        ):
+            if lines:
+                await self._submit(HIVE, HIVE, "", "/policy/ctl", lines)
         if first and not self.state.pools.by_name:
             await self._submit(HIVE, HIVE, "", "/pools/ctl", first)
 

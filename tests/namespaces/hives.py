@@ -8,9 +8,13 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
 from skep.fs.node import Caller
 from skep.namespaces.hive import UNRECORDED, HiveRules, HiveState
 from skep.namespaces.live import Hive
+from skep.namespaces.policy.core import first_lines
+from skep.namespaces.policy.keys import Signer
 from skep.trace.clock import ManualClock
 from skep.trace.entry import Line
 from skep.trace.rules import Decision, Meta
@@ -22,6 +26,7 @@ BOB = Caller("unix:bob", "operator", tenant="other/project/env")
 EYE = Caller("unix:eye", "observer")
 W1 = Caller("unix:work", "drone-worker", node="w1")
 W2 = Caller("unix:work", "drone-worker", node="w2")
+SIGNER = Signer(Ed25519PrivateKey.from_private_bytes(bytes(32)))  # the key of hives that have no directory
 FIRST = ("create pool=default", "map topic=sum pool=default")
 
 
@@ -97,6 +102,8 @@ class Folded:
         self.state = self.rules.fresh()
         self.clock = ManualClock()
         self.seq = 0
+        for line in first_lines(self.state.policy, SIGNER.public, SIGNER.sign):
+            self.hive("/policy/ctl", line)
         for line in FIRST:
             self.write("/pools/ctl", line)
         for node in ("w1", "w2"):

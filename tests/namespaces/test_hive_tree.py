@@ -100,7 +100,9 @@ def test_every_ctl_tells_its_usage() -> None:
 def test_an_observer_reads_and_is_refused_what_it_writes() -> None:
     async def story(hive: Served) -> None:
         error = await refused(hive.eye.write("/jobs/ctl", "submit topic=sum\n"))
-        assert error.text.startswith("permission denied: rule=role observer may not submit trace=")
+        assert error.text.startswith(
+            "permission denied: rule=default-deny role observer may not jobs.submit trace="
+        )
         last = lines(await hive.ann.read("/log/trace/live.jsonl"))[-1]
         assert ("DENIED", error.trace) == (last["outcome"]["code"], last["trace"])
 

@@ -227,7 +227,7 @@ def test_a_revision_that_has_passed_is_a_conflict(hive: Folded) -> None:
 
 
 def test_observers_write_nothing_and_workers_their_own_words(hive: Folded) -> None:
-    said = "DENIED permission denied: rule=role observer may not submit"
+    said = "DENIED permission denied: rule=default-deny role observer may not jobs.submit"
     assert said == refusal(hive, "/jobs/ctl", "submit topic=sum", EYE)
     assert "DENIED" == refusal(hive, "/jobs/ctl", "submit topic=sum", W1).split(" ")[0]
     job = submit(hive)

@@ -83,7 +83,7 @@ def test_a_node_that_holds_leases_cannot_be_removed(hive: Folded) -> None:
 
 
 def test_only_the_hive_says_who_joined(hive: Folded) -> None:
-    said = "DENIED permission denied: rule=role operator may not lost"
+    said = "DENIED permission denied: rule=own-verbs lost is the hive's alone"
     assert said == refusal(hive, "/nodes/w1", "lost")
 
 

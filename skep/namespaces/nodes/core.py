@@ -26,6 +26,12 @@ TABLES: Final[Mapping[str, ctl.Verbs]] = {
         Verb("cordon", (NODE,), "cordon node=w1", "it gets no more leases"),
         Verb("drain", (NODE,), "drain node=w1", "it gets no more leases and ends what it runs"),
         Verb("uncordon", (NODE,), "uncordon node=w1", "it gets leases again"),
+        Verb(
+            "trust",
+            (NODE, Arg("level", required=True, kind="green|yellow|red")),
+            "trust node=w1 level=red",
+            "what the policies may think of it; red gets no leases",
+        ),
         Verb("remove", (NODE,), "remove node=w1", "forget it; it must hold no lease"),
     ),
     # The hive's own, written to no file.
@@ -68,11 +74,18 @@ class Employed(msgspec.Struct, frozen=True, tag_field="type", tag="node.employed
     duty: str
 
 
+class Rated(msgspec.Struct, frozen=True, tag_field="type", tag="node.rated"):
+    """``trust``: green, yellow, red."""
+
+    node: str
+    trust: str
+
+
 class Removed(msgspec.Struct, frozen=True, tag_field="type", tag="node.removed"):
     node: str
 
 
-Event = Joined | Heard | Employed | Removed
+Event = Joined | Heard | Employed | Rated | Removed
 
 
 class Node(msgspec.Struct, frozen=True):
@@ -83,6 +96,7 @@ class Node(msgspec.Struct, frozen=True):
     rev: int
     link: str = "online"
     duty: str = "open"
+    trust: str = "green"
     tenants: tuple[str, ...] = ()  # for which it has joined, the first one first
 
     @property
@@ -153,6 +167,11 @@ def _employ(duty: str) -> Callable[[Nodes, Order, World], Decided]:
     return decide_employed
 
 
+def _trust(nodes: Nodes, order: Order, world: World) -> Decided:
+    node = _node(nodes, order, order.args["node"])
+    return Decision((Rated(node.id, order.args["level"]),), node.id)
+
+
 def _remove(nodes: Nodes, order: Order, world: World) -> Decided:
     node = _node(nodes, order, order.args["node"])
     if held := world.count_held(node.id):
@@ -171,7 +190,7 @@ def _node(nodes: Nodes, order: Order, name: str) -> Node:
 _DECIDE: Final[Mapping[str, Callable[[Nodes, Order, World], Decided]]] = {
     "join": _join, "leave": _heard("left"), "suspect": _heard("suspect"), "lost": _heard("lost"),
     "back": _heard("online"), "cordon": _employ("cordoned"), "drain": _employ("draining"),
-    "uncordon": _employ("open"), "remove": _remove,
+    "uncordon": _employ("open"), "trust": _trust, "remove": _remove,
 }  # fmt: skip
 
 
@@ -181,13 +200,17 @@ def apply(nodes: Nodes, event: Event, meta: Meta) -> None:
     match event:
         case Joined(node, principal, role, tenant):
             known = table.get(node)
-            duty, tenants = ("open", ()) if known is None else (known.duty, known.tenants)
-            if tenant not in tenants:
-                tenants = (*tenants, tenant)
-            table[node] = Node(node, principal, role, meta.time_ns, meta.seq, duty=duty, tenants=tenants)
+            new = Node(node, principal, role, meta.time_ns, meta.seq)
+            if known is not None:
+                new = msgspec.structs.replace(new, duty=known.duty, trust=known.trust, tenants=known.tenants)
+            if tenant not in new.tenants:
+                new = msgspec.structs.replace(new, tenants=(*new.tenants, tenant))
+            table[node] = new
         case Heard(node, link):
             table[node] = msgspec.structs.replace(table[node], link=link, rev=meta.seq)
         case Employed(node, duty):
             table[node] = msgspec.structs.replace(table[node], duty=duty, rev=meta.seq)
+        case Rated(node, trust):
+            table[node] = msgspec.structs.replace(table[node], trust=trust, rev=meta.seq)
         case Removed(node):
             del table[node]

@@ -1,0 +1,1 @@
+"""What may be done now: Cedar policies in signed bundles, asked for every command."""

@@ -1,0 +1,114 @@
+"""A line as the policies see it. Its values are worked out when a policy refers to them, not before."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from hashlib import sha256
+from typing import Final, NamedTuple, Protocol
+
+from skep.fs.ctl import Arg
+from skep.namespaces.order import Order, node_of
+from skep.namespaces.policy.request import ARGS, TAGS, Name, Value
+from skep.namespaces.policy.schema import action_of, typed_args
+from skep.trace.entry import canonical
+
+# Arguments that say how a command is sent, not what it is.
+_NOT_PAYLOAD: Final = frozenset({"key", "if-rev"})
+
+
+class About(NamedTuple):
+    """What an order is about. "": there is none, or it is not known."""
+
+    name: str = ""
+    owner: str = ""
+    tenant: str = ""  # "": the writer's
+    capability: str = ""
+    pool: str = ""
+    labels: Mapping[str, str] = {}
+
+
+class World(Protocol):
+    """What the nouns know of an order's object."""
+
+    def about(self, noun: str, order: Order) -> About:
+        """The object; of another tenant's nothing is known."""
+
+    def trust_of(self, node: str) -> str:
+        """The node's level: green, yellow or red."""
+
+    def count_waiting(self, pool: str) -> int:
+        """How many jobs wait in the pool."""
+
+
+class Asked:
+    """The request that an order to ``noun`` is; ``row`` are its verb's arguments, ``path`` its file."""
+
+    def __init__(self, noun: str, path: str, order: Order, row: tuple[Arg, ...], world: World) -> None:
+        self.action = action_of(noun, order.verb)
+        self.noun = noun
+        self.path = path
+        self.order = order
+        self.row = row
+        self.world = world
+
+    @cached_property
+    def about(self) -> About:
+        return self.world.about(self.noun, self.order)
+
+    @property
+    def principal(self) -> str:
+        return self.order.actor.partition("#")[0]
+
+    @property
+    def resource(self) -> str:
+        return "/".join(("", *(each for each in (self.noun, self.about.name) if each))) or "/"
+
+    @cached_property
+    def args(self) -> Mapping[str, Value]:
+        return typed_args(self.order.args, self.row)
+
+    @property
+    def tags(self) -> Mapping[str, str]:
+        return self.about.labels
+
+    def value(self, name: Name) -> Value | None:
+        if name[:2] == ARGS:
+            return self.args.get(name[2])
+        if name[:2] == TAGS:
+            return self.tags.get(name[2])
+        return _VALUES[name](self)
+
+
+def _payload(asked: Asked) -> str:
+    said = {name: value for name, value in asked.order.args.items() if name not in _NOT_PAYLOAD}
+    return sha256(canonical({"verb": asked.order.verb, "args": said})).hexdigest()
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(sorted({word for word in text.split("+") if word}))
+
+
+_VALUES: Final[Mapping[Name, Callable[[Asked], Value]]] = {
+    ("principal", "role"): lambda asked: asked.order.role,
+    ("principal", "node"): lambda asked: node_of(asked.order.actor),
+    ("principal", "actor"): lambda asked: asked.order.actor,
+    ("principal", "tenant"): lambda asked: asked.order.tenant,
+    ("principal", "trust"): lambda asked: asked.world.trust_of(node_of(asked.order.actor)),
+    ("resource", "path"): lambda asked: asked.path,
+    ("resource", "noun"): lambda asked: asked.noun,
+    ("resource", "name"): lambda asked: asked.about.name,
+    ("resource", "owner"): lambda asked: asked.about.owner,
+    ("resource", "tenant"): lambda asked: asked.about.tenant or asked.order.tenant,
+    ("context", "capability"): lambda asked: asked.about.capability,
+    ("context", "pool"): lambda asked: asked.about.pool,
+    ("context", "requires"): lambda asked: tuple(
+        sorted(set(asked.order.args.get("requires", "").split(",")) - {""})
+    ),
+    ("context", "risk"): lambda asked: _words(asked.about.labels.get("risk", "")),
+    ("context", "pack"): lambda asked: asked.about.labels.get("pack", ""),
+    ("context", "payload"): _payload,
+    ("context", "waiting"): lambda asked: asked.world.count_waiting(asked.about.pool),
+    ("context", "token"): lambda asked: bool(asked.order.token),
+    ("context", "time"): lambda asked: asked.order.time_ns,
+}

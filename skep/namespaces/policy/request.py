@@ -1,0 +1,174 @@
+"""What the policies are asked: who does what to which object, in which circumstances. Pure.
+
+A request gives its values one by one, so that only those that some policy refers to are ever worked out.
+Their names are paths of Cedar: ``("principal", "role")``, ``("context", "args", "topic")``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final, NamedTuple, Protocol
+
+import msgspec
+
+from skep.trace.clock import rfc3339
+
+PRINCIPAL: Final = "Skep::Principal"
+ROLE: Final = "Skep::Role"
+ACTION: Final = "Skep::Action"
+RESOURCE: Final = "Skep::Resource"
+
+Name = tuple[str, ...]
+Value = str | int | bool | tuple[str, ...]
+
+
+class Attribute(NamedTuple):
+    """A value's Cedar type, and what it is where a request written by hand does not say."""
+
+    type: str
+    default: Value
+    about: str
+
+
+# Every value but the arguments of the verb and the labels of the object.
+ATTRIBUTES: Final[Mapping[Name, Attribute]] = {
+    ("principal", "role"): Attribute("String", "", "its manifest: operator, drone-worker"),
+    ("principal", "node"): Attribute("String", "", 'the node that speaks; "": none does'),
+    ("principal", "actor"): Attribute("String", "", "the principal with its node behind a #"),
+    ("principal", "tenant"): Attribute("String", "default/default/default", "org/project/env"),
+    ("principal", "trust"): Attribute("String", "green", "its node's level: green, yellow or red"),
+    ("resource", "path"): Attribute("String", "", "the file written to"),
+    ("resource", "noun"): Attribute("String", "", 'jobs, pools, nodes; "": the hive itself'),
+    ("resource", "name"): Attribute("String", "", 'the job, pool, node; "": none yet'),
+    ("resource", "owner"): Attribute("String", "", 'the actor who made it; "": nobody or not known'),
+    ("resource", "tenant"): Attribute("String", "default/default/default", "whose it is"),
+    ("context", "capability"): Attribute("String", "", "the topic of the job"),
+    ("context", "pool"): Attribute("String", "", "where the job goes or the lease comes from"),
+    ("context", "requires"): Attribute("Set<String>", (), "what a worker must have for it"),
+    ("context", "risk"): Attribute("Set<String>", (), "the label risk:a+b, as the submitter says"),
+    ("context", "pack"): Attribute("String", "", "the label pack:…, as the submitter says"),
+    ("context", "payload"): Attribute("String", "", "sha256 of verb and arguments, in hex"),
+    ("context", "waiting"): Attribute("Long", 0, "jobs that wait in the pool"),
+    ("context", "token"): Attribute("Bool", False, "whether a capability token narrows the session"),
+    ("context", "time"): Attribute("datetime", 0, "when the line was written"),
+}
+ARGS: Final = ("context", "args")
+TAGS: Final = ("resource", "tags")
+TIME: Final = ("context", "time")
+
+
+class Request(Protocol):
+    """``principal`` and ``resource`` are ids, ``action`` is noun.verb; ``args`` are the verb's, ``tags`` the
+    object's labels."""
+
+    @property
+    def principal(self) -> str: ...
+
+    @property
+    def action(self) -> str: ...
+
+    @property
+    def resource(self) -> str: ...
+
+    @property
+    def args(self) -> Mapping[str, Value]: ...
+
+    @property
+    def tags(self) -> Mapping[str, str]: ...
+
+    def value(self, name: Name) -> Value | None:
+        """The value of the name; None where there is none. Times are ns since 1970."""
+
+
+class Principal(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    id: str
+    role: str = ""
+    node: str = ""
+    tenant: str = "default/default/default"
+    trust: str = "green"
+
+
+class Resource(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """``id``: the object's path, ``/jobs/01JD``. ``path``: the file written to."""
+
+    id: str = "/"
+    path: str = ""
+    owner: str = ""
+    tenant: str = "default/default/default"
+    labels: dict[str, str] = {}
+
+
+class Stated(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A request as JSON. ``context`` has the names of the context, and ``args`` those of the verb."""
+
+    action: str
+    principal: Principal | None = None  # None: whoever asks
+    resource: Resource = Resource()
+    context: dict[str, Any] = {}
+    bundle: str = ""  # simulate: as if this bundle's draft were live
+
+
+class Written(NamedTuple):
+    """A request with all its values: one written by hand."""
+
+    principal: str
+    action: str
+    resource: str
+    said: Mapping[Name, Value]
+    args: Mapping[str, Value]
+    tags: Mapping[str, str]
+
+    def value(self, name: Name) -> Value | None:
+        if name[:2] == ARGS:
+            return self.args.get(name[2])
+        if name[:2] == TAGS:
+            return self.tags.get(name[2])
+        return self.said.get(name, ATTRIBUTES[name].default)
+
+
+def written(stated: Stated, principal: Principal) -> Written:
+    """The request that was stated. Raises ValueError at a value of another type than its attribute's."""
+    about, resource = dict(stated.context), stated.resource
+    noun, _, name = resource.id.strip("/").partition("/")
+    actor = principal.id + (f"#{principal.node}" if principal.node else "")
+    said: dict[Name, Value] = {
+        ("principal", "role"): principal.role,
+        ("principal", "node"): principal.node,
+        ("principal", "actor"): actor,
+        ("principal", "tenant"): principal.tenant,
+        ("principal", "trust"): principal.trust,
+        ("resource", "path"): resource.path or resource.id,
+        ("resource", "noun"): noun,
+        ("resource", "name"): name,
+        ("resource", "owner"): resource.owner,
+        ("resource", "tenant"): resource.tenant,
+    }
+    args = about.pop("args", {})
+    if not isinstance(args, dict) or not all(isinstance(value, str | int) for value in args.values()):
+        raise ValueError("context.args: expected an object of strings, numbers and booleans")
+    for key, value in about.items():
+        if ("context", key) not in ATTRIBUTES:
+            known = " ".join(each[1] for each in ATTRIBUTES if each[0] == "context")
+            raise ValueError(f"context.{key}: expected one of args {known}")
+        said["context", key] = _typed(("context", key), value)
+    return Written(principal.id, stated.action, resource.id, said, args, resource.labels)
+
+
+def _typed(name: Name, value: Any) -> Value:
+    kind = ATTRIBUTES[name].type
+    if kind == "Set<String>" and isinstance(value, list) and all(isinstance(word, str) for word in value):
+        return tuple(sorted(set(value)))
+    if kind == {str: "String", bool: "Bool", int: "Long"}.get(type(value)):
+        found: Value = value
+        return found
+    if kind == "datetime" and type(value) is int and value >= 0:
+        return value
+    raise ValueError(f"{'.'.join(name)}: expected a {'number of ns' if kind == 'datetime' else kind}")
+
+
+def cedar_value(name: Name, value: Value) -> Any:
+    """The value as Cedar's JSON has it."""
+    if name == TIME:
+        assert isinstance(value, int)
+        return {"__extn": {"fn": "datetime", "arg": f"{rfc3339(value)[:23]}Z"}}
+    return value
