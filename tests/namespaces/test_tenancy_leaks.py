@@ -1,0 +1,261 @@
+"""What a tenant can find out about another: it looks at everything, follows, guesses names it cannot know,
+and sees what it sees in a hive where the other has never done anything.
+
+But for the numbers of the ledger and of files, which all tenants share: of these it sees how far they have
+gone. spying.compared() takes that away and nothing else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import re
+from collections.abc import Awaitable
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import msgspec
+import pytest
+from door import Door, say
+from hives import BOB, W1, Living, living
+from spying import Gate, Spy, compared
+
+from skep.fs.errors import FsError
+from skep.fs.messages import Dialect
+from skep.fs.node import Caller
+from skep.namespaces.order import HIVE_TENANT
+from skep.namespaces.tree import hive_tree
+from skep.trace.clock import MINUTE, ManualClock, ulid
+
+ACME = "acme/web/prod"
+ZOE = Caller("spiffe://hive/operator/canary-zoe", "operator", ACME)
+NODE = Caller("spiffe://hive/drone-worker/canary-node", "drone-worker", ACME, node="canary-node")
+SPIES = {
+    role: Caller(
+        f"spiffe://hive/{role}/spy", role, BOB.tenant, node="spying-node" if "worker" in role else ""
+    )
+    for role in ("operator", "observer", "drone-worker")
+}
+ROUNDS = 2
+SIZE = 7919  # bytes of what is sealed, a number that nothing else has
+
+
+class Clock(ManualClock):
+    """Whose turn it is decides which ids come: what one does moves no other's."""
+
+    def turn_to(self, who: str) -> None:
+        self.ids = random.Random(who)
+
+    def new_id(self) -> str:
+        return ulid(self.time_ns, self.ids.getrandbits(80))
+
+
+@dataclass
+class Known:
+    """What the foreign tenant did: names it can only know if it is told."""
+
+    jobs: list[str] = field(default_factory=list)
+    keys: list[str] = field(default_factory=list)
+    hashes: list[str] = field(default_factory=list)
+    files: list[str] = field(default_factory=list)
+
+    @property
+    def canaries(self) -> list[str]:
+        return ["canary", "acme", str(SIZE), *self.jobs, *self.keys, *self.hashes, *self.files]
+
+
+class Stage:
+    """A hive, what the one tenant does there, and the other's spy."""
+
+    def __init__(self, alive: Living, clock: Clock) -> None:
+        self.alive = alive
+        self.clock = clock
+        self.tree = hive_tree(alive.hive)
+        self.gate = Gate(alive.hive, self.tree)
+
+    def door(self, caller: Caller) -> Door:
+        return Door(self.tree, caller)
+
+    async def work(self, n: int, known: Known) -> None:
+        """Everything that leaves a trace: jobs in every state, artifacts, nodes, sessions, refusals."""
+        zoe, w1, hive = self.door(ZOE), self.door(W1), self.alive
+        name, staged = f"canary-file-{n}", f"canary-staged-{n}"
+        await self.gate.hive.join(NODE)
+        self.gate.add(f"canary-session-{n}", ZOE)
+        for file in (name, staged):
+            chan = await zoe.create("/artifacts/stage", file)
+            await say(chan, f"canary {n}".ljust(SIZE))
+            await chan.clunk()
+        await zoe.write("/artifacts/ctl", f"seal name={name} type=canary/type\n")
+        key = f"canary-key-{n}"
+        lines = (
+            f"submit topic=sum key={key} labels=canary:canary input='canary input' priority=9",
+            "submit topic=sum priority=8",
+        )
+        first, second = await hive.write("/jobs/ctl", *lines, who=ZOE)
+        third, fourth, last = [
+            await hive.submit(f"input=artifact:{name} priority={priority}", who=ZOE) for priority in (7, 7, 5)
+        ]
+        await refused(hive.write("/jobs/ctl", "submit topic=canary-topic", who=ZOE))
+        await w1.read("/pools/default/next")
+        await w1.write("/nodes/w1/heartbeat", '{"load":0.5,"running":1,"labels":{"canary":"canary"}}')
+        at = f"/jobs/{first}"
+        await w1.write(f"{at}/ctl", "start fence=1\nprogress percent=50 msg=canary\n")
+        await w1.write(f"{at}/log", "canary log\n")
+        output = await w1.create("/artifacts/stage", f"canary-out-{n}")
+        await say(output, f"canary output {n}".ljust(SIZE))
+        await output.clunk()
+        await w1.write("/artifacts/ctl", f"seal name=canary-out-{n} job={first}\n")
+        await w1.write(f"{at}/ctl", "ack fence=1 result=canary\n")
+        await self.door(NODE).read("/pools/default/next")
+        await self.door(NODE).write("/nodes/canary-node/heartbeat", '{"labels":{"canary":"canary"}}')
+        await hive.run(second, "start", who=NODE)
+        await hive.run(second, "nack error=canary", who=NODE)
+        await zoe.write(f"/jobs/{third}/ctl", "cancel reason=canary\n")
+        await w1.read("/pools/default/next")
+        assert ["succeeded", "failed", "cancelled", "leased", "queued"] == [
+            hive.job_state(job) for job in (first, second, third, fourth, last)
+        ]
+        await zoe.write(f"/sessions/session-of-canary-session-{n}/ctl", "kick\n")
+        known.jobs += [first, second, third, fourth, last]
+        known.keys += [key]
+        known.hashes += [sha256(f"canary {n}".ljust(SIZE).encode()).hexdigest()]
+        known.files += [name, staged]
+
+
+async def refused(doing: Awaitable[object]) -> FsError:
+    with pytest.raises(FsError) as caught:
+        await doing
+    return caught.value
+
+
+async def settle_in(spy: Spy, stage: Stage, caller: Caller) -> None:
+    """The spy's own life: a job and an artifact, so that its listings are not empty."""
+    await spy.attach()
+    if caller.role != "operator":
+        return
+    await spy.create("/artifacts/stage/mine", b"my own")
+    await spy.write("/artifacts/ctl", "seal name=mine\n")
+    await spy.write("/jobs/ctl", "submit topic=sum key=mine input=artifact:mine\n")
+    await stage.door(SPIES["drone-worker"]).read("/pools/default/next")
+
+
+async def guess(spy: Spy, known: Known) -> None:
+    """Ask for what one can know only from elsewhere, in every way there is."""
+    for job in known.jobs:
+        states = ("queued", "leased", "running", "succeeded", "failed", "cancelled")
+        below = [f"{job}/state", f"{job}/ctl", f"{job}/log@0", f"{job}/events.jsonl@0", f"{job}/request.json"]
+        for name in (job, *below, *(f"by-state/{state}/{job}" for state in states)):
+            await spy.look(f"/jobs/{name}")
+        await spy.write("/jobs/ctl", f"cancel job={job} reason=mine\n")
+        await spy.write("/jobs/ctl", f"submit topic=sum\ncancel job={job} if-rev=1\n")
+        await spy.write("/artifacts/ctl", f"seal name=guess job={job}\n")
+    for key in known.keys:
+        await spy.look(f"/jobs/by-key/{key}")
+        await spy.write("/jobs/ctl", f"submit topic=sum key={key} input=mine\n")
+        await spy.write("/jobs/ctl", f"submit topic=sum key={key} input=another\n")
+    for digest in known.hashes:
+        for name in (digest, f"sha256:{digest}", f"{digest}/data", f"{digest}/meta.json"):
+            await spy.look(f"/artifacts/{name}")
+        await spy.write("/jobs/ctl", f"submit topic=sum artifact={digest}\n")
+    for n, file in enumerate(known.files):
+        await spy.look(f"/artifacts/by-name/{file}")
+        await spy.look(f"/artifacts/stage/{file}")
+        await spy.write("/artifacts/ctl", f"seal name={file}\n")
+        await spy.write("/jobs/ctl", f"submit topic=sum input=artifact:{file}\n")
+        # The same bytes under the same name.
+        await spy.create(f"/artifacts/stage/{file}", f"canary {n // 2}".ljust(SIZE).encode())
+        await spy.write("/artifacts/ctl", f"seal name={file}\n")
+        await spy.look(f"/artifacts/by-name/{file}")
+    for node in ("w1", "canary-node"):
+        for name in (node, f"{node}/state", f"{node}/heartbeat"):
+            await spy.look(f"/nodes/{name}")
+        for verb in ("cordon", "remove"):
+            await spy.write("/nodes/ctl", f"{verb} node={node}\n")
+    for session in ("session-of-canary-session-0", "session-of-nobody"):
+        await spy.look(f"/sessions/{session}/peer")
+        await spy.write("/ctl", f"kick session={session}\n")
+        await spy.write(f"/sessions/{session}/ctl", "kick\n")
+    for line in ("drain", "resume", "shutdown"):
+        await spy.write("/ctl", f"{line}\n")
+    for line in ("create pool=canary", "map topic=canary-topic pool=default", "drain pool=default"):
+        await spy.write("/pools/ctl", f"{line}\n")
+
+
+async def spied(who: Caller, dialect: Dialect, known: Known | None) -> tuple[list[list[str]], Known]:
+    """What the spy has seen in each round, before it guesses and after. ``known``: from an earlier run, for
+    a hive where nothing of it ever was; None: it is done now."""
+    clock, did = Clock(), Known()
+    clock.turn_to("the hive")
+    with TemporaryDirectory() as directory:
+        async with living(Path(directory), clock=clock) as alive:
+            await alive.hive.join(SPIES["drone-worker"])
+            stage, seen = Stage(alive, clock), list[list[str]]()
+            caller = stage.gate.add("spy", who)
+            spy = Spy(stage.gate, "spy", dialect)
+            follower = Spy(stage.gate, "spy", dialect)
+            for n in range(ROUNDS):
+                clock.advance(MINUTE)
+                if known is None:
+                    clock.turn_to(f"acme {n}")
+                    await stage.work(n, did)
+                clock.turn_to(f"spy {n}")
+                if n == 0:
+                    await settle_in(spy, stage, caller)
+                    await follower.attach()
+                    following = [await follower.open(name) for name in FOLLOWED]
+                for name, fid in zip(FOLLOWED, following, strict=True):
+                    if fid is not None:
+                        await follower.rest(name, fid)
+                await spy.crawl()
+                seen.append([*follower.seen, *spy.seen])
+                if n == 0:
+                    follower.seen.clear()
+                    spy.seen.clear()
+            await guess(spy, known or did)
+            await spy.crawl()
+            seen.append(spy.seen)
+            for raw in (spy.raw, follower.raw):
+                raw.leave()
+    return seen, did
+
+
+def found(canaries: list[str], seen: list[list[str]]) -> list[str]:
+    """Those that were seen before the spy said them itself."""
+    looked = "\n".join(line for part in seen[:ROUNDS] for line in part)
+    return [canary for canary in canaries if canary in looked]
+
+
+FOLLOWED = ("/events@0", "/log/trace/live.jsonl@0", "/pools/default/next")
+
+
+@pytest.mark.parametrize("dialect", [Dialect.L, Dialect.U], ids=lambda dialect: dialect.value)
+@pytest.mark.parametrize("role", list(SPIES))
+def test_a_foreign_tenant_finds_nothing(role: str, dialect: Dialect) -> None:
+    seen, did = asyncio.run(spied(SPIES[role], dialect, None))
+    nothing, _ = asyncio.run(spied(SPIES[role], dialect, did))
+    assert [] == found(did.canaries, seen)
+    for here, there in zip(seen, nothing, strict=True):
+        assert compared(there) == compared(here)
+
+
+def test_the_same_spy_finds_everything_in_its_own_tenant() -> None:
+    colleague = msgspec.structs.replace(SPIES["observer"], tenant=ACME)
+    seen, did = asyncio.run(spied(colleague, Dialect.L, None))
+    missed = set(did.canaries) - set(found(did.canaries, seen))
+    # What is staged is its writer's alone.
+    assert {file for file in did.files if "staged" in file} == missed
+
+
+def test_the_hives_own_tenant_sees_its_machines_and_nobodys_work() -> None:
+    watchman = msgspec.structs.replace(SPIES["observer"], tenant=HIVE_TENANT)
+    seen, did = asyncio.run(spied(watchman, Dialect.L, None))
+    assert ["canary", "acme"] == found(did.canaries, seen)
+    allowed = re.compile(r"/nodes/|/pools/default/(load|workers) |/(events|log/trace/live.jsonl)(@0)? ")
+    told = [line for line in seen[0] + seen[1] if "canary" in line or "acme" in line]
+    assert [] == [line for line in told if not allowed.match(line) and not line.startswith("/nodes ")]
+    for line in told:
+        for event in re.findall(r"\\\"type\\\":\\\"([a-z.]+)", line):
+            assert not event.startswith(("job.", "artifact.")), event
