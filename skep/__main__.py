@@ -26,6 +26,11 @@ COMMANDS: Final = {
     "serve": Row("serving", "Run a queen: serve a hive."),
     "worker": Row("serving", "Run a worker: do the jobs of its pools."),
     "export": Row("serving", "Serve a directory of this machine over 9P."),
+    "invite": Row("trust", "Invite a node into the hive."),
+    "enroll": Row("trust", "Enroll this machine in a hive."),
+    "renew": Row("trust", "Renew the identity now."),
+    "revoke": Row("trust", "Revoke a node, a certificate or a token."),
+    "identity": Row("trust", "Show who this machine is, and until when."),
     "mount": Row("mounting", "Mount a hive, or any 9P server, on a directory."),
     "umount": Row("mounting", "Unmount what `skep mount` mounted."),
     "ls": Row("listing", "List directories of a hive."),
@@ -35,6 +40,7 @@ COMMANDS: Final = {
     "stat": Row("listing", "Show what a hive tells about its files."),
     "rm": Row("writing", "Remove files and empty directories of a hive."),
     "whoami": Row("reading", "Show who this hive takes you for."),
+    "manifest": Row("manifest", "Check and sign manifests of roles."),
     "bench": Row("measuring", "Measure a live 9P server; nothing is written to it."),
     "completion": Row("shell", "Print the completion script of a shell."),
 }
@@ -61,9 +67,13 @@ class Commands(click.Group):
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="skep")
 @click.option(
-    "-H", "--hive", metavar="ADDRESS", help="The hive, for every command: unix:/path or tcp:host:port."
+    "-H",
+    "--hive",
+    metavar="ADDRESS",
+    help="The hive, for every command: unix:/path, tcp:host:port or tls:host:port.",
 )
-def skep(hive: str | None) -> None:
+@click.option("--identity", metavar="DIR", help="Who to be for tls: addresses, for every command.")
+def skep(hive: str | None, identity: str | None) -> None:
     """A control plane you mount: a hive of machines, served as one tree of files over 9P.
 
     \b
@@ -75,10 +85,12 @@ def skep(hive: str | None) -> None:
 
     \b
     Exit status: 0 ok, 1 failed, 2 usage, 3 cannot reach the hive, 4 refused.
-    SKEP_HIVE names the hive (unix:/path or tcp:host:port) when -H does not.
+    SKEP_HIVE names the hive when -H does not, SKEP_IDENTITY who to be there when --identity does not.
     """
     if hive is not None:
         os.environ["SKEP_HIVE"] = hive
+    if identity is not None:
+        os.environ["SKEP_IDENTITY"] = identity
 
 
 def run(args: list[str]) -> int:

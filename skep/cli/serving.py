@@ -7,14 +7,32 @@ import os
 import re
 import socket
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
 
-from skep.cli.connect import ADDRESS
+from skep.cli.connect import ADDRESS, default_address, identity_option, standing_for
 from skep.cli.exits import Failed, told
-from skep.fs.address import Address, default_hive
+from skep.fs.address import Address
 from skep.fs.ctl import line
+from skep.trace.clock import parse_duration
+
+
+class DurationType(click.ParamType[int]):
+    """``30s``, ``10m``, ``24h``: ns."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        try:
+            return parse_duration(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+DURATION: Final = DurationType()
 
 
 @click.command()
@@ -30,8 +48,9 @@ from skep.fs.ctl import line
     "--listen",
     type=ADDRESS,
     multiple=True,
-    help="unix:/path or tcp:127.0.0.1:port (0: any free); again for more. Default: hive.sock in --dir, "
-    "else SKEP_HIVE.",
+    envvar="SKEP_LISTEN",
+    help="unix:/path, tls:host:port or tcp:127.0.0.1:port (0: any free); again for more. Default: "
+    "SKEP_LISTEN, else hive.sock in --dir, else SKEP_HIVE.",
 )
 @click.option(
     "--listen-workers",
@@ -53,6 +72,18 @@ from skep.fs.ctl import line
     metavar="POOL[=TOPIC,...]",
     help="A pool that a new hive begins with. Default: default=sha256.",
 )
+@click.option(
+    "--name",
+    envvar="SKEP_NAME",
+    help="A new hive's, in every certificate for ever. Default: SKEP_NAME, else made up.",
+)
+@click.option(
+    "--certificate-ttl",
+    type=DURATION,
+    default="24h",
+    show_default=True,
+    help="How long a node's certificate is good, 10s to 168h. It is renewed at half of that.",
+)
 def serve_command(
     role: str,
     directory: Path | None,
@@ -61,20 +92,23 @@ def serve_command(
     listen_workers: tuple[Address, ...],
     tcp_role: str,
     pools: tuple[str, ...],
+    name: str | None,
+    certificate_ttl: int,
 ) -> None:
     """Run a queen: serve a hive. It ends at SIGTERM, or when `shutdown` is written to its /ctl.
 
     Prints a line for each address it serves, then `ready`. The Unix sockets are for you and root alone:
-    one for operators, one for workers.
+    one for operators, one for workers. A tls: address is for everybody who was invited (skep invite). The
+    hive's keys are made at its first start, in --dir; SKEP_KMS names what they are encrypted with or kept in.
 
     \b
     Examples:
       skep serve --dir ./var/hive
-      skep serve --listen unix:/run/skep/hive.sock --listen tcp:127.0.0.1:5640
+      skep serve --listen unix:/run/skep/hive.sock --listen tls:0.0.0.0:5640
       skep serve --pool default=sha256,resize --pool slow
     """
-    from skep.roles.sealed import ManifestError
     from skep.roles.queen import Plan, QueenError, serve
+    from skep.roles.sealed import ManifestError
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     if tcp_role == "operator" and any(address.kind == "tcp" for address in listen):
@@ -91,6 +125,9 @@ def serve_command(
         listen_workers or (beside(listen, state, "worker.sock"),),
         tcp_role,
         pool_lines(pools),
+        name or "",
+        os.environ.get("SKEP_KMS", ""),
+        certificate_ttl,
     )
     try:
         _run(serve(plan, lambda line: print(line, flush=True)))
@@ -112,10 +149,7 @@ def default_listen(directory: Path | None) -> Address:
     """Where a hive listens when nothing is said: in its directory when that was named, else where clients
     look first."""
     if directory is None:
-        try:
-            return default_hive()
-        except ValueError as error:
-            raise click.UsageError(f"SKEP_HIVE: {error}") from error
+        return default_address()
     return Address("unix", path=str(directory / "hive.sock"))
 
 
@@ -146,8 +180,10 @@ def _run(main: Any) -> None:
     "-H",
     "--hive",
     type=ADDRESS,
-    help="The hive's address for workers. Default: worker.sock beside the socket that SKEP_HIVE names.",
+    help="The hive's address for workers. Default: what SKEP_HIVE names if that is a tls: address, else "
+    "worker.sock beside it.",
 )
+@identity_option
 @click.option(
     "--handlers",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
@@ -155,7 +191,7 @@ def _run(main: Any) -> None:
     help="TOML: what is run for each topic.",
 )
 @click.option("--pools", default="default", show_default=True, help="Whose jobs it does, POOL,POOL.")
-@click.option("--node", help="Its name in the hive. Default: the host's.")
+@click.option("--node", help="Its name in the hive. Default: its identity's, else the host's.")
 @click.option("--slots", default=1, show_default=True, type=click.IntRange(1, 1024), help="Jobs at a time.")
 @click.option(
     "--dir",
@@ -173,7 +209,8 @@ def worker_command(
 ) -> None:
     """Run a worker: do the jobs of its pools. At SIGTERM it ends what runs, and takes nothing new.
 
-    Prints `ready NODE` when the hive has taken it in, and finds its way back when the hive goes away.
+    Prints `ready NODE` when the hive has taken it in, and finds its way back when the hive goes away. Over
+    TLS it is who its identity says (skep enroll), and renews that by itself.
 
     \b
     A handlers file:
@@ -186,20 +223,30 @@ def worker_command(
     Examples:
       skep worker --handlers examples/handlers.toml
       skep worker -H unix:var/hive/worker.sock --handlers h.toml --pools default,slow --node w2
+      skep worker -H tls:hive.example.org:5640 --handlers h.toml
     """
     from skep.roles.handlers import HandlersError, load
     from skep.roles.worker import Plan, WorkerError, work
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
-    name = node or re.sub("[^a-z0-9-]", "-", socket.gethostname().lower()).strip("-")
-    address = hive or beside((default_listen(None),), default_state(), "worker.sock")
+    address = hive or _where_workers_go()
+    standing = standing_for(address)
+    own = "" if standing is None else standing().identity.name.node
+    if node is not None and own not in ("", node):
+        raise click.UsageError(f"--node {node}: the identity is that of {own}")
+    name = node or own or re.sub("[^a-z0-9-]", "-", socket.gethostname().lower()).strip("-")
     place = directory or default_state().parent / f"worker-{name}"
     try:
-        plan = Plan(address, name, place, load(handlers), tuple(pools.split(",")), slots)
+        plan = Plan(address, name, place, load(handlers), tuple(pools.split(",")), slots, standing)
         with told(str(address)):
             _run(work(plan, lambda said: print(said, flush=True)))
     except (HandlersError, WorkerError) as error:
         raise Failed(str(error)) from error
+
+
+def _where_workers_go() -> Address:
+    address = default_address()
+    return address if address.kind == "tls" else beside((address,), default_state(), "worker.sock")
 
 
 @click.command()
@@ -223,6 +270,10 @@ def export_command(listen: Address, read_only: bool, directory: str) -> None:
 
 
 async def _export(directory: str, address: Address, read_only: bool) -> None:
+    if address.kind == "tls":
+        raise click.UsageError(
+            f"{address}: a directory is served to this machine: unix:/path or tcp:127.0.0.1:port"
+        )
     from skep.fs.export import Export
     from skep.fs.server import listen
     from skep.roles.signals import told_signals

@@ -85,7 +85,7 @@ def check(role: str, text: bytes, signature: bytes | None, root: Ed25519PublicKe
     try:
         raw = base64.b64decode(signature.strip(), validate=True)
     except binascii.Error as error:
-        raise ManifestError(f"{name}: {error}: expected a signature in base64") from error
+        raise ManifestError(f"{name}: expected a signature in base64: {error}") from error
     if len(raw) != SIGNATURE_SIZE:
         raise ManifestError(f"{name}: {len(raw)} bytes are no Ed25519 signature, which has {SIGNATURE_SIZE}")
     try:
