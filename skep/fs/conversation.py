@@ -38,9 +38,10 @@ class Peer(NamedTuple):
     uid: int = -1
     gid: int = -1
     pid: int = -1
-    spiffe: str = ""  # these three are empty but for kind "tls"
+    spiffe: str = ""  # these four are empty but for kind "tls"
     role: str = ""
     node: str = ""
+    serial: str = ""  # of the certificate, in hex
     enrolling: bool = False  # it has no certificate, and may do no more than ask for one
 
 

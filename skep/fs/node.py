@@ -42,6 +42,7 @@ class Caller(msgspec.Struct, frozen=True):
     session: str = ""  # id of the 9P session; "" in process
     node: str = ""  # the hive's node that speaks, when the role is a node's
     token: str = ""  # the capability token that narrows the session; "" when none does
+    certificate: str = ""  # the serial number of the one that was shown, in hex; "" when none was
 
 
 class Attr(msgspec.Struct, frozen=True):

@@ -19,8 +19,7 @@ from skep.fs.conversation import Peer
 from skep.fs.identity import Identity, Judge
 from skep.fs.pin import Pinned
 from skep.fs.records import PIECE_SIZE, RECORD_SIZE, Records
-from skep.fs.spiffe import Spiffe
-from skep.fs.trust import Doubt, Reason, Refusal
+from skep.fs.trust import Chain, Doubt, Reason, Refusal
 
 log = logging.getLogger("skep.fs")
 BINDING_LABEL: Final = b"EXPORTER-Channel-Binding"
@@ -193,13 +192,15 @@ class Layer(asyncio.BufferedProtocol):
         """The other end, by its certificate. To be asked once the handshake has ended well."""
         if self._judge.enrolling:
             return Peer("tls", self.address, enrolling=True)
-        name = self.name
-        return Peer("tls", self.address, spiffe=str(name), role=name.role, node=name.node)
+        name = self.chain.name
+        return Peer(
+            "tls", self.address, spiffe=str(name), role=name.role, node=name.node, serial=self.chain.serial
+        )
 
     @property
-    def name(self) -> Spiffe:
+    def chain(self) -> Chain:
         assert self._judge.chain is not None, "the handshake has not ended well"
-        return self._judge.chain.name
+        return self._judge.chain
 
     def channel_binding(self) -> bytes:
         """What only the two ends of this connection know, alike on both; empty once it is over."""

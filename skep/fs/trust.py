@@ -71,6 +71,7 @@ class Chain(NamedTuple):
     serials: frozenset[SerialKey]  # of all its certificates
     begin_ns: int  # from when all of it is valid
     end_ns: int  # until when
+    serial: str  # of the leaf, in hex
 
     @staticmethod
     def of(certificates: Sequence[x509.Certificate]) -> Chain:
@@ -81,6 +82,7 @@ class Chain(NamedTuple):
             frozenset((c.issuer.public_bytes(), c.serial_number) for c in certificates),
             max(_ns(c.not_valid_before_utc) for c in certificates),
             min(_ns(c.not_valid_after_utc) for c in certificates),
+            f"{certificates[0].serial_number:x}",
         )
 
 
