@@ -1,26 +1,31 @@
-"""Reaching a hive from a command: the ``-H`` option and one client."""
+"""Reaching a hive from a command: which one, who we are there, and one client."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import functools
-from collections.abc import AsyncIterator, Callable, Coroutine
-from typing import Any, Final
+import os
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from skep.cli.exits import Unreachable, told
+from skep.cli.exits import Failed, Refused, Unreachable, told
 from skep.fs.address import Address, default_hive, parse
 from skep.fs.dial import Client
 from skep.fs.errors import E, FsError
+from skep.fs.link import Standing
 from skep.fs.messages import Dialect
+
+if TYPE_CHECKING:  # OpenSSL takes a tenth of a second to import
+    from skep.fs.identity import Identity
 
 CONNECT_S: Final = 10.0  # a hive that has not agreed on a version by then is not one
 
 
 class AddressType(click.ParamType[Address]):
-    """``unix:/path`` or ``tcp:host:port``."""
+    """``unix:/path``, ``tcp:host:port`` or ``tls:host:port``."""
 
     name = "address"
 
@@ -28,7 +33,7 @@ class AddressType(click.ParamType[Address]):
         if isinstance(value, Address):
             return value
         try:
-            return _without_tls(parse(value))
+            return parse(value)
         except ValueError as error:
             self.fail(str(error), param, ctx)
 
@@ -36,57 +41,102 @@ class AddressType(click.ParamType[Address]):
 ADDRESS: Final = AddressType()
 
 
-def _without_tls(address: Address) -> Address:
-    """Commands have no certificates: only trees that a program serves and dials are served over TLS."""
-    if address.kind == "tls":
-        raise ValueError(f"{address}: commands show no certificates; expected unix:/path or tcp:host:port")
-    return address
-
-
-def _default() -> Address:
+def default_address() -> Address:
+    """The hive that is meant when none is named. Raises UsageError when what names it is no address."""
     try:
-        return _without_tls(default_hive())
+        return default_hive()
     except ValueError as error:
         raise click.UsageError(f"SKEP_HIVE: {error}") from error
 
 
-hive_option: Final = click.option(
-    "-H",
-    "--hive",
-    type=ADDRESS,
-    default=_default,
-    show_default="SKEP_HIVE, else this user's own hive",
-    help="The hive's address: unix:/path or tcp:host:port.",
+def _named(ctx: click.Context, param: click.Parameter, directory: str | None) -> None:
+    if directory is not None:
+        os.environ["SKEP_IDENTITY"] = directory
+
+
+identity_option: Final = click.option(
+    "--identity",
+    type=click.Path(file_okay=False),
+    metavar="DIR",
+    expose_value=False,
+    is_eager=True,
+    callback=_named,
+    help="Who to be for tls: addresses. Default: SKEP_IDENTITY, else what `skep enroll` made.",
 )
+
+
+def hive_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Which hive, and who to be there."""
+    named = click.option(
+        "-H",
+        "--hive",
+        type=ADDRESS,
+        default=default_address,
+        show_default="SKEP_HIVE, else this user's own hive",
+        help="The hive's address: unix:/path, tcp:host:port or tls:host:port.",
+    )
+    return named(identity_option(command))
+
+
 json_option: Final = click.option("--json", "as_json", is_flag=True, help="JSON lines, for programs.")
 
 
 @contextlib.asynccontextmanager
 async def dialled(hive: Address, dialect: Dialect | None = None) -> AsyncIterator[Client]:
     """A client of ``hive``. Unless said otherwise it speaks 9P2000.u, whose errors carry their text where
-    9P2000.L's are a number; a server without 9P2000.u is spoken to in 9P2000.L. Raises Failed."""
-    try:
+    9P2000.L's are a number; a server without 9P2000.u is spoken to in 9P2000.L. With TLS we are who our
+    papers say. Raises Failed."""
+    standing = standing_for(hive)
+    identity = None if standing is None else standing().identity
+    with reaching(hive):
         async with asyncio.timeout(CONNECT_S):
-            with told(str(hive)):
-                client = await _connect(hive, dialect)
-    except TimeoutError:
-        raise Unreachable(f"{hive}: no answer in {CONNECT_S:.0f} s; is a hive listening there?") from None
-    except OSError as error:
-        why = error.strerror or str(error)
-        raise Unreachable(
-            f"{hive}: {why}; is the hive up? (`skep up` starts one, -H names another)"
-        ) from error
+            client = await _connect(hive, dialect, identity)
     async with client:
         yield client
 
 
-async def _connect(hive: Address, dialect: Dialect | None) -> Client:
+async def _connect(hive: Address, dialect: Dialect | None, identity: Identity | None) -> Client:
     try:
-        return await Client.connect(hive, dialect=dialect or Dialect.U)
+        return await Client.connect(hive, dialect=dialect or Dialect.U, identity=identity)
     except FsError as error:
         if error.kind is not E.VERSION or dialect is not None:
             raise
-    return await Client.connect(hive, dialect=Dialect.L)
+    return await Client.connect(hive, dialect=Dialect.L, identity=identity)
+
+
+def standing_for(hive: Address) -> Callable[[], Standing] | None:
+    """What sessions are opened with at a tls: address; None: it is of another kind. Raises Failed."""
+    if hive.kind != "tls":
+        return None
+    from skep.roles.enrolling import Shown
+    from skep.roles.papers import PapersError, papers_for
+
+    try:
+        papers = papers_for(hive)
+        Shown(papers)  # now, rather than in the midst of things
+    except PapersError as error:
+        raise Failed(str(error)) from error
+    return lambda: Shown(papers)
+
+
+@contextlib.contextmanager
+def reaching(hive: Address) -> Iterator[None]:
+    """What goes wrong on the way to a hive, as commands tell it."""
+    try:
+        with told(str(hive)):
+            yield
+    except TimeoutError:
+        raise Unreachable(f"{hive}: no answer in {CONNECT_S:.0f} s; is a hive listening there?") from None
+    except OSError as error:
+        if hive.kind == "tls":
+            from skep.fs.tls import TlsError
+
+            if isinstance(error, TlsError):
+                raise Refused(f"{hive}: {error}") from error
+        why = error.strerror or str(error)
+        raise Unreachable(
+            f"{hive}: {why}; is the hive up? (`skep up` starts one, -H names another)"
+        ) from error
 
 
 def coroutine(command: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:

@@ -33,6 +33,8 @@ def bench_command(hive: Address, as_json: bool, seconds: float, dialect: str, an
       skep bench
       skep bench -H tcp:127.0.0.1:5640 --seconds 3 /some/file
     """
+    if hive.kind == "tls":
+        raise click.UsageError(f"{hive}: what is measured here is 9P alone: unix:/path or tcp:host:port")
     asyncio.run(_reached(hive))
     place = Place(str(hive), path.strip("/"), dialect, aname, getpass.getuser())
     measured = 0

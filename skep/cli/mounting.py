@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import click
 
-from skep.cli.connect import ADDRESS, coroutine
-from skep.cli.exits import Unreachable, told
+from skep.cli.connect import ADDRESS, coroutine, identity_option, reaching, standing_for
+from skep.cli.exits import told
 from skep.fs.address import Address
 from skep.fs.mount import Options, mount, unmount
 
 
 @click.command()
+@identity_option
 @click.option("--way", type=click.Choice(["kernel", "fuse"]), help="Not the one it would pick by itself.")
 @click.option("--aname", default="", help="The tenant, org/project/env, or the server's own name of a tree.")
 @click.option("--uname", help="Who attaches; else your login name.")
@@ -33,12 +34,13 @@ async def mount_command(
     """Mount a hive, or any 9P server, on a directory. The mount ends with this command.
 
     By the kernel's own 9p client where there is one, else by FUSE; it says which, and prints `mounted` when
-    the directory can be used.
+    the directory can be used. Over TLS it is FUSE, and renews the identity by itself.
 
     \b
     Examples:
       skep mount unix:var/hive/hive.sock n/hive
       skep mount --read-only tcp:127.0.0.1:5640 /mnt/hive &
+      skep mount tls:hive.example.org:5640 /n/hive
     """
     options = Options(
         way=way,  # type: ignore[arg-type]  # click.Choice has checked it
@@ -48,11 +50,13 @@ async def mount_command(
         allow_other=allow_other,
         read_only=read_only,
     )
+    standing = standing_for(address)
     try:
         with told(f"mount {address}"):
-            await mount(address, directory, options=options, ready=_ready)
-    except ConnectionError as error:
-        raise Unreachable(f"{address}: {error.strerror or error}; is the hive up?") from error
+            await mount(address, directory, options=options, standing=standing, ready=_ready)
+    except ConnectionError:
+        with reaching(address):
+            raise
 
 
 def _ready() -> None:

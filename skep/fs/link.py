@@ -1,7 +1,7 @@
-"""A connection that comes back: attached, and attached again when it is lost.
+"""A connection that comes back: attached, and attached again when it is lost, or before its papers end.
 
-Who uses a file through it holds the ``Live`` it was walked on, and sees by comparing that it is of a
-connection that is gone.
+Who uses a file through it holds the ``Live`` it was walked on, and sees by comparing that it is of another
+connection: one that is gone, or one that was left, and serves what is open there until it ends.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar, cast
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, TypeVar, cast
 
 from skep.fs.address import Address
 from skep.fs.client import MSIZE_DEFAULT, Call
@@ -25,6 +25,18 @@ R = TypeVar("R", bound=Message)
 FIRST_WAIT_S: Final = 0.1  # doubled after each failure
 LAST_WAIT_S: Final = 5.0
 DIAL_LIMIT_S: Final = 5.0  # for connect, version and attach together
+LOOK_S: Final = 2.0  # between two looks at what the hive trusts: an overlap of two CAs lasts longer
+
+
+class Standing(Protocol):
+    """What one session over TLS is opened with, and its keeping while it lasts."""
+
+    identity: Identity
+
+    async def look(self, client: Client) -> bool:
+        """Renew what is due over the session; whether another ought to take its place.
+
+        Raises OSError, FsError, ValueError."""
 
 
 class Live(NamedTuple):
@@ -45,16 +57,20 @@ class Link:
         aname: str = "",
         uname: str | None = None,
         msize: int = MSIZE_DEFAULT,
-        identity: Identity | None = None,
+        standing: Callable[[], Standing] | None = None,
     ) -> None:
+        """``standing`` gives what a session is opened with now: for TLS, and for nothing else."""
         self.address = address
-        self.identity = identity  # None: not TLS
         self.aname = aname
         self.uname = uname
         self.msize = msize
         self.orderly = True  # whether the server serves requests on one fid in their order, as it should
         self._say = say
+        self._standing = standing
         self._live: Live | None = None  # None: not connected now
+        self._shown: tuple[Client, Standing] | None = None  # of that connection; None: not TLS
+        self._moved = asyncio.Event()  # another connection has taken over
+        self._left: list[Connection] = []  # to be ended by their server, or with us
 
     @property
     def live(self) -> Live:
@@ -65,28 +81,79 @@ class Link:
 
     async def dial(self) -> Live:
         """Connect and attach in 9P2000.L. Raises OSError when nobody answers, FsError when refused."""
+        self._live, self._shown = await self._dialled()
+        return self._live
+
+    async def _dialled(self) -> tuple[Live, tuple[Client, Standing] | None]:
+        standing = None if self._standing is None else self._standing()
+        identity = None if standing is None else standing.identity
         async with asyncio.timeout(DIAL_LIMIT_S):
             client = await Client.connect(
-                self.address, aname=self.aname, uname=self.uname, msize=self.msize, identity=self.identity
+                self.address, aname=self.aname, uname=self.uname, msize=self.msize, identity=identity
             )
         if client.connection.dialect is not Dialect.L:
             await client.close()
             raise FsError(E.VERSION, f"{self.address} speaks {client.connection.dialect.value}, not 9P2000.L")
-        self._live = Live(client.connection, client.root.fid, client.root.qid)
-        return self._live
+        live = Live(client.connection, client.root.fid, client.root.qid)
+        return live, None if standing is None else (client, standing)
 
     async def keep(self) -> None:
         """After ``dial``: dial again whenever the connection is lost, until cancelled; then close it."""
+        keeping_up = asyncio.create_task(self._keep_up())
         try:
             while True:
-                await asyncio.shield(self.live.connection.closed)
-                self._live = None
+                await self._wait_lost()
+                self._live = self._shown = None
                 self._say(f"connection to {self.address} lost; trying again")
                 await self._redial()
                 self._say(f"connected to {self.address} again")
         finally:
+            keeping_up.cancel()
+            await asyncio.wait([keeping_up])
+            for connection in self._left:
+                await connection.close()
             if self._live is not None:
                 await self._live.connection.close()
+
+    async def _wait_lost(self) -> None:
+        """Return when the connection in use is lost, which may be another than now."""
+        while True:
+            closed = self.live.connection.closed
+            self._moved.clear()
+            moved = asyncio.create_task(self._moved.wait())
+            try:
+                await asyncio.wait((closed, moved), return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                moved.cancel()
+            if self.live.connection.closed.done():
+                return
+
+    async def _keep_up(self) -> None:
+        """Have papers renewed in time, and go over to a connection that is opened with them."""
+        told = ""
+        while self._standing is not None:
+            await asyncio.sleep(LOOK_S)
+            if self._live is None or self._shown is None:
+                continue
+            client, standing = self._shown
+            try:
+                async with asyncio.timeout(DIAL_LIMIT_S):
+                    if await standing.look(client):
+                        await self._hand_over(self._live)
+                told = ""
+            except (OSError, FsError, ValueError) as error:
+                if told != str(error):
+                    self._say(f"{self.address}: renewing: {error or 'no answer'}; trying again")
+                told = str(error)
+
+    async def _hand_over(self, live: Live) -> None:
+        fresh, shown = await self._dialled()
+        if self._live is not live:
+            await fresh.connection.close()
+            return  # lost meanwhile, and dialled again
+        self._live, self._shown = fresh, shown
+        self._left = [old for old in self._left if not old.closed.done()] + [live.connection]
+        self._moved.set()
 
     async def _redial(self) -> None:
         # Many mounts lose one server at one time, and must not all come back at once.

@@ -302,7 +302,9 @@ class Mirror:
     def _open_handle(self, asked: Asked, number: int) -> Handle:
         handle = self._handles[number]
         if handle.live is not asked.live:
-            raise FsError(E.IO, "opened before the connection was lost", errno=errno.ESTALE)
+            if handle.live.connection.closed.done():
+                raise FsError(E.IO, "opened before the connection was lost", errno=errno.ESTALE)
+            asked.live = handle.live  # it was left, and serves what is open there
         return handle
 
     def _proc_id(self, owner: int) -> int:

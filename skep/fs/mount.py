@@ -24,7 +24,7 @@ from skep.fs.address import Address
 from skep.fs.client import MSIZE_DEFAULT
 from skep.fs.dial import login_name
 from skep.fs.errors import E, FsError
-from skep.fs.link import Link
+from skep.fs.link import Link, Standing
 
 SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -54,12 +54,14 @@ async def mount(
     directory: str,
     *,
     options: Options = DEFAULTS,
+    standing: Callable[[], Standing] | None = None,
     say: Callable[[str], None] = say,
     ready: Callable[[], None] = lambda: None,
 ) -> None:
     """Mount, call ``ready``, and serve until somebody unmounts, a signal of SIGNALS comes, or the task is
     cancelled; nothing is mounted afterwards. The first connection must succeed; one that is lost later is
     tried again, and file operations get EIO meanwhile (the kernel's 9p cannot: there the mount ends).
+    ``standing`` gives what a session is opened with now: for TLS, which the kernel's 9p does not speak.
 
     Raises OSError when nobody listens at ``address`` or ``directory`` is none, FsError when the server or
     the kernel refuses or what mounting needs is not installed."""
@@ -67,16 +69,22 @@ async def mount(
     directory = os.path.realpath(directory)
     if not os.path.isdir(directory):
         raise NotADirectoryError(errno.ENOTDIR, "not a directory", directory)
-    by_kernel = v9fs.present() if options.way is None else options.way == "kernel"
-    serve = _by_kernel if by_kernel else _by_fuse
+    tls = address.kind == "tls"
+    if tls and options.way == "kernel":
+        raise FsError(E.NOTSUP, "the kernel's 9p does not speak TLS: mount by FUSE")
+    by_kernel = (v9fs.present() and not tls) if options.way is None else options.way == "kernel"
     with _signals() as told:
-        await serve(address, directory, options, say, ready, told)
+        if by_kernel:
+            await _by_kernel(address, directory, options, say, ready, told)
+        else:
+            await _by_fuse(address, directory, options, standing, say, ready, told)
 
 
 async def _by_fuse(
     address: Address,
     directory: str,
     options: Options,
+    standing: Callable[[], Standing] | None,
     say: Callable[[str], None],
     ready: Callable[[], None],
     told: asyncio.Event,
@@ -92,7 +100,7 @@ async def _by_fuse(
         ) from error
     if shutil.which("fusermount3") is None or not os.path.exists("/dev/fuse"):
         raise FsError(E.NOTSUP, "mounting by FUSE needs fusermount3 (install fuse3) and /dev/fuse")
-    link = Link(address, say, options.aname, options.uname, options.msize)
+    link = Link(address, say, options.aname, options.uname, options.msize, standing)
     await link.dial()
     keeper = asyncio.create_task(link.keep())
     try:

@@ -104,8 +104,8 @@ async def _ask(client: Client, path: str, said: dict[str, str]) -> Signed:
         raise FsError(E.PROTO, f"{path}: {error}") from error
 
 
-class Standing:
-    """Papers as one session was opened with them, and their keeping while it lasts."""
+class Shown:
+    """Papers as one session was opened with them, and their keeping while it lasts: a link.Standing."""
 
     def __init__(self, papers: Papers, clock: Clock | None = None) -> None:
         """Raises PapersError."""

@@ -27,7 +27,7 @@ from skep.roles.alone import Held, alone
 from skep.roles.gate import Doorkeeper
 from skep.roles.manifest import Manifest, load
 from skep.roles.signals import told_signals
-from skep.trace.clock import SECOND, SystemClock, parse_duration
+from skep.trace.clock import HOUR, SECOND, SystemClock, parse_duration
 from skep.trace.ledger import LedgerError, LedgerTampered, open_ledger
 from skep.trace.turn import Turn, TurnStopped
 
@@ -52,6 +52,9 @@ class Plan(msgspec.Struct, frozen=True):
     listen_workers: tuple[Address, ...] = ()
     tcp_role: str = "observer"
     pools: tuple[str, ...] = ()
+    name: str = ""  # of the hive; "": the one it has, else one made up
+    kms: str = ""  # what its keys are encrypted with, or kept in; "": in the directory as they are
+    certificate_ttl_ns: int = 24 * HOUR  # of a node's
 
 
 async def serve(plan: Plan, say: Callable[[str], None]) -> None:

@@ -11,22 +11,19 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Iterator
-from typing import TYPE_CHECKING, Final, Literal, TypeVar
+from typing import Final, Literal, TypeVar
 
 from skep.fs.address import Address
 from skep.fs.connection import ConnectionLost
 from skep.fs.dial import Client
 from skep.fs.errors import E, FsError
+from skep.fs.link import LOOK_S, Standing
 from skep.fs.messages import Dialect, Message, Rread, Tread
-
-if TYPE_CHECKING:  # OpenSSL takes a tenth of a second to import
-    from skep.roles.enrolling import Standing
 
 log = logging.getLogger("skep.worker")
 T = TypeVar("T")
 BACK_OFF_S: Final = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)  # between tries; then the last one for ever
 CONNECT_S: Final = 10.0
-LOOK_S: Final = 2.0  # between two looks at what the hive trusts: an overlap of two CAs lasts longer
 PARTING_S: Final = 30.0  # a session that was left is cut then, and what still ran on it begun again
 # Refusals that pass: our own earlier connection is not gone yet, the hive is busy.
 _PASSING: Final = (E.BUSY, E.THROTTLED, E.OVERLOAD, E.IO, E.CANCELLED)
@@ -52,6 +49,14 @@ class Session:
     async def wait_lost(self) -> None:
         await asyncio.shield(self.client.connection.closed)
 
+    async def wait_over(self) -> None:
+        """Return when it is lost, or is to be left."""
+        leaving = asyncio.create_task(self.leaving.wait())
+        try:
+            await asyncio.wait((self.client.connection.closed, leaving), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            leaving.cancel()
+
     @contextlib.contextmanager
     def working(self) -> Iterator[Client]:
         self._works += 1
@@ -64,8 +69,7 @@ class Session:
                 self.idle.set()
 
     async def part(self) -> None:
-        """Close it once nothing is done on it any more."""
-        self.leaving.set()
+        """Close it, which is to be left, once nothing is done on it any more."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(PARTING_S):
                 await self.idle.wait()
@@ -121,8 +125,9 @@ class Uplink:
             self._connected.set()
             # Another may have taken its place meanwhile.
             while (session := self._session) is not None:
-                await session.wait_lost()
-                self._forget(session)
+                await session.wait_over()
+                if session.lost:
+                    self._forget(session)
 
     async def _dial_until(self) -> Session:
         """A session, after as many tries as it needs."""
@@ -179,6 +184,7 @@ class Uplink:
             self._session = await self._dial()
         log.info("connected to %s anew, with the papers of now", self.address)
         self._connected.set()
+        session.leaving.set()
         parting = asyncio.create_task(session.part())
         self._parting.add(parting)
         parting.add_done_callback(self._parting.discard)

@@ -12,20 +12,18 @@ import shutil
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import msgspec
 
 from skep.fs.address import Address
 from skep.fs.errors import FsError
+from skep.fs.link import Standing
 from skep.roles.alone import Held, alone
 from skep.roles.handlers import Handler
 from skep.roles.running import Lease, Running
 from skep.roles.signals import told_signals
 from skep.roles.uplink import Uplink
-
-if TYPE_CHECKING:  # OpenSSL takes a tenth of a second to import
-    from skep.roles.enrolling import Standing
 
 log = logging.getLogger("skep.worker")
 HEARTBEAT_S: Final = 5.0  # three missed ones make a node suspect
