@@ -18,11 +18,16 @@ from skep.fs.connection import Connection, Join
 from skep.fs.errors import E, FsError
 from skep.fs.fid import Fid
 from skep.fs.messages import (
+    IOHDRSZ,
     NOFID,
     Dialect,
     Message,
     Rattach,
+    Rauth,
+    Rwrite,
     Tattach,
+    Tauth,
+    Twrite,
 )
 from skep.fs.node import Attr, Entry
 from skep.fs.owners import user_name
@@ -63,10 +68,12 @@ class Client:
         msize: int = MSIZE_DEFAULT,
         identity: Identity | None = None,
         pin: str = "",
+        token: bytes = b"",
     ) -> Client:
         """Dial and attach. ``uname`` None: the login name, or with TLS the certificate's node. A server may
         answer with a lower dialect. ``identity``: for TLS, and for nothing else; who has none yet and comes
-        to enrol gives the ``pin`` of the hive's CA instead (trust.spki), and is nobody.
+        to enrol gives the ``pin`` of the hive's CA instead (trust.spki), and is nobody. ``token``: shown
+        before the attach, which it narrows; b"": none is.
 
         Raises OSError when nobody listens there or is not to be believed (TlsError), FsError when the
         version, the attach or our certificate is refused."""
@@ -80,7 +87,7 @@ class Client:
             known = Pinned(pin)
         if known is not None and uname is None:
             uname = identity.name.node if identity is not None else ""
-        return await Client.attach(await Connection.open(place, dialect, msize, known), aname, uname)
+        return await Client.attach(await Connection.open(place, dialect, msize, known), aname, uname, token)
 
     @staticmethod
     async def over(
@@ -95,15 +102,20 @@ class Client:
         return await Client.attach(await Connection.over(join, dialect, msize), aname, uname)
 
     @staticmethod
-    async def attach(connection: Connection, aname: str = "", uname: str | None = None) -> Client:
+    async def attach(
+        connection: Connection, aname: str = "", uname: str | None = None, token: bytes = b""
+    ) -> Client:
         """Attach on an agreed connection, which is closed if that is refused."""
-        fid = connection.session.take_fid()
-        request = Tattach(fid, NOFID, login_name() if uname is None else uname, aname, os.getuid())
+        uname = login_name() if uname is None else uname
         try:
-            reply = await connection.rpc(request, Rattach)
+            afid = await _shown(connection, uname, aname, token) if token else NOFID
+            fid = connection.session.take_fid()
+            reply = await connection.rpc(Tattach(fid, afid, uname, aname, os.getuid()), Rattach)
         except BaseException:
             await connection.close()
             raise
+        if afid != NOFID:
+            connection.clunk(afid)
         return Client(connection, Fid(connection, fid, reply.qid))
 
     async def __aenter__(self) -> Client:
@@ -214,3 +226,16 @@ class Client:
         if not names:
             raise FsError(E.EXISTS, path)
         return await self.root.walk(*names[:-1]), names[-1]
+
+
+async def _shown(connection: Connection, uname: str, aname: str, token: bytes) -> int:
+    """An afid that ``token`` was written to."""
+    afid = connection.session.take_fid()
+    await connection.rpc(Tauth(afid, uname, aname, os.getuid()), Rauth)
+    unit = connection.session.msize - IOHDRSZ
+    for at in range(0, len(token), unit):
+        piece = token[at : at + unit]
+        reply = await connection.rpc(Twrite(afid, at, piece), Rwrite)
+        if reply.count != len(piece):
+            raise FsError(E.IO, "the token was not taken whole")
+    return afid

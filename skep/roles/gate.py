@@ -18,6 +18,9 @@ this one.
 The aname picks the tenant, org/project/env. Certificates are of the tenants that the hive wrote down when it
 signed them; operators of the hive's own tenant may attach to any; whoever else is of the hive's own. A tenant
 that one may not attach to is answered like one that does not exist. Everything not said here is refused.
+
+A capability token, written to the afid of Tauth, narrows what all this gives, and is no part of who one is.
+An afid is given where tokens are to be expected: over TLS, and in a hive that has minted any.
 """
 
 from __future__ import annotations
@@ -26,9 +29,10 @@ import asyncio
 import errno
 import os
 import re
+from collections.abc import Callable
 from typing import Final, NamedTuple
 
-from skep.fs.chan import Chan
+from skep.fs.chan import Chan, View
 from skep.fs.conversation import Conversation, Peer
 from skep.fs.errors import E, FsError
 from skep.fs.messages import NONUNAME
@@ -39,6 +43,9 @@ from skep.namespaces.hive import OPERATOR, WORKER
 from skep.namespaces.live import Hive
 from skep.namespaces.order import actor_of
 from skep.namespaces.sessions.core import Session
+from skep.namespaces.tokens.afid import Afids, written
+from skep.namespaces.tokens.desk import Bearer
+from skep.namespaces.tokens.grant import Grant
 from skep.roles.manifest import Manifest, load
 from skep.roles.sealed import ENROLLING, ManifestError
 from skep.roles.view import Names
@@ -47,6 +54,7 @@ TENANT: Final = "default/default/default"  # the hive's own
 NO_ANAME: Final = ("", "/")  # "/" is what some clients say for nothing
 TENANT_NAMES: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}(/[a-z0-9][a-z0-9._-]{0,63}){2}")
 ANNEX: Final = "cuda-annex"
+SESSIONS_MAX: Final = 64  # of one connection: tenants, and tokens
 UNAMES_MISSING: Final = ("", "nobody")  # v9fs says nobody when it was told nothing
 NODE_NAME: Final = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
 
@@ -79,20 +87,27 @@ class Doorkeeper:
 
 
 class Door:
-    """One connection: however often its client attaches, it is one session in each tenant."""
+    """One connection: however often its client attaches, it is one session in each tenant, and one more
+    under each token that it shows there."""
 
     def __init__(self, keeper: Doorkeeper, conversation: Conversation) -> None:
         self.keeper = keeper
         self.conversation = conversation
-        self.sessions: dict[str, Session] = {}  # by tenant
+        self.sessions: dict[tuple[str, str], Session] = {}  # by tenant and Grant.token, "": none
         self.node = ""  # of the first attach; "": no node's, or nobody has attached
         self.ended = False
         self._attaching = asyncio.Lock()
+        self._afids = Afids()
+        self._held: dict[tuple[str, str], Callable[[], None]] = {}  # how to let go of a session's token
 
     def auth(self, peer: Peer, uname: str, aname: str, n_uname: int) -> Chan:
-        # ENOENT is what diod's clients take for it.
-        why = "authentication is not required: the socket tells who you are"
-        raise FsError(E.NOTSUP, why, errno=errno.ENOENT)
+        """An afid to write a token to."""
+        desk = self.keeper.hive.tokens
+        if desk is None or peer.enrolling or not (peer.kind == "tls" or desk.needed):
+            # ENOENT is what diod's clients take for it.
+            why = "authentication is not required: the socket tells who you are"
+            raise FsError(E.NOTSUP, why, errno=errno.ENOENT)
+        return self._afids.chan()
 
     async def attach(
         self, peer: Peer, uname: str, aname: str, n_uname: int, afid: Chan | None = None
@@ -103,12 +118,22 @@ class Door:
         tenant = _tenant(who, aname)
         if who.node:
             self._check_node(peer, who)
+        view = who.manifest.view(names(self.keeper.hive, who.node, who.principal))
         async with self._attaching:
-            session = self.sessions.get(tenant) or await self._begin(peer, who, tenant)
+            # Looked at here: nothing may come between believing a token and being told of its end.
+            grant = None if afid is None else self._believed(peer, who, tenant, afid)
+            view = view if grant is None else grant.view(view)
+            session = self.sessions.get((tenant, "" if grant is None else grant.token))
+            session = session or await self._begin(peer, who, tenant, view, grant)
         if self.ended:
             raise FsError(E.CANCELLED, "the connection has ended")
-        view = who.manifest.view(names(self.keeper.hive, who.node, who.principal))
         return await who.manifest.enter(Chan(self.keeper.root, session.caller, view))
+
+    def _believed(self, peer: Peer, who: Who, tenant: str, afid: Chan) -> Grant:
+        desk = self.keeper.hive.tokens
+        assert desk is not None, "auth gave an afid"
+        binding = self.conversation.channel_binding()
+        return desk.believe(written(afid), Bearer(_wary_of(peer), who.principal, tenant, binding))
 
     def _who(self, peer: Peer, uname: str, n_uname: int) -> Who:
         manifest = self.keeper.manifest
@@ -134,11 +159,13 @@ class Door:
             if peer.kind != "tls" or session.caller.principal != who.principal:
                 raise FsError(E.BUSY, f"holder={session.peer} node={who.node}")
 
-    async def _begin(self, peer: Peer, who: Who, tenant: str) -> Session:
-        hive = self.keeper.hive
+    async def _begin(self, peer: Peer, who: Who, tenant: str, view: View, grant: Grant | None) -> Session:
+        hive, key = self.keeper.hive, (tenant, "" if grant is None else grant.token)
+        if len(self.sessions) >= SESSIONS_MAX:
+            raise FsError(E.QUOTA, f"sessions of this connection have={SESSIONS_MAX} max={SESSIONS_MAX}")
         id = hive.clock.new_id()
         uid, gid = (peer.uid, peer.gid) if peer.kind == "unix" else (os.getuid(), os.getgid())
-        caller = Caller(who.principal, who.manifest.role, tenant, uid, gid, who.user, id, who.node)
+        caller = Caller(who.principal, who.manifest.role, tenant, uid, gid, who.user, id, who.node, key[1])
         session = Session(
             id,
             caller,
@@ -147,29 +174,35 @@ class Door:
             lambda: len(self.conversation.session.fids),
             who.manifest.ns,
             self.conversation.hang_up,
+            view,
+            self.conversation.channel_binding,
         )
         # At once, so that the name is taken while the hive writes down that the node is here.
         hive.sessions.add(session)
-        self.sessions[tenant] = session
+        self.sessions[key] = session
         self.node = who.node
+        if grant is not None and hive.tokens is not None:
+            self._held[key] = hive.tokens.held.hold(grant, self.conversation.hang_up)
         if who.node:
             try:
                 await hive.join(caller)
             except BaseException:
-                self._forget(tenant)
+                self._forget(key)
                 raise
         return session
 
     def left(self) -> None:
         """The connection has ended. A node that holds a lease is waited for, as long as the lease lasts."""
         self.ended = True
-        for tenant in list(self.sessions):
-            self._forget(tenant)
+        for key in list(self.sessions):
+            self._forget(key)
 
-    def _forget(self, tenant: str) -> None:
-        session = self.sessions.pop(tenant, None)
+    def _forget(self, key: tuple[str, str]) -> None:
+        session = self.sessions.pop(key, None)
         if session is None:
             return
+        if key in self._held:
+            self._held.pop(key)()
         hive, node = self.keeper.hive, session.caller.node
         hive.sessions.remove(session.id)
         others = any(other.caller.node == node for other in hive.sessions.by_id.values())
@@ -232,6 +265,13 @@ def _tenant(who: Who, aname: str) -> str:
     if aname in who.tenants or (who.every_tenant and TENANT_NAMES.fullmatch(aname)):
         return aname
     raise FsError(E.MISSING, aname)
+
+
+def _wary_of(peer: Peer) -> str:
+    """Whose bad tokens are counted together: what the transport has proved, so that none pays for another."""
+    if peer.kind == "tls":
+        return peer.spiffe
+    return f"unix:{peer.uid}" if peer.kind == "unix" else f"tcp:{peer.address.rpartition(':')[0]}"
 
 
 def _peer_text(peer: Peer) -> str:

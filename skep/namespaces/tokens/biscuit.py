@@ -214,8 +214,7 @@ def place_of(path: str) -> Place:
     would have to be resolved: ``..``, doubled slashes, a path that begins nowhere."""
     if not path.startswith("/"):
         raise TokenError(f"path {path!a}: expected one that begins with a slash")
-    trimmed = path[1:].removesuffix("/")
-    place = tuple(trimmed.split("/")) if trimmed else ()
+    place = tuple(path[1:].removesuffix("/").split("/")) if path != "/" else ()
     place_text(place)
     return place
 

@@ -8,12 +8,12 @@ from typing import NamedTuple, Protocol
 from biscuit_auth import Biscuit
 
 from skep.fs.errors import E, FsError
+from skep.namespaces.lockout import Lockout
 from skep.namespaces.tokens import biscuit
 from skep.namespaces.tokens.biscuit import Asked, Terms, TokenError
 from skep.namespaces.tokens.core import Tokens, doubt_of
 from skep.namespaces.tokens.grant import Grant, channel_of, granted
 from skep.namespaces.tokens.held import Held
-from skep.namespaces.tokens.lockout import Lockout
 from skep.trace.clock import Clock
 
 
@@ -52,7 +52,7 @@ class Desk:
         self._clock = clock
         self._keys = keys
         self._world = world
-        self.lockout = Lockout(clock)
+        self.lockout = Lockout(clock, "token-lockout")
         self.held = Held(clock)
 
     @property

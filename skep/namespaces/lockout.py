@@ -1,4 +1,4 @@
-"""Who showed tokens that were no good, and how long each has to wait before the next one is looked at."""
+"""Who guessed wrong, and how long each has to wait before the next guess is looked at. In memory only."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 from skep.fs.errors import E, FsError
 from skep.trace.clock import HOUR, MINUTE, MS, Clock
 
-FREE: Final = 3  # failures before anybody waits: a token that has just expired is nobody's attack
+FREE: Final = 3  # failures before anybody waits: what has just expired is nobody's attack
 FIRST_NS: Final = 250 * MS  # after the next one, then twice as long each time
 LONGEST_NS: Final = 5 * MINUTE
 FORGET_NS: Final = HOUR  # after the last failure
@@ -27,10 +27,13 @@ class _Failures(NamedTuple):
 
 
 class Lockout:
-    """Failures by peer: a name that the transport tells, so that no peer can lock out another."""
+    """Failures by peer: a name that the transport tells, so that no peer can lock out another.
 
-    def __init__(self, clock: Clock) -> None:
+    ``rule``: what those are told who have to wait."""
+
+    def __init__(self, clock: Clock, rule: str) -> None:
         self._clock = clock
+        self._rule = rule
         self._peers: OrderedDict[str, _Failures] = OrderedDict()  # whoever failed last is last
 
     def check(self, peer: str) -> None:
@@ -44,7 +47,7 @@ class Lockout:
             del self._peers[peer]
         elif since_ns < failures.wait_ns:
             left_ms = -(-(failures.wait_ns - since_ns) // MS)
-            raise FsError(E.THROTTLED, f"retry-ms={left_ms} rule=token-lockout")
+            raise FsError(E.THROTTLED, f"retry-ms={left_ms} rule={self._rule}")
 
     def failed(self, peer: str) -> None:
         before = self._peers.pop(peer, None)
