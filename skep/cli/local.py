@@ -19,7 +19,9 @@ from typing import Final, NamedTuple
 
 import click
 
+from skep.cli.connect import ADDRESS
 from skep.cli.exits import Failed
+from skep.fs.address import Address
 
 READY_S: Final = 30.0  # a ledger of a million entries is read in less
 STOP_S: Final = 60.0  # a worker ends what it runs
@@ -42,14 +44,18 @@ class Part(NamedTuple):
     ready: str
 
 
-def parts(directory: Path, mount: Path) -> tuple[Part, ...]:
-    """What makes a hive on this machine, in the order of starting."""
+def parts(
+    directory: Path, mount: Path, listen: tuple[Address, ...] = (), name: str | None = None
+) -> tuple[Part, ...]:
+    """What makes a hive on this machine, in the order of starting. ``listen``: for others to come by."""
     hive, workers = f"unix:{directory}/hive.sock", f"unix:{directory}/worker.sock"
     state, handlers = f"{directory}/worker", f"{directory}/handlers.toml"
+    where = [word for address in (hive, *map(str, listen)) for word in ("--listen", address)]
+    called = ("--name", name) if name else ()
     return (
         Part(
             "queen",
-            ("serve", "--dir", str(directory), "--listen", hive, "--listen-workers", workers),
+            ("serve", "--dir", str(directory), *where, "--listen-workers", workers, *called),
             "ready",
         ),
         Part(
@@ -81,13 +87,26 @@ _mount: Final = click.option(
 @click.command()
 @_directory
 @_mount
-def up_command(directory: Path, mount: Path) -> None:
+@click.option(
+    "--listen",
+    type=ADDRESS,
+    multiple=True,
+    envvar="SKEP_LISTEN",
+    help="Where others reach it, tls:host:port; again for more. Default: SKEP_LISTEN, else nowhere.",
+)
+@click.option(
+    "--name", envvar="SKEP_NAME", help="A new hive's, in its certificates. Default: SKEP_NAME, else made up."
+)
+def up_command(directory: Path, mount: Path, listen: tuple[Address, ...], name: str | None) -> None:
     """Start a hive and a worker here, and mount it. What runs already is left alone.
+
+    Its keys are made at the first start, in --dir.
 
     \b
     Examples:
       skep up
       skep up --dir /srv/hive --mount /n/hive
+      skep up --listen tls:0.0.0.0:5640
     """
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)
     if not os.path.lexists(mount):
@@ -95,7 +114,7 @@ def up_command(directory: Path, mount: Path) -> None:
     handlers = directory / "handlers.toml"
     if not handlers.exists():
         handlers.write_text(HANDLERS)
-    for part in parts(directory, mount):
+    for part in parts(directory, mount, listen, name):
         pid = running(directory, part)
         if pid:
             click.echo(f"{part.name:6} runs already (pid {pid})")
