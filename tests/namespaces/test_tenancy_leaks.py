@@ -30,13 +30,13 @@ from skep.namespaces.tree import hive_tree
 from skep.trace.clock import MINUTE, ManualClock, ulid
 
 ACME = "acme/web/prod"
-ZOE = Caller("spiffe://hive/operator/canary-zoe", "operator", ACME)
+ZOE = Caller("spiffe://hive/operator/zoe", "operator", ACME)
 NODE = Caller("spiffe://hive/drone-worker/canary-node", "drone-worker", ACME, node="canary-node")
+# The operator is the same person: what one may see is a matter of the tenant one has attached to.
 SPIES = {
-    role: Caller(
-        f"spiffe://hive/{role}/spy", role, BOB.tenant, node="spying-node" if "worker" in role else ""
-    )
-    for role in ("operator", "observer", "drone-worker")
+    "operator": Caller(ZOE.principal, "operator", BOB.tenant),
+    "observer": Caller("spiffe://hive/observer/spy", "observer", BOB.tenant),
+    "drone-worker": Caller("spiffe://hive/drone-worker/spy", "drone-worker", BOB.tenant, node="spying-node"),
 }
 ROUNDS = 2
 SIZE = 7919  # bytes of what is sealed, a number that nothing else has
@@ -119,9 +119,12 @@ class Stage:
             hive.job_state(job) for job in (first, second, third, fourth, last)
         ]
         await zoe.write(f"/sessions/session-of-canary-session-{n}/ctl", "kick\n")
+        digest = sha256(f"canary {n}".ljust(SIZE).encode()).hexdigest()
+        for path in (f"/jobs/by-key/{key}", f"/artifacts/by-name/{name}", f"/artifacts/{digest}/data"):
+            await zoe.read(path)
         known.jobs += [first, second, third, fourth, last]
         known.keys += [key]
-        known.hashes += [sha256(f"canary {n}".ljust(SIZE).encode()).hexdigest()]
+        known.hashes += [digest]
         known.files += [name, staged]
 
 
