@@ -26,6 +26,7 @@ from skep.namespaces.policy.asked import About, Asked
 from skep.namespaces.policy.schema import verb_path
 from skep.namespaces.pools import core as pools
 from skep.namespaces.tokens import core as tokens
+from skep.namespaces.trust import core as trust
 from skep.trace.entry import Line
 from skep.trace.rules import Decision, Meta, Refusal
 
@@ -90,6 +91,7 @@ Event = (
     | log.Event
     | policy.Event
     | tokens.Event
+    | trust.Event
 )
 
 
@@ -105,6 +107,7 @@ class HiveState:
     log: log.Log = field(default_factory=log.Log)
     policy: policy.Policy = field(default_factory=policy.Policy)
     tokens: tokens.Tokens = field(default_factory=tokens.Tokens)
+    trust: trust.Trust = field(default_factory=trust.Trust)
 
     def copy(self) -> HiveState:
         return HiveState(
@@ -116,6 +119,7 @@ class HiveState:
             self.log.copy(),
             self.policy.copy(),
             self.tokens.copy(),
+            self.trust.copy(),
         )
 
     @property
@@ -181,7 +185,7 @@ class HiveState:
 
     @property
     def revoked_tokens(self) -> Container[str]:
-        return ()
+        return self.trust.tokens
 
     def count_held(self, node: str) -> int:
         return sum(self.jobs.by_id[job].node == node for job in self.jobs.held)
@@ -197,7 +201,7 @@ class HiveState:
         name = order.name or order.args.get(NAMED_BY.get(noun, ""), "")
         match noun:
             case "jobs" if order.verb == "submit":
-                topic = order.args["topic"]
+                topic = order.args.get("topic", "")  # not there in a question
                 labels = ctl.labels(order.args.get("labels", ""))
                 return About(name, order.actor, order.tenant, topic, self.pool_of(topic) or "", labels)
             case "jobs":
@@ -224,12 +228,13 @@ TABLES: Final[Mapping[str, Mapping[str, ctl.Verbs]]] = {
     "nodes": nodes.TABLES,
     "artifacts": artifacts.TABLES,
     "log": log.TABLES,
-    "trust": tokens.TABLES,
+    "trust": {**tokens.TABLES, **trust.TABLES},
 }
 
 # The argument that names a noun's object where the path does not.
 NAMED_BY: Final[Mapping[str, str]] = {
     "jobs": "job", "pools": "pool", "nodes": "node", "artifacts": "name", "policy": "bundle",
+    "trust": "node",
 }  # fmt: skip
 
 # What the hive alone may write, as /noun/place/verb; the policies are asked about the rest.
@@ -240,12 +245,13 @@ OWN_VERBS: Final[frozenset[str]] = frozenset(
         "/log/*/denied",
         "//start",
         *(f"/nodes/*/{verb}" for verb in nodes.TABLES["*"]),
+        *(f"/trust/*/{verb}" for verb in trust.OWN_VERBS),
     }
 )
 
 # What may be written in any tenant. All else is about the hive, and for its own tenant alone.
 TENANT_VERBS: Final[frozenset[str]] = frozenset({
-    "/ctl/kick", "/pools/*/next/lease", "/artifacts/ctl/seal", "/trust/*/clone/mint",
+    "/ctl/kick", "/pools/*/next/lease", "/artifacts/ctl/seal", "/trust/*/clone/mint", "/trust/*/renew",
     *(f"/jobs/{place}/{verb}" for place in ("ctl", "*/ctl") for verb in job_verbs.TABLES[place]),
 })  # fmt: skip
 
@@ -321,6 +327,8 @@ class HiveRules:
                 return policy.decide(state.policy, order, asked)
             case "trust" if order.place == "*/clone":
                 return tokens.decide(state.tokens, order)
+            case "trust":
+                return trust.decide(state.trust, order)
             case _:
                 return decide_hive(state, order)
 
@@ -352,6 +360,7 @@ _APPLY: Final[Mapping[type, Callable[[HiveState, Any, Meta], None]]] = {
     log.Event: _applying("log", log.apply),
     **dict.fromkeys(get_args(policy.Event), _applying("policy", policy.apply)),
     **dict.fromkeys(get_args(tokens.Event), _applying("tokens", tokens.apply)),
+    **dict.fromkeys(get_args(trust.Event), _applying("trust", trust.apply)),
 }
 
 

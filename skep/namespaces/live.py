@@ -18,6 +18,7 @@ from skep.fs.ctl import Command, is_name, parse_line
 from skep.fs.ctl import line as ctl_line
 from skep.fs.errors import E, FsError
 from skep.fs.node import Caller
+from skep.fs.spiffe import Spiffe
 from skep.namespaces import hive
 from skep.namespaces.artifacts.store import Store
 from skep.namespaces.hive import HiveState
@@ -29,9 +30,10 @@ from skep.namespaces.log.denials import Denials
 from skep.namespaces.nodes.core import Removed
 from skep.namespaces.order import HIVE, actor_of
 from skep.namespaces.policy.core import first_lines, mending_lines
-from skep.namespaces.policy.keys import load_or_create
+from skep.namespaces.policy.keys import Signer, load_or_create
 from skep.namespaces.sessions.core import Sessions
 from skep.namespaces.tokens.desk import Desk, Keys
+from skep.namespaces.trust.authority import Authority
 from skep.trace.clock import HOUR, SECOND, Clock
 from skep.trace.entry import Entry, Line
 from skep.trace.ring import Ring
@@ -93,9 +95,11 @@ class Hive:
         self.version = version
         self.bookmark_s = bookmark_s
         self.store = Store(directory / "artifacts")
-        self.signer = load_or_create(directory / "policy.key")
+        self.directory = directory
+        self.signer: Signer | None = None  # of policies; None: policy.key's, made when it is needed
         self.logs = Logs(directory / "jobs")
         self.sessions = Sessions()
+        self.authority: Authority | None = None  # None: it has no certificates
         self.tokens: Desk | None = None  # None: it has no key to make tokens with
         self.denials = Denials(clock, self._denied)
         self.leases = Leases(lambda: turn.state)
@@ -107,6 +111,15 @@ class Hive:
         self._later: set[asyncio.Task[None]] = set()
         self._swept_ns = self.started_ns
         turn.on_commit.append(self._moved)
+
+    async def establish(self, authority: Authority, queen: Spiffe) -> None:
+        """Have ``authority`` sign for this hive, which is founded if it is new. Comes before ``start``.
+
+        Raises FsError, and what ``Authority.begin`` raises."""
+        await authority.begin(queen, lambda: self.state.trust, self.say)
+        self.authority = authority
+        self.signer = Signer(authority.signing_key("policy"))
+        self.make_tokens(lambda: Keys(*authority.token_keys()))
 
     def make_tokens(self, keys: Callable[[], Keys]) -> None:
         """Mint and believe tokens by these keys, which are asked for each time."""
@@ -162,8 +175,9 @@ class Hive:
         A hive that has no policy, or the one of an older release, gets this release's; what this release
         cannot read is rolled back."""
         await self.say("/", "start")
+        signer = self.signer or load_or_create(self.directory / "policy.key")
         for lines in (
-            first_lines(self.state.policy, self.signer.public, self.signer.sign),
+            first_lines(self.state.policy, signer.public, signer.sign),
             mending_lines(self.state.policy),
         ):
             if lines:
@@ -269,6 +283,8 @@ class Hive:
                         self.heartbeats.pop(event.node, None)
                     case _ if job := getattr(event, "job", ""):
                         self.news(job)
+        if self.authority is not None:
+            self.authority.moved(event for entry in entries for event in entry.events)
         self.leases.dispatch_all()
 
     # time
@@ -288,6 +304,8 @@ class Hive:
         due = [*self._ended_leases(now_ns), *self._silent_nodes(now_ns)]
         if due:
             await asyncio.gather(*(self._own(*said) for said in due))
+        if self.authority is not None:
+            await self.authority.tend()
         if now_ns - self._swept_ns >= SWEEP_NS:
             self._swept_ns = now_ns
             await asyncio.to_thread(self.store.sweep, now_ns, self.state.artifacts.sealed.__contains__)

@@ -9,7 +9,7 @@ events          R events up to now, a JSON line each; events@N those after ledge
                 with {"seq":N} when nothing comes
 health/live     R ok
 health/ready    R ok, or why it takes no work
-artifacts jobs log nodes pools sessions
+artifacts jobs log nodes policy pools sessions
 
 echo drain > ctl
 """
@@ -28,10 +28,12 @@ from skep.namespaces.live import Hive
 from skep.namespaces.log import files as log
 from skep.namespaces.nodes import files as nodes
 from skep.namespaces.order import HIVE_TENANT
+from skep.namespaces.policy import files as policy
 from skep.namespaces.pools import files as pools
 from skep.namespaces.rows import Followed
 from skep.namespaces.sessions import files as sessions
 from skep.namespaces.tokens import files as tokens
+from skep.namespaces.trust import files as trust
 
 
 def hive_tree(hive: Hive) -> Dir:
@@ -52,11 +54,12 @@ def hive_tree(hive: Hive) -> Dir:
         "events": Stream(events_past),
         "nodes": nodes.files(hive),
         "sessions": sessions.files(hive),
+        "policy": policy.files(hive),
         "pools": pools.files(hive),
         "jobs": jobs.files(hive),
         "artifacts": artifacts.files(hive),
         "log": log.files(hive),
-        "trust": {"tokens": tokens.files(hive)},
+        "trust": {**trust.files(hive), "tokens": tokens.files(hive)},
         "health": {"live": "ok\n", "ready": Text(lambda caller: ready(hive, caller))},
     }
     root = Followed(children, {"events": events_at})
