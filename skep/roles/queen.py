@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import secrets
 import stat
 from collections.abc import AsyncIterator, Callable, Iterator
 from importlib import metadata
@@ -19,21 +20,28 @@ import msgspec
 
 from skep.fs.address import Address
 from skep.fs.errors import FsError
+from skep.fs.identity import Identity
 from skep.fs.server import Listener, listen
-from skep.namespaces.hive import UNRECORDED, WORKER, HiveRules
+from skep.fs.spiffe import Spiffe
+from skep.namespaces.hive import OPERATOR, UNRECORDED, WORKER, HiveRules
 from skep.namespaces.live import Hive
 from skep.namespaces.tree import hive_tree
+from skep.namespaces.trust.authority import NODE_TTL_NS, Authority, AuthorityError
+from skep.namespaces.trust.keys import KeyStoreError
 from skep.roles.alone import Held, alone
 from skep.roles.gate import Doorkeeper
 from skep.roles.manifest import Manifest, load
+from skep.roles.sealed import Source
 from skep.roles.signals import told_signals
-from skep.trace.clock import HOUR, SECOND, SystemClock, parse_duration
+from skep.trace.clock import SECOND, SystemClock, parse_duration
 from skep.trace.ledger import LedgerError, LedgerTampered, open_ledger
 from skep.trace.turn import Turn, TurnStopped
 
 log = logging.getLogger("skep.queen")
 QUEENS: Final = ("queen-primary",)  # the roles that serve a hive
 LOCK: Final = "queen.lock"
+NODE: Final = "queen"  # what its certificate calls it: the host's name is often a worker's
+AS_CERTIFIED: Final = "its certificate says"  # the role of a TLS peer
 GRACE_STEP_S: Final = 0.1  # between two looks at whether the last job has ended
 PARTING_S: Final = 0.5  # between an order to shut down and the cut of the connection it came by
 
@@ -48,13 +56,13 @@ class Plan(msgspec.Struct, frozen=True):
     directory: Path
     role: str = "queen-primary"
     ledger: str = ""  # "": in the directory
-    listen: tuple[Address, ...] = ()  # Unix: for operators; TCP: as tcp_role
+    listen: tuple[Address, ...] = ()  # Unix: for operators; TCP: as tcp_role; TLS: by certificate
     listen_workers: tuple[Address, ...] = ()
     tcp_role: str = "observer"
     pools: tuple[str, ...] = ()
     name: str = ""  # of the hive; "": the one it has, else one made up
     kms: str = ""  # what its keys are encrypted with, or kept in; "": in the directory as they are
-    certificate_ttl_ns: int = 24 * HOUR  # of a node's
+    certificate_ttl_ns: int = NODE_TTL_NS  # of a node's
 
 
 async def serve(plan: Plan, say: Callable[[str], None]) -> None:
@@ -69,8 +77,8 @@ async def serve(plan: Plan, say: Callable[[str], None]) -> None:
             root = hive_tree(hive)
             for address, manifest in _doors(plan):
                 keeper = Doorkeeper(hive, root, manifest)
-                listener: Listener = await stack.enter_async_context(listen(keeper, address))
-                say(f"serving {listener.address} as {manifest.role}")
+                listener = await stack.enter_async_context(_listening(hive, keeper, address))
+                say(f"serving {listener.address} as {manifest.role if manifest else AS_CERTIFIED}")
             say("ready")
             await _until_told(hive, told)
 
@@ -84,15 +92,37 @@ def _alone(directory: Path) -> Iterator[None]:
         raise QueenError(f"{directory}: another queen (pid {error}) serves this hive") from None
 
 
-def _doors(plan: Plan) -> Iterator[tuple[Address, Manifest]]:
+def _listening(
+    hive: Hive, keeper: Doorkeeper, address: Address
+) -> contextlib.AbstractAsyncContextManager[Listener]:
+    if address.kind != "tls":
+        return listen(keeper, address)
+    authority = hive.authority
+    assert authority is not None, "_hive has begun it"
+    identity = Identity(authority.queen_pem, hive.clock)
+    authority.changed.append(lambda: _reload(identity))
+    return listen(keeper, address, identity=identity, refused=hive.refused, enrol=True)
+
+
+def _reload(identity: Identity) -> None:
+    """Sessions of who is not to be believed any more end here."""
+    try:
+        identity.reload()
+    except ValueError:
+        log.exception("what is trusted now cannot be used; it stays as it was")
+
+
+def _doors(plan: Plan) -> Iterator[tuple[Address, Manifest | None]]:
+    """Each address, and the manifest of everybody who comes that way; None: their certificate's."""
     for address in (*plan.listen, *plan.listen_workers):
         if address.kind == "unix":
             _check_folder(Path(address.path).parent)
+    roles = {"unix": OPERATOR, "tcp": plan.tcp_role}
     for address in plan.listen:
-        yield address, load("operator" if address.kind == "unix" else plan.tcp_role)
+        yield address, load(roles[address.kind]) if address.kind in roles else None
     for address in plan.listen_workers:
         if address.kind != "unix":
-            raise QueenError(f"{address}: workers come by a Unix socket, TCP does not tell who they are")
+            raise QueenError(f"{address}: workers come by a Unix socket, or by TLS to a --listen address")
         yield address, load(WORKER)
 
 
@@ -117,11 +147,8 @@ async def _hive(plan: Plan) -> AsyncIterator[Hive]:
             try:
                 hive = Hive(turn, SystemClock(), plan.directory, metadata.version("skep"))
                 try:
-                    await hive.start(plan.pools)
-                except FsError as error:
-                    raise QueenError(f"the hive does not begin: {error} (ledger {url})") from error
-                try:
-                    yield hive
+                    async with _authority(plan, hive):
+                        yield hive
                 finally:
                     await hive.close()
             finally:
@@ -130,6 +157,24 @@ async def _hive(plan: Plan) -> AsyncIterator[Hive]:
         raise QueenError(f"integrity: {error.where} (ledger {url})") from error
     except LedgerError as error:
         raise QueenError(f"ledger {url}: {error}") from error
+
+
+@contextlib.asynccontextmanager
+async def _authority(plan: Plan, hive: Hive) -> AsyncIterator[None]:
+    """Within it the hive has begun, and signs certificates; its keys are made at its first start."""
+    name = plan.name or hive.state.trust.hive or f"hive-{secrets.token_hex(4)}"
+    roles = Source.told().roles()
+    try:
+        authority = Authority.open(plan.directory, plan.kms, plan.certificate_ttl_ns, roles, hive.clock)
+        with contextlib.closing(authority):
+            try:
+                await hive.establish(authority, Spiffe(name, plan.role, NODE))
+                await hive.start(plan.pools)
+            except FsError as error:
+                raise QueenError(f"the hive does not begin: {error}") from error
+            yield
+    except (AuthorityError, KeyStoreError) as error:
+        raise QueenError(f"the hive's keys: {error}") from error
 
 
 async def _until_told(hive: Hive, told: asyncio.Event) -> None:
