@@ -36,8 +36,8 @@ TABLES: Final[Mapping[str, ctl.Verbs]] = {
                 Arg("canonical"),
                 Arg("why", help="the rest of what the refused were told"),
                 Arg("count", required=True, kind="number"),
-                Arg("first", required=True, kind="number", help="ns since 1970"),
-                Arg("last", required=True, kind="number", help="ns since 1970"),
+                Arg("first", required=True, kind="name", help="RFC 3339"),
+                Arg("last", required=True, kind="name", help="RFC 3339"),
             ),
         )
     )
@@ -45,7 +45,7 @@ TABLES: Final[Mapping[str, ctl.Verbs]] = {
 
 
 class Denied(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="type", tag="log.denied"):
-    """``count`` refusals of one kind; "*" stands for many. Times are ns."""
+    """``count`` refusals of one kind; "*" stands for many. Times are as RFC 3339 writes them."""
 
     id: str
     op: str
@@ -54,8 +54,8 @@ class Denied(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="type", 
     peer: str
     tenant: str
     count: int
-    first: int
-    last: int
+    first: str
+    last: str
     principal: str = ""
     role: str = ""
     node: str = ""
@@ -85,8 +85,8 @@ def decide(log: Log, order: Order) -> Decision[Event, str]:
         id=said["trace"],
         tenant=order.tenant,
         count=int(said["count"]),
-        first=int(said["first"]),
-        last=int(said["last"]),
+        first=said["first"],
+        last=said["last"],
         **{word: said.get(word, "") for word in words},
     )
     return Decision((denied,), "ok")

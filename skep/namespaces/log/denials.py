@@ -24,7 +24,7 @@ from skep.fs.errors import E, FsError
 from skep.fs.limits import Bucket
 from skep.fs.node import Caller
 from skep.namespaces.order import HIVE_TENANT
-from skep.trace.clock import SECOND, Clock
+from skep.trace.clock import SECOND, Clock, rfc3339
 
 if TYPE_CHECKING:  # OpenSSL takes a tenth of a second to import
     from skep.fs.trust import Refusal
@@ -41,6 +41,7 @@ MISSED_MAX: Final = 4096  # names not found that wait to be counted
 SOON_S: Final = 0.05  # from a refusal to its record: what comes meanwhile shares the commit
 TEXT_MAX: Final = 512  # characters of a path; a quarter for each other word
 BATCH_MAX: Final = 8 << 10  # bytes of lines in one entry, which says them twice, and quoted
+WAITS: Final = frozenset({E.NOSPACE, E.THROTTLED, E.BUSY, E.IO})  # what may be better the next time
 ANY: Final = "*"
 
 
@@ -294,8 +295,11 @@ class Denials:
                 try:
                     await self._write(tenant, lines)
                 except FsError as error:
-                    log.warning("%d records of refusals wait to be written: %s", len(self._unwritten), error)
-                    return
+                    if error.kind in WAITS:
+                        log.warning("%d records of refusals wait to be written: %s", len(lines), error)
+                        return
+                    # What could never be written must not keep the rest from it.
+                    log.error("a record of refusals is not written: %s: %s", error, lines)
                 del self._unwritten[: len(lines)]
 
     def _batch(self) -> tuple[str, list[str]]:
@@ -377,6 +381,6 @@ def _line(record: Record) -> str:
         "trace": record.trace, "op": what.op, "code": what.code, "rule": what.rule, "peer": record.peer,
         "principal": what.principal, "role": what.role, "node": what.node, "path": record.given,
         "canonical": what.canonical, "why": record.why, "count": str(record.times),
-        "first": str(record.first_ns), "last": str(record.last_ns),
+        "first": rfc3339(record.first_ns), "last": rfc3339(record.last_ns),
     }  # fmt: skip
     return ctl.line("denied", {name: value for name, value in said.items() if value})

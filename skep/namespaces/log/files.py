@@ -105,8 +105,7 @@ def _line(entry: Plain, said: dict[str, Any]) -> bytes:
 def _of_event(event: dict[str, Any]) -> dict[str, Any]:
     names = ("peer", "principal", "role", "node", "tenant", "op", "path", "canonical", "code", "rule", "why")
     said: dict[str, Any] = {"trace": event["id"]} | {name: event.get(name, "") for name in names}
-    first, last = rfc3339(event["first"]), rfc3339(event["last"])
-    return said | {"count": event["count"], "first": first, "last": last}
+    return said | {name: event[name] for name in ("count", "first", "last")}
 
 
 def _of_entry(entry: Plain) -> dict[str, Any]:
