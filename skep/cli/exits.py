@@ -44,8 +44,9 @@ def told(path: str) -> Iterator[None]:
     try:
         yield
     except ConnectionLost as error:
-        raise Unreachable(f"{path}: {error.detail}") from error
+        # A server looks at our certificate last: it hangs up on who thought to be in.
+        refused = "the other end refused" in error.detail
+        raise (Refused if refused else Unreachable)(f"{path}: {error.detail}") from error
     except FsError as error:
         refusals = (E.DENIED, E.READONLY, E.UNAUTHENTICATED, E.APPROVAL, E.REVOKED, E.EXPIRED)
-        refused = error.kind in refusals
-        raise (Refused if refused else Failed)(f"{path}: {error.text}") from error
+        raise (Refused if error.kind in refusals else Failed)(f"{path}: {error.text}") from error

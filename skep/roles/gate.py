@@ -41,7 +41,7 @@ from skep.fs.owners import user_name
 from skep.fs.spiffe import parse
 from skep.namespaces.hive import OPERATOR, WORKER
 from skep.namespaces.live import Hive
-from skep.namespaces.order import actor_of
+from skep.namespaces.order import HIVE_TENANT, actor_of
 from skep.namespaces.sessions.core import Session
 from skep.namespaces.tokens.afid import Afids, written
 from skep.namespaces.tokens.desk import Bearer
@@ -50,9 +50,8 @@ from skep.roles.manifest import Manifest, load
 from skep.roles.sealed import ENROLLING, ManifestError
 from skep.roles.view import Names
 
-TENANT: Final = "default/default/default"  # the hive's own
-NO_ANAME: Final = ("", "/")  # "/" is what some clients say for nothing
 TENANT_NAMES: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}(/[a-z0-9][a-z0-9._-]{0,63}){2}")
+NO_ANAME: Final = ("", "/")  # "/" is what some clients say for nothing
 ANNEX: Final = "cuda-annex"
 SESSIONS_MAX: Final = 64  # of one connection: tenants, and tokens
 UNAMES_MISSING: Final = ("", "nobody")  # v9fs says nobody when it was told nothing
@@ -141,12 +140,12 @@ class Door:
             return _enrolling() if peer.enrolling else _certified(self.keeper.hive, peer, uname)
         assert manifest is not None, "only TLS tells roles"
         if peer.kind == "tcp":
-            return Who("tcp:anonymous", "anonymous", manifest, "", (TENANT,))
+            return Who("tcp:anonymous", "anonymous", manifest, "", (HIVE_TENANT,))
         user = _unix_user(peer)
         if manifest.role == WORKER:
-            return Who(f"unix:{user}", user, manifest, _node_name(uname), (TENANT,))
+            return Who(f"unix:{user}", user, manifest, _node_name(uname), (HIVE_TENANT,))
         _check_uname(peer, uname, n_uname)
-        return Who(f"unix:{user}", user, manifest, "", (TENANT,), manifest.role == OPERATOR)
+        return Who(f"unix:{user}", user, manifest, "", (HIVE_TENANT,), manifest.role == OPERATOR)
 
     def _check_node(self, peer: Peer, who: Who) -> None:
         """Refuse a node that another process is now. One certificate is one node, however often it comes."""
@@ -165,7 +164,9 @@ class Door:
             raise FsError(E.QUOTA, f"sessions of this connection have={SESSIONS_MAX} max={SESSIONS_MAX}")
         id = hive.clock.new_id()
         uid, gid = (peer.uid, peer.gid) if peer.kind == "unix" else (os.getuid(), os.getgid())
-        caller = Caller(who.principal, who.manifest.role, tenant, uid, gid, who.user, id, who.node, key[1])
+        caller = Caller(
+            who.principal, who.manifest.role, tenant, uid, gid, who.user, id, who.node, key[1], peer.serial
+        )
         session = Session(
             id,
             caller,
@@ -214,20 +215,25 @@ class Door:
 
 
 def _enrolling() -> Who:
-    return Who("tls:anonymous", ENROLLING, load(ENROLLING), "", (TENANT,))
+    return Who("tls:anonymous", ENROLLING, load(ENROLLING), "", (HIVE_TENANT,))
 
 
 def _certified(hive: Hive, peer: Peer, uname: str) -> Who:
     """Whom the certificate names. The handshake has proved that it is theirs, and good."""
     name = parse(peer.spiffe)
+    trust = hive.state.trust
+    if name.hive != trust.hive:
+        raise FsError(E.UNAUTHENTICATED, f"{name} is of another hive than {trust.hive}")
     if not name.is_called(uname):
         raise FsError(E.UNAUTHENTICATED, f"uname {uname!r}: the certificate says {name.node!r}")
     try:
         manifest = load(name.role)
     except ManifestError as error:
         raise FsError(E.UNAUTHENTICATED, str(error)) from error
-    tenants = (TENANT,)
-    operator = name.role == OPERATOR and TENANT in tenants
+    tenants = trust.tenants_of(name.node)
+    if not tenants:
+        raise FsError(E.REVOKED, f"node={name.node}")
+    operator = name.role == OPERATOR and HIVE_TENANT in tenants
     return Who(str(name), name.node, manifest, name.node if _is_nodes(manifest) else "", tenants, operator)
 
 

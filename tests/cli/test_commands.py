@@ -76,7 +76,7 @@ def test_completion_prints_the_script_of_a_shell(shell: str) -> None:
 
 
 def test_paths_of_the_hive_are_completed(hive: Hive) -> None:
-    asked = {"_SKEP_COMPLETE": "bash_complete", "COMP_WORDS": "skep cat /po", "COMP_CWORD": "2"}
+    asked = {"_SKEP_COMPLETE": "bash_complete", "COMP_WORDS": "skep cat /poo", "COMP_CWORD": "2"}
     done = run(env=asked | {"SKEP_HIVE": hive.address})
     assert "plain,/pools/\n" == done.stdout
     assert "" == run(env=asked | {"SKEP_HIVE": "unix:/nowhere"}).stdout.strip()
