@@ -1,7 +1,8 @@
 """Who this end is, and whom it believes: a certificate, its key, the CAs and their CRLs, read anew at will.
 
 A connection made before a ``reload`` lives on with what it agreed, as long as its peer's certificate is good;
-that is looked at after each reload and, for the time, every SWEEP_S. Bytes are tls.py's.
+that is looked at after each reload and, for the time, every SWEEP_S. The handshake is judge.py's, bytes are
+tls.py's.
 """
 
 from __future__ import annotations
@@ -18,43 +19,13 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from OpenSSL import SSL, crypto
 
+from skep.fs.judge import DEPTH_MAX, NINEP, Judge, bare_context, joined
 from skep.fs.records import Rooms
-from skep.fs.spiffe import Spiffe, name_of, quoted
+from skep.fs.spiffe import Spiffe, name_of
 from skep.fs.trust import Chain, Doubt, Reason, Trust
 from skep.trace.clock import Clock, SystemClock
 
-NINEP: Final = b"9p"  # in ALPN: what is spoken; who offers nothing means it too
-ENROL: Final = (
-    b"skep-enroll/1"  # in ALPN: 9P by somebody who has no certificate yet, and comes to ask for one
-)
 SWEEP_S: Final = 0.5  # at most so long a session outlives its certificate
-# Not in pyOpenSSL. Source: openssl/ssl.h.
-_MODE_ENABLE_PARTIAL_WRITE: Final = 0x1  # one record to a call: of no use where a write never blocks
-_MODE_NO_AUTO_CHAIN: Final = 0x8  # send our chain, not what else the trusted CAs would make of it
-_MODE_RELEASE_BUFFERS: Final = 0x10  # an idle connection needs 34 KiB less
-_DEPTH_MAX: Final = 4  # CAs between a certificate and the bundle
-
-# What OpenSSL found wrong. Source: openssl/x509_vfy.h.
-_REASONS: Final = {
-    2: Reason.UNKNOWN_CA,  # the issuer's certificate is not at hand
-    9: Reason.NOT_YET_VALID,
-    10: Reason.EXPIRED,
-    18: Reason.UNKNOWN_CA,  # signed by itself
-    19: Reason.UNKNOWN_CA,  # signed by itself, in the chain
-    20: Reason.UNKNOWN_CA,  # the issuer's certificate is not known
-    21: Reason.UNKNOWN_CA,  # the first certificate cannot be verified
-    23: Reason.REVOKED,
-}
-_TEXTS: Final = {
-    7: "a signature is wrong",
-    22: "the chain is too long",
-    24: "an issuer is no CA",
-    26: "it is not meant for this end of a connection",
-    66: "its key is too weak",
-    67: "its CA's key is too weak",
-    68: "its signature is too weak",
-}
-
 End = Callable[[Doubt], None]  # how a connection is told that it is over
 
 
@@ -144,94 +115,6 @@ class Identity:
         return name_of(chain[0]), trust, context
 
 
-class Judge:
-    """The verdict on one connection's peer, as OpenSSL walks down its chain."""
-
-    def __init__(
-        self,
-        believed: Callable[[list[x509.Certificate]], Chain | Doubt],
-        server: bool,
-        enrol: bool = False,
-        pardoned: frozenset[int] = frozenset(),
-    ) -> None:
-        """``believed`` is asked about what OpenSSL has found good, from the leaf up, and may raise ValueError
-        for a leaf that names nobody. ``pardoned``: OpenSSL's errors above the leaf that it is to judge."""
-        self.server = server  # whether this end is the server
-        self.chain: Chain | None = None  # None: not believed, or not known yet
-        self.doubt: Doubt | None = None  # None: nothing was found wrong
-        self.enrolling = False  # the peer was not asked for a certificate
-        self._enrol = enrol
-        self._pardoned = pardoned
-        self._believed = believed
-        self._certificates: list[x509.Certificate] = []  # from the CA down
-
-    def choose(self, offered: Sequence[bytes]) -> bytes:
-        """Which of a client's protocols is spoken. Raises SSL.Error for none, which ends the handshake.
-
-        It is asked for each ClientHello, of which there may be two: who came to enrol goes on so."""
-        if NINEP in offered and not self.enrolling:
-            return NINEP
-        if ENROL in offered and self._enrol:
-            self.enrolling = True
-            return ENROL
-        names = b", ".join(offered).decode("ascii", "replace")
-        self.doubt = Doubt(Reason.PROTOCOL, quoted(names))
-        raise SSL.Error([("SSL routines", "", self.doubt.reason.value)])
-
-    def hear(self, certificate: x509.Certificate, error: int, depth: int, good: bool) -> bool:
-        """OpenSSL's word on one certificate; whether to go on. The leaf, of depth 0, comes last."""
-        if error in self._pardoned and depth > 0:
-            return True  # it is heard once more, when it is known what it has signed
-        if not good:
-            self.doubt = Doubt(_REASONS.get(error, Reason.CERTIFICATE), _told(certificate, error))
-            return False
-        self._certificates.append(certificate)
-        if depth == 0:
-            self.doubt = self._doubt()
-        return self.doubt is None
-
-    def _doubt(self) -> Doubt | None:
-        try:
-            found = self._believed(self._certificates[::-1])
-        except ValueError as error:
-            return Doubt(Reason.NAME, str(error))
-        if isinstance(found, Doubt):
-            return found
-        if not self.server and not found.name.is_queen:
-            return Doubt(Reason.NAME, f"{found.name} is no queen")
-        self.chain = found
-        return None
-
-
-def joined(context: SSL.Context, judge: Judge, protocol: bytes) -> SSL.Connection:
-    """A connection between memory buffers; a client offers ``protocol``."""
-    connection = SSL.Connection(context, None)
-    connection.set_app_data(judge)
-    if judge.server:
-        connection.set_accept_state()
-    else:
-        connection.set_alpn_protos([protocol])
-        connection.set_connect_state()
-    return connection
-
-
-def bare_context() -> SSL.Context:
-    """TLS 1.3, the peer's certificate judged by the connection's Judge, OpenSSL's own choice of ciphers, and
-    nothing resumed.
-
-    OpenSSL sends two tickets all the same (openssl issue 8077): they are numbers in a cache that is off."""
-    context = SSL.Context(SSL.TLS_METHOD)
-    context.set_min_proto_version(SSL.TLS1_3_VERSION)
-    context.set_options(SSL.OP_NO_TICKET | SSL.OP_NO_COMPRESSION)
-    context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
-    context.clear_mode(_MODE_ENABLE_PARTIAL_WRITE)
-    context.set_mode(_MODE_NO_AUTO_CHAIN | _MODE_RELEASE_BUFFERS)
-    context.set_verify(SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT, _verify)
-    context.set_verify_depth(_DEPTH_MAX)
-    context.set_alpn_select_callback(_select)
-    return context
-
-
 def _context(chain: list[x509.Certificate], key: bytes, trust: Trust) -> SSL.Context:
     """For both ends, with this certificate, and the CAs that are believed."""
     context = bare_context()
@@ -251,7 +134,7 @@ def _context(chain: list[x509.Certificate], key: bytes, trust: Trust) -> SSL.Con
 def _rest(last: x509.Certificate, authorities: Sequence[x509.Certificate]) -> list[x509.Certificate]:
     """The CAs above ``last``, as far as they are known here: who has only a CA's pin knows none of them."""
     rest: list[x509.Certificate] = []
-    while last.issuer != last.subject and len(rest) < _DEPTH_MAX:
+    while last.issuer != last.subject and len(rest) < DEPTH_MAX:
         above = next((a for a in authorities if _is_issued(last, a)), None)
         if above is None:
             break
@@ -265,29 +148,6 @@ def _is_issued(certificate: x509.Certificate, authority: x509.Certificate) -> bo
     except (ValueError, TypeError, InvalidSignature):
         return False
     return True
-
-
-def _select(connection: SSL.Connection, offered: list[bytes]) -> bytes:
-    judge = connection.get_app_data()
-    assert isinstance(judge, Judge)
-    chosen = judge.choose(offered)
-    if judge.enrolling:
-        # The ClientHello is being read, and the request for a certificate is still to be written.
-        connection.set_verify(SSL.VERIFY_NONE)
-    return chosen
-
-
-def _verify(connection: SSL.Connection, certificate: crypto.X509, error: int, depth: int, good: int) -> bool:
-    judge = connection.get_app_data()
-    assert isinstance(judge, Judge)
-    return judge.hear(certificate.to_cryptography(), error, depth, bool(good))
-
-
-def _told(certificate: x509.Certificate, error: int) -> str:
-    """What a certificate that is not believed says of itself."""
-    text = _TEXTS.get(error, f"X.509 error {error}") if error not in _REASONS else ""
-    subject = quoted(certificate.subject.rfc4514_string())
-    return f"{text} serial={certificate.serial_number:x} subject={subject}".strip()
 
 
 def _pem(certificate: Path, key: Path, bundle: Path, crl: Path | None) -> Pem:

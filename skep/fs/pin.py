@@ -12,7 +12,8 @@ from typing import Final
 from cryptography import x509
 from OpenSSL import SSL, crypto
 
-from skep.fs.identity import ENROL, End, Judge, bare_context, joined
+from skep.fs.identity import End
+from skep.fs.judge import ENROL, Judge, bare_context, joined
 from skep.fs.records import Rooms
 from skep.fs.spiffe import quoted
 from skep.fs.trust import Chain, Doubt, Reason, spki

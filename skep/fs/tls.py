@@ -16,7 +16,8 @@ from typing import Any, Final, Protocol, cast
 from OpenSSL import SSL
 
 from skep.fs.conversation import Peer
-from skep.fs.identity import Identity, Judge
+from skep.fs.identity import Identity
+from skep.fs.judge import Judge
 from skep.fs.pin import Pinned
 from skep.fs.records import PIECE_SIZE, RECORD_SIZE, Records
 from skep.fs.trust import Chain, Doubt, Reason, Refusal

@@ -41,7 +41,6 @@ from tests.fs.tls_hive import (
     Hive,
     dial,
     play,
-    s_client,
     said,
     serving,
     stdlib,
@@ -219,35 +218,6 @@ def test_a_client_talks_to_its_own_hives_queens_only(name: str, tmp_path: Path) 
         assert Reason.NAME is raised.value.refusal.reason
 
     play(story, tmp_path, Papers(CA.issue(name), CA))
-
-
-@pytest.mark.parametrize(
-    ("uris", "said"),
-    [
-        ((), "no subjectAltName"),
-        ((WORKER, QUEEN), "2 URIs in subjectAltName"),
-        (("https://hive/drone-worker/w1",), "expected spiffe"),
-        (("spiffe://hive/emperor/w1",), "emperor is no role"),
-        (("spiffe://another-hive/drone-worker/w1",), "is not of hive hive"),
-    ],
-)
-def test_a_certificate_that_names_nobody_here_is_refused(
-    uris: tuple[str, ...], said: str, tmp_path: Path
-) -> None:
-    async def story(hive: Hive) -> None:
-        assert "alert" in await s_client(hive, issued=CA.issue(*uris))
-        refusal = await hive.refused()
-        assert (Reason.NAME, True) == (refusal.reason, said in refusal.detail)
-
-    play(story, tmp_path)
-
-
-def test_no_certificate_at_all_is_refused(tmp_path: Path) -> None:
-    async def story(hive: Hive) -> None:
-        assert "certificate required" in await s_client(hive)
-        assert Reason.NO_CERTIFICATE is (await hive.refused()).reason
-
-    play(story, tmp_path)
 
 
 def test_a_slow_handshake_is_cut(tmp_path: Path) -> None:
@@ -618,46 +588,6 @@ def test_a_closing_listener_ends_handshakes_and_sessions(tmp_path: Path) -> None
             assert b"" == await said(silent)
 
     asyncio.run(run())
-
-
-# As outsiders see it
-
-
-@pytest.mark.parametrize("version", ["-tls1", "-tls1_1", "-tls1_2"])
-def test_older_versions_are_refused(version: str, tmp_path: Path) -> None:
-    async def story(hive: Hive) -> None:
-        output = await s_client(hive, version, "-cipher", "ALL:@SECLEVEL=0", issued=W1)
-        assert "alert protocol version" in output
-        assert Reason.VERSION is (await hive.refused()).reason
-
-    play(story, tmp_path)
-
-
-@pytest.mark.parametrize("suite", ["TLS_AES_256_GCM_SHA384", "TLS_CHACHA20_POLY1305_SHA256"])
-def test_tls_1_3_and_its_ciphers_are_served(suite: str, tmp_path: Path) -> None:
-    async def story(hive: Hive) -> None:
-        output = await s_client(hive, "-ciphersuites", suite, issued=W1)
-        assert f"New, TLSv1.3, Cipher is {suite}" in output
-        assert "Verify return code: 0 (ok)" in output
-        assert "Compression: NONE" in output
-
-    play(story, tmp_path)
-
-
-def test_nothing_is_resumed_and_there_is_no_early_data(tmp_path: Path) -> None:
-    async def story(hive: Hive) -> None:
-        session = tmp_path / "session"
-        output = await s_client(hive, "-sess_out", str(session), issued=W1)
-        assert "New, TLSv1.3" in output
-        assert session.stat().st_size > 0
-        early = tmp_path / "early"
-        early.write_bytes(b"early")
-        again = await s_client(hive, "-sess_in", str(session), "-early_data", str(early), issued=W1)
-        assert "New, TLSv1.3" in again
-        assert "Reused" not in again
-        assert "Early data was not sent" in again
-
-    play(story, tmp_path)
 
 
 # Hostile bytes

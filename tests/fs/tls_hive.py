@@ -159,7 +159,7 @@ async def said(sock: socket.socket) -> bytes:
     return await asyncio.to_thread(read)
 
 
-async def s_client(hive: Hive, *options: str, issued: Issued | None = None) -> str:
+async def s_client(hive: Hive, *options: str, issued: Issued | None = None, pem: bytes = b"") -> str:
     """What OpenSSL's own client says of the hive; once it is connected, it is told to leave."""
     with tempfile.TemporaryDirectory() as directory:
         bundle = Path(directory, "ca.pem")
@@ -168,6 +168,7 @@ async def s_client(hive: Hive, *options: str, issued: Issued | None = None) -> s
         ours: list[str] = []
         if issued is not None:
             certificate, key = written(Path(directory), issued)
+            certificate.write_bytes(pem or issued.pem)
             ours = ["-cert", str(certificate), "-key", str(key)]
         process = await asyncio.create_subprocess_exec(
             "openssl",
