@@ -187,6 +187,10 @@ class HiveState:
     def revoked_tokens(self) -> Container[str]:
         return self.trust.tokens
 
+    @property
+    def retired_token_keys(self) -> Container[str]:
+        return [key.id for key in self.trust.keys.get("token", ()) if key.retired]
+
     def count_held(self, node: str) -> int:
         return sum(self.jobs.by_id[job].node == node for job in self.jobs.held)
 
@@ -305,7 +309,7 @@ class HiveRules:
         asked = Asked(noun, line.path, order, row.args, state)
         if line.role != HIVE:
             policy.permit(state.policy, asked)
-        used = tokens.admit(state.tokens, line.token, state.revoked_tokens, line.time_ns)
+        used = tokens.admit(state.tokens, line.token, state, line.time_ns)
         decision = self._of_noun(state, noun, order, asked)
         return decision if used is None else Decision((*decision.events, used), decision.reply)
 

@@ -33,6 +33,7 @@ from skep.namespaces.policy.core import first_lines, mending_lines
 from skep.namespaces.policy.keys import Signer, load_or_create
 from skep.namespaces.sessions.core import Sessions
 from skep.namespaces.tokens.desk import Desk, Keys
+from skep.namespaces.trust import core as trust
 from skep.namespaces.trust.authority import Authority
 from skep.trace.clock import HOUR, SECOND, Clock
 from skep.trace.entry import Entry, Line
@@ -281,6 +282,8 @@ class Hive:
                             session.kick()
                     case Removed():
                         self.heartbeats.pop(event.node, None)
+                    case trust.Revoked() | trust.Retired() if self.tokens is not None:
+                        self.tokens.recheck()
                     case _ if job := getattr(event, "job", ""):
                         self.news(job)
         if self.authority is not None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 import msgspec
 
@@ -18,7 +18,7 @@ from skep.fs import ctl
 from skep.fs.ctl import Arg, Verb
 from skep.fs.errors import E
 from skep.namespaces.order import Order, refusal
-from skep.trace.clock import HOUR, MINUTE, duration, rfc3339
+from skep.trace.clock import HOUR, MINUTE, duration, parse_rfc3339, rfc3339
 from skep.trace.rules import Decision, Meta, Refusal
 
 TTL_MAX_NS: Final = 720 * HOUR  # what is stolen ends by itself
@@ -33,10 +33,11 @@ TABLES: Final[Mapping[str, ctl.Verbs]] = {
             "mint",
             (
                 Arg("id", required=True, kind="name"),
+                Arg("key", required=True, kind="sha256"),
                 Arg("ops", required=True),
                 Arg("paths", required=True),
                 Arg("tenant", required=True),
-                Arg("until", required=True, kind="number"),
+                Arg("until", required=True),
                 Arg("subject"),
                 Arg("uses", kind="number"),
                 Arg("channel"),
@@ -47,9 +48,11 @@ TABLES: Final[Mapping[str, ctl.Verbs]] = {
 
 
 class Minted(msgspec.Struct, frozen=True, tag_field="type", tag="token.minted", omit_defaults=True):
-    """``until``: ns. ``uses`` 0: any number; ``subject``, ``channel`` "": whoever, over whatever."""
+    """``key``: the public one it is verified by, hex; ``until``: ns. ``uses`` 0: any number; ``subject``,
+    ``channel`` "": whoever, over whatever."""
 
     token: str
+    key: str
     ops: tuple[str, ...]
     paths: tuple[str, ...]
     tenant: str
@@ -91,6 +94,16 @@ class Tokens:
 Decided = Decision[Event, str]
 
 
+class World(Protocol):
+    @property
+    def revoked_tokens(self) -> Container[str]:
+        """The ids of revoked blocks."""
+
+    @property
+    def retired_token_keys(self) -> Container[str]:
+        """Public keys, hex, that no token is believed by any more."""
+
+
 # what a line is written under
 
 
@@ -107,13 +120,12 @@ def blocks_of(token: str) -> list[Block]:
     return [Block(id, int(uses) if equals else None) for id, equals, uses in words]
 
 
-def admit(tokens: Tokens, token: str, revoked: Container[str], time_ns: int) -> Used | None:
-    """What a command written under ``token`` uses up, if anything; ``revoked``: ids of blocks. Raises
-    Refusal."""
+def admit(tokens: Tokens, token: str, world: World, time_ns: int) -> Used | None:
+    """What a command written under ``token`` uses up, if anything. Raises Refusal."""
     blocks = blocks_of(token)
     if not blocks:
         return None
-    doubt = doubt_of(tokens, [block.id for block in blocks], revoked, time_ns)
+    doubt = doubt_of(tokens, [block.id for block in blocks], world, time_ns)
     if doubt is not None:
         raise doubt
     counted = [block for block in blocks if block.uses is not None]
@@ -131,14 +143,16 @@ def admit(tokens: Tokens, token: str, revoked: Container[str], time_ns: int) -> 
     return Used(blocks[0].id, ids)
 
 
-def doubt_of(tokens: Tokens, ids: Sequence[str], revoked: Container[str], time_ns: int) -> Refusal | None:
+def doubt_of(tokens: Tokens, ids: Sequence[str], world: World, time_ns: int) -> Refusal | None:
     """Why the token whose blocks go by ``ids`` is good for nothing now; None: it is good."""
     for id in ids:
-        if id in revoked:
+        if id in world.revoked_tokens:
             return refusal(E.REVOKED, f"token={id}")
     found = tokens.by_id.get(ids[0])
     if found is None:
         return refusal(E.UNSIGNED, f"token={ids[0]} is none that this hive minted, or expired long ago")
+    if found.minted.key in world.retired_token_keys:
+        return refusal(E.REVOKED, f"the key of token={ids[0]}")
     if time_ns >= found.minted.until:
         return refusal(E.EXPIRED, f"token={ids[0]} until={rfc3339(found.minted.until)}")
     return None
@@ -156,7 +170,7 @@ def decide(tokens: Tokens, order: Order) -> Decided:
         raise refusal(E.DENIED, "rule=token-mints what a token grants is passed on by narrowing the token")
     if args["tenant"] != order.tenant:
         raise refusal(E.DENIED, f"rule=token-tenant this session is {order.tenant}")
-    until_ns = int(args["until"])
+    until_ns = parse_rfc3339(args["until"])
     if not now_ns < until_ns <= now_ns + TTL_MAX_NS:
         raise refusal(E.USAGE, f"mint: expected a ttl of at most {duration(TTL_MAX_NS)}")
     if args["id"] in tokens.by_id:
@@ -166,6 +180,7 @@ def decide(tokens: Tokens, order: Order) -> Decided:
         raise refusal(E.QUOTA, f"tokens have={alive} max={TOKENS_MAX}")
     minted = Minted(
         args["id"],
+        args["key"],
         tuple(args["ops"].split(",")),
         tuple(args["paths"].split(" ")),
         args["tenant"],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 from biscuit_auth import Biscuit
@@ -11,10 +11,11 @@ from skep.fs.errors import E, FsError
 from skep.namespaces.lockout import Lockout
 from skep.namespaces.tokens import biscuit
 from skep.namespaces.tokens.biscuit import Asked, Terms, TokenError
-from skep.namespaces.tokens.core import Tokens, doubt_of
+from skep.namespaces.tokens.core import Tokens, World, doubt_of
 from skep.namespaces.tokens.grant import Grant, channel_of, granted
 from skep.namespaces.tokens.held import Held
 from skep.trace.clock import Clock
+from skep.trace.rules import Refusal
 
 
 class Keys(NamedTuple):
@@ -23,6 +24,14 @@ class Keys(NamedTuple):
 
     private: bytes
     public: tuple[bytes, ...]
+
+
+class Fresh(NamedTuple):
+    """A token just made: what it goes by, the public key it is verified by, and itself, in base64."""
+
+    id: str
+    key: str
+    token: str
 
 
 class Bearer(NamedTuple):
@@ -35,23 +44,19 @@ class Bearer(NamedTuple):
     binding: bytes
 
 
-class World(Protocol):
+class State(World, Protocol):
     @property
     def tokens(self) -> Tokens:
         """Those that were minted."""
 
-    @property
-    def revoked_tokens(self) -> Container[str]:
-        """The ids of revoked blocks."""
-
 
 class Desk:
-    """``keys`` is asked each time, so that a rotation needs no telling; ``world`` is the durable state."""
+    """``keys`` is asked each time, so that a rotation needs no telling; ``state`` is the durable one."""
 
-    def __init__(self, clock: Clock, keys: Callable[[], Keys], world: Callable[[], World]) -> None:
+    def __init__(self, clock: Clock, keys: Callable[[], Keys], state: Callable[[], State]) -> None:
         self._clock = clock
         self._keys = keys
-        self._world = world
+        self._state = state
         self.lockout = Lockout(clock, "token-lockout")
         self.held = Held(clock)
 
@@ -62,14 +67,14 @@ class Desk:
     @property
     def needed(self) -> bool:
         """Whether there is any token to be shown."""
-        return bool(self._world().tokens.by_id)
+        return bool(self._state().tokens.by_id)
 
-    def mint(self, terms: Terms) -> tuple[str, str]:
-        """What the new token's first block goes by, and the token as base64. Raises TokenError."""
+    def mint(self, terms: Terms) -> Fresh:
+        """A token that no one knows yet. Raises TokenError."""
         keys = self._keys()
-        id = biscuit.key_id(keys.public[0])
-        token = biscuit.mint(biscuit.private_key(keys.private), id, terms)
-        return biscuit.ids_of(token)[0], token.to_base64()
+        public = keys.public[0]
+        token = biscuit.mint(biscuit.private_key(keys.private), biscuit.key_id(public), terms)
+        return Fresh(biscuit.ids_of(token)[0], public.hex(), token.to_base64())
 
     def believe(self, written: bytes, bearer: Bearer) -> Grant:
         """The grant of a token that was shown. Raises FsError, whose text names the reason, and never holds
@@ -90,8 +95,7 @@ class Desk:
             raise FsError(E.UNSIGNED, str(error)) from None
         now_ns = self._clock.now_ns()
         grant.check(bearer.principal, bearer.binding, now_ns)
-        world = self._world()
-        doubt = doubt_of(world.tokens, grant.revocation_ids, world.revoked_tokens, now_ns)
+        doubt = self._doubt(grant)
         if doubt is not None:
             kind = E[doubt.code]
             raise FsError(kind, doubt.text.removeprefix(f"{kind.value.text}: "))
@@ -111,6 +115,14 @@ class Desk:
             if not biscuit.allows(token, asked):
                 raise FsError(E.UNSIGNED, "its checks fail")
         return grant
+
+    def recheck(self) -> None:
+        """Something was revoked, or a key retired: end the sessions that live under what is good no more."""
+        self.held.keep(lambda grant: self._doubt(grant) is None)
+
+    def _doubt(self, grant: Grant) -> Refusal | None:
+        state = self._state()
+        return doubt_of(state.tokens, grant.revocation_ids, state, self._clock.now_ns())
 
     def _read(self, written: bytes) -> tuple[Biscuit, Grant]:
         keys = {biscuit.key_id(raw): biscuit.public_key(raw) for raw in self._keys().public}

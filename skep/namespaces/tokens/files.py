@@ -104,6 +104,7 @@ def _told(hive: Hive, token: Token) -> str:
     minted = token.minted
     told = {
         "token": minted.token,
+        "key": minted.key,
         "ops": minted.ops,
         "paths": minted.paths,
         "tenant": minted.tenant,
@@ -166,24 +167,26 @@ async def mint(hive: Hive, caller: Caller, args: Mapping[str, str]) -> str:
     try:
         terms = _terms(hive, caller, args)
         _check_own(hive, caller, terms)
-        id, token = desk.mint(terms)
+        fresh = desk.mint(terms)
     except TokenError as error:
         raise FsError(E.USAGE, f"mint: {error}") from None
     assert terms.ops is not None
     assert terms.places is not None
+    assert terms.until_ns is not None
     said = {
-        "id": id,
+        "id": fresh.id,
+        "key": fresh.key,
         "ops": ",".join(sorted(terms.ops)),
         "paths": " ".join(sorted(map(place_text, terms.places))),
         "tenant": caller.tenant,
-        "until": str(terms.until_ns),
+        "until": rfc3339(terms.until_ns),
         "subject": terms.subject,
         "uses": None if terms.uses is None else str(terms.uses),
         "channel": terms.channel,
     }
     line = ctl.line("mint", {name: value for name, value in said.items() if value is not None})
     await hive.command(caller, CLONE, (line,))
-    return token
+    return fresh.token
 
 
 def _terms(hive: Hive, caller: Caller, args: Mapping[str, str]) -> Terms:
@@ -212,7 +215,9 @@ def parse_ops(text: str) -> frozenset[str]:
 
 def parse_places(text: str) -> frozenset[Place]:
     """Paths with commas between, with or without a slash at the end. Raises TokenError."""
-    return frozenset(parse_place(f"{path.removesuffix('/')}/") for path in text.split(","))
+    # An empty path would be the root's.
+    paths = (path if path.endswith("/") or not path else f"{path}/" for path in text.split(","))
+    return frozenset(map(parse_place, paths))
 
 
 def _bound(hive: Hive, caller: Caller, args: Mapping[str, str]) -> str | None:

@@ -27,10 +27,10 @@ class Held:
         self._look()
         return lambda: self._release(key)
 
-    def revoked(self, id: str) -> None:
-        """A block was revoked."""
+    def keep(self, good: Callable[[Grant], bool]) -> None:
+        """End those whose grant is not ``good``."""
         for key, (grant, _) in list(self._ends.items()):
-            if id in grant.revocation_ids:
+            if not good(grant):
                 self._end(key)
 
     def __len__(self) -> int:
