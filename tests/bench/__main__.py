@@ -9,7 +9,8 @@ import json
 import os
 import platform
 import sys
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,15 +20,20 @@ from rich.progress import Progress
 from rich.table import Table
 
 from skep.bench import Case
+from tests.bench import tls
 from tests.bench.rounds import ROWS, Bench, Cell, idle_connections, idle_row
 from tests.bench.servers import DIOD, FLOOR, SERVERS, Server, grounds, version
 
 WIDTH = 220  # of a table that no terminal bounds
 
-NOTES = """floor: answers from a table, checks and stores nothing; in the rows of durable commands it is
+NOTES = (
+    """floor: answers from a table, checks and stores nothing; in the rows of durable commands it is
 SQLite alone (WAL, synchronous=FULL), as many rows to a commit as there are writers.
 walk+clunk counts pairs; stat is Tgetattr in 9P2000.L, Tstat in pyroute2's 9P2000; (64 K): the largest msize
-that the server agreed to; pyroute2 serves its files from memory."""
+that the server agreed to; pyroute2 serves its files from memory.
+"""
+    + tls.NOTE
+)
 
 Rows = list[tuple[Case, dict[str, Cell]]]
 
@@ -39,6 +45,7 @@ def main() -> int:
     connections = idle_connections()
     about = machine(servers, args.rounds, args.seconds)
     tables = {}
+    encrypted = {}
     for name, core in (("pinned", max(os.sched_getaffinity(0))), ("unpinned", None)):
         if args.table in (name, "both"):
             rows = measured(servers, core, args, 0 if core is not None else connections)
@@ -46,9 +53,13 @@ def main() -> int:
             console.print(drawn(title(core), servers, rows))
             for line in failures(rows):
                 console.print(line, markup=False)
+            with on(core):
+                encrypted[name] = tls.measured(args.rounds, args.seconds, args.rows)
+            if encrypted[name]:
+                console.print(tls.drawn(f"TLS, {title(core)}", encrypted[name]))
     console.print(notes(about))
     if args.json:
-        args.json.write_text(json.dumps({**about, "tables": recorded(tables)}, indent=1) + "\n")
+        args.json.write_text(json.dumps({**about, "tables": recorded(tables, encrypted)}, indent=1) + "\n")
     return 0
 
 
@@ -78,14 +89,20 @@ def machine(servers: list[Server], rounds: int, seconds: float) -> dict[str, Any
 
 def measured(servers: list[Server], core: int | None, args: argparse.Namespace, connections: int) -> Rows:
     """All rows of one table; `connections` idle ones for its last row (0: no such row)."""
+    with on(core), grounds(core) as where, ExitStack() as stack:
+        bench = Bench(servers, where, args.rounds, args.seconds, stack)
+        bench.start()
+        return _rows(bench, args.rows, connections)
+
+
+@contextmanager
+def on(core: int | None) -> Iterator[None]:
+    """This process, and those it starts, on one core; None: on any."""
     cores = os.sched_getaffinity(0)
     if core is not None:
         os.sched_setaffinity(0, {core})
     try:
-        with grounds(core) as where, ExitStack() as stack:
-            bench = Bench(servers, where, args.rounds, args.seconds, stack)
-            bench.start()
-            return _rows(bench, args.rows, connections)
+        yield
     finally:
         os.sched_setaffinity(0, cores)
 
@@ -163,9 +180,10 @@ d: requests outstanding on each connection.
 {NOTES}"""
 
 
-def recorded(tables: dict[str, Rows]) -> dict[str, list[dict[str, Any]]]:
+def recorded(tables: dict[str, Rows], encrypted: dict[str, list[tls.Row]]) -> dict[str, list[dict[str, Any]]]:
     return {
         name: [{"row": case.name, "unit": case.unit, "cells": _record(cells)} for case, cells in rows]
+        + [row.record() for row in encrypted[name]]
         for name, rows in tables.items()
     }
 
