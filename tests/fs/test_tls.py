@@ -359,6 +359,73 @@ def test_a_reload_drops_nobody_and_counts_for_the_next(tmp_path: Path) -> None:
     play(story, tmp_path)
 
 
+@LOOPS
+def test_a_rotation_under_load_drops_nobody_and_a_revocation_ends_one_within_a_second(
+    loop: Callable[[], asyncio.AbstractEventLoop], tmp_path: Path
+) -> None:
+    """The CA is replaced, with an overlap, and each worker's certificate, one at a time, while all ask."""
+    nodes = [f"spiffe://hive/drone-worker/w{n}" for n in range(4)]
+
+    async def asking(client: Client, done: list[int], at: int) -> None:
+        data = random.Random(at).randbytes(40_000)
+        await client.write_file(f"f{at}", data, create=True)
+        while True:
+            read, _ = await asyncio.gather(client.read_file(f"f{at}"), client.stat(f"f{at}"))
+            assert data == read
+            done[at] += 1
+
+    async def story(hive: Hive) -> None:
+        done = [0] * len(nodes)
+        old = [CA.issue(name) for name in nodes]
+        hive.papers.change(bundle=CA.pem + OTHER_CA.pem)
+        clients = [await hive.connect(one, CA, OTHER_CA, aname="host") for one in old]
+        tasks = [asyncio.ensure_future(asking(client, done, at)) for at, client in enumerate(clients)]
+
+        async def all_go_on() -> None:
+            before = list(done)
+            await wait_until(lambda: all(now > then for now, then in zip(done, before, strict=True)))
+            assert [] == hive.refusals
+
+        await all_go_on()
+        renewed = OTHER_CA.issue(QUEEN)
+        hive.papers.change(certificate=renewed.pem, key=renewed.key_pem)
+        await all_go_on()
+        for n in range(10):
+            hive.papers.change(crl=CA.crl(*[CA.issue(WORKER) for _ in range(n)]))
+            await all_go_on()
+        # Each worker comes back with a certificate of the new CA, and leaves its old connection by itself.
+        for at, name in enumerate(nodes):
+            client = await hive.connect(OTHER_CA.issue(name), CA, OTHER_CA, aname="host")
+            tasks.append(asyncio.ensure_future(asking(client, done, at)))
+            tasks[at].cancel()
+            await asyncio.wait([tasks[at]])
+            await clients[at].close()
+            clients[at] = client
+            await all_go_on()
+        hive.papers.change(bundle=OTHER_CA.pem, crl=b"")
+        await all_go_on()
+        revoked = OTHER_CA.issue("spiffe://hive/drone-worker/w9")
+        async with await hive.connect(revoked, OTHER_CA, aname="host") as client:
+            done.append(0)
+            task = asyncio.ensure_future(asking(client, done, len(nodes)))
+            await all_go_on()
+            async with asyncio.timeout(1):
+                hive.papers.change(crl=OTHER_CA.crl(revoked))
+                with pytest.raises(ConnectionLost):
+                    await task
+        assert [Reason.REVOKED] == [refusal.reason for refusal in hive.refusals]
+        del done[-1]
+        hive.refusals.clear()
+        await all_go_on()
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        for client in clients:
+            await client.close()
+
+    play(story, tmp_path, loop=loop)
+
+
 def test_a_ca_renewed_with_the_same_key_is_the_same_ca(tmp_path: Path) -> None:
     ca = Authority()
     renewed = Authority(key=ca.key)
