@@ -112,7 +112,6 @@ class Door:
         self, peer: Peer, uname: str, aname: str, n_uname: int, afid: Chan | None = None
     ) -> Chan:
         """The hive's root, as the role sees it. Raises FsError."""
-        assert afid is None, "auth gives none"
         who = self._who(peer, uname, n_uname)
         tenant = _tenant(who, aname)
         if who.node:
