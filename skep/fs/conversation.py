@@ -19,9 +19,10 @@ from skep.fs import messages as m
 from skep.fs.chan import Chan, Witness, settle
 from skep.fs.errors import DENIALS, E, FsError, from_oserror
 from skep.fs.hot import hot
+from skep.fs.limits import Meter
 from skep.fs.messages import DM, DONT_TOUCH, LO, QT, SA, Dialect, Message
 from skep.fs.node import Attr, Caller, Change, How, Lock, Maybe
-from skep.fs.session import FIDS_MAX, Call, Done, Session
+from skep.fs.session import FIDS_MAX, TURN_MAX, Call, Done, Session
 from skep.fs.wire import stat_of
 
 log = logging.getLogger("skep.fs")
@@ -79,8 +80,12 @@ class Conversation:
         self.witness: Witness | None = None  # the gate's, for what is refused; None: nobody records it
         self.paused = False  # the transport takes no more for now
         self._tasks: dict[Call, asyncio.Task[Done | FsError]] = {}
+        self.caller: Caller | None = None  # of the last attach; None: nobody has attached
+        self.session.refused = self._limited
         self._pumping = False
         self._flows = True
+        self._tired = False  # the rest of what came waits for the others' turn
+        self._braked: asyncio.TimerHandle | None = None  # not None: there were too many bytes
         self.hang_up: Callable[[], None] = lambda: None  # told to close: what came cannot be 9P
         self.flow: Callable[[bool], None] = lambda wanted: None  # told when no more bytes are wanted, or are
 
@@ -89,13 +94,57 @@ class Conversation:
 
         What waits for earlier answers is looked at later: then ``hang_up`` is called for the same reason."""
         session = self.session
+        if not self._tired:
+            session.turn = TURN_MAX
         session.receive(data)
+        if session.meter is not None:
+            self._carry(session.meter, len(data))
         if session.settled and not self.paused and not self._pumping:
-            self.send(session.take())
+            self._send()
         else:
             self.pump()
             if session.broken is not None:
                 raise session.broken
+
+    def _send(self) -> None:
+        if self.session.meter is not None:
+            self._carry(self.session.meter, self.session.outgoing)
+        self.send(self.session.take())
+
+    def _carry(self, meter: Meter, count: int) -> None:
+        """So many bytes have come or go: read no more while there were too many."""
+        wait_ns = meter.carry(count)
+        if wait_ns and self._braked is None and not self.session.ended:
+            self._braked = asyncio.get_running_loop().call_later(wait_ns / SECOND, self._unbraked)
+            self._set_flow()
+
+    def _unbraked(self) -> None:
+        self._braked = None
+        if self.session.meter is not None:
+            self._carry(self.session.meter, 0)
+        self._set_flow()
+
+    def _next_turn(self) -> None:
+        self._tired = False
+        self.session.turn = TURN_MAX
+        self.pump()
+
+    def _set_flow(self) -> None:
+        """Say when no more bytes are wanted, or are again."""
+        wanted = not (self.session.stalled or self._tired or self._braked)
+        if wanted is not self._flows:
+            self._flows = wanted
+            self.flow(wanted)
+
+    def limit(self, fids_max: int, tags_max: int, meter: Meter | None) -> None:
+        """Set what its client may do from now on."""
+        self.session.limit(fids_max, tags_max, meter)
+
+    def _limited(self, op: str, error: FsError) -> None:
+        """The session has refused a call for its limits."""
+        if self.witness is not None and not error.told:
+            error.told = True
+            error.trace = self.witness.refused(op, "", "", error, self.caller)
 
     def resume(self) -> None:
         """The transport takes bytes again."""
@@ -106,6 +155,9 @@ class Conversation:
         """The connection is gone: every call is given up, every fid clunked."""
         self.session.end()
         self.paused = True
+        if self._braked is not None:
+            self._braked.cancel()
+            self._braked = None
         self.pump()
 
     @property
@@ -132,12 +184,13 @@ class Conversation:
                     continue
                 if not session.outgoing or self.paused:
                     break
-                self.send(session.take())
+                self._send()
         finally:
             self._pumping = False
-        if session.stalled is self._flows:
-            self._flows = not session.stalled
-            self.flow(self._flows)
+        if session.tired and not self._tired:
+            self._tired = True
+            asyncio.get_running_loop().call_soon(self._next_turn)
+        self._set_flow()
         if session.broken is not None:
             self.hang_up()
 
@@ -252,6 +305,7 @@ async def _attach(conversation: Conversation, call: Call, t: m.Tattach) -> Done:
     except FsError as error:
         _tell(conversation, "attach", t.aname, error)
         raise
+    conversation.caller = chan.caller
     if conversation.witness is not None:
         chan.witness = conversation.witness
     return Done(m.Rattach((await chan.attr()).qid), chan)

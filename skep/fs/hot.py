@@ -15,7 +15,7 @@ from skep.fs.export import HostHandle, HostNode
 from skep.fs.messages import Dialect, Qid
 from skep.fs.shapes import File, MemoryHandle, Snapshot
 from skep.fs.tree import Dir
-from skep.native.hot import AVAILABLE, NOT_HERE, READ, WRITE, Table
+from skep.native.hot import AVAILABLE, BUDGET_MAX, NOT_HERE, READ, WRITE, Table
 from skep.native.memory import Compiled
 
 _NUMBERS: Final = {Dialect.PLAIN: 1, Dialect.U: 2, Dialect.L: 3}
@@ -37,6 +37,15 @@ class Hot:
     def run(self, data: Any, at: int) -> tuple[int, bytes]:
         """How far ``data`` from ``at`` on is answered, and the answers."""
         return self.table.run(data, at)
+
+    def budget(self, calls: int, walks: int) -> None:
+        self.table.budget(min(calls, BUDGET_MAX), min(walks, BUDGET_MAX))
+
+    def left(self) -> tuple[int, int]:
+        return self.table.left
+
+    def limit(self, fids_max: int) -> None:
+        self.table.limit(fids_max)
 
     def hold(self, tag: int, fids: tuple[int, ...]) -> None:
         self.table.hold(tag, fids)

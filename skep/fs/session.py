@@ -15,11 +15,12 @@ from __future__ import annotations
 
 import struct
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple, Protocol
 
 from skep.fs import messages as m
 from skep.fs.errors import E, FsError
+from skep.fs.limits import ENDLESS, Meter
 from skep.fs.messages import NOFID, NUMBERS, Dialect, Message
 from skep.fs.node import How
 from skep.fs.wire import HEADER, WireError, negotiate, pack, unpack
@@ -31,6 +32,7 @@ FIDS_MAX: Final = 65536  # per session: a mount holds one per cached file
 TAGS_MAX: Final = 4096  # outstanding calls per session: bounds what a peer can make us hold
 OUT_MAX: Final = 4 << 20  # bytes of answers not yet sent, above which no further call is begun
 XATTRS_MAX: Final = 256  # attributes being read or written at once: each may hold 64 KiB
+TURN_MAX: Final = 512  # calls decoded before others get their turn: some 10 ms of the slower ones
 ENAME_MAX: Final = 4096  # bytes of an error's text: what a client sent may be quoted in it
 
 
@@ -78,6 +80,9 @@ RULES: Final[dict[type[Message], Rule]] = {
 }
 _READS: Final = (m.Tread, m.Treaddir)
 _LAST: Final = (m.Tclunk, m.Tremove)
+_OPS: Final = {number: kind.__name__[1:].lower() for kind, number in NUMBERS.items()}
+# Never refused for coming too often: whoever gives up a fid or a call must be rid of it.
+_FREE: Final = frozenset(NUMBERS[kind] for kind in (m.Tflush, m.Tclunk, m.Tremove))
 _LOOKS: Final = (m.Twalk, m.Tstat, m.Tgetattr, m.Tstatfs, m.Treadlink, m.Txattrwalk)
 
 
@@ -142,6 +147,9 @@ class Kernel(Protocol):
 
     def reset(self, msize: int, dialect: Dialect | None) -> None: ...
     def run(self, data: Any, at: int) -> tuple[int, bytes]: ...
+    def budget(self, calls: int, walks: int) -> None: ...
+    def left(self) -> tuple[int, int]: ...
+    def limit(self, fids_max: int) -> None: ...
     def hold(self, tag: int, fids: tuple[int, ...]) -> None: ...
     def release(self, tag: int, fids: tuple[int, ...], known: Mapping[int, Any]) -> None: ...
     def bound(self, fid: int, chan: Any) -> None: ...
@@ -167,6 +175,10 @@ class Session:
         self.kernel = kernel
         self.msize_max = msize_max
         self.fids_max = fids_max
+        self.tags_max = TAGS_MAX
+        self.meter: Meter | None = None  # None: as many calls as may be
+        self.turn = TURN_MAX  # frames that may still be decoded before others get their turn
+        self.refused: Callable[[str, FsError], None] = lambda op, error: None  # told what limits refuse
         self.msize = MSIZE_START
         self.dialect: Dialect | None = None  # None: no version agreed on
         self.fids: dict[int, Fid] = {}
@@ -203,6 +215,18 @@ class Session:
         """Go on after ``take`` has made room, or after a reset."""
         self._frames()
 
+    def limit(self, fids_max: int, tags_max: int, meter: Meter | None) -> None:
+        """Set what it may do from now on. Fids that it has already it keeps."""
+        self.fids_max, self.tags_max, self.meter = min(fids_max, FIDS_MAX), min(tags_max, TAGS_MAX), meter
+        if self.kernel is not None:
+            self.kernel.limit(self.fids_max)
+            self.kernel.budget(ENDLESS, ENDLESS)
+
+    @property
+    def tired(self) -> bool:
+        """Whether frames that came wait for the next turn."""
+        return self.turn <= 0 and len(self._in) >= 4 and not self.stalled
+
     @property
     def outstanding(self) -> int:
         """Calls not yet answered."""
@@ -212,6 +236,11 @@ class Session:
     def stalled(self) -> bool:
         """Whether bytes received wait for answers to be sent first: read no more until then."""
         return self.full or self._version is not None or self.broken is not None or self._ended
+
+    @property
+    def ended(self) -> bool:
+        """Whether the connection is gone."""
+        return self._ended
 
     @property
     def full(self) -> bool:
@@ -229,7 +258,7 @@ class Session:
         One call at a time is made ready, so that a burst of requests never holds more than one burst's
         answers: the caller performs it and resumes."""
         at, data = 0, self._in
-        while not self.ready and not self.stalled and len(data) - at >= 4:
+        while self.turn > 0 and not self.ready and not self.stalled and len(data) - at >= 4:
             if self.kernel is not None and not self._stopped:
                 at += self._kernel_answers(data, at)
                 continue
@@ -242,6 +271,7 @@ class Session:
             # A copy, so that a Twrite's payload outlives the buffer it came in.
             self._frame(memoryview(bytes(data[at : at + size])))
             at += size
+            self.turn -= 1
             self._stopped = False
         if at:
             del data[:at]
@@ -249,7 +279,14 @@ class Session:
     def _kernel_answers(self, data: bytes | bytearray | memoryview, at: int) -> int:
         """Let the kernel answer what it can from ``at`` on; how many bytes that were."""
         assert self.kernel is not None
-        used, answers = self.kernel.run(data, at)
+        if self.meter is None:
+            used, answers = self.kernel.run(data, at)
+        else:
+            before = self.meter.left()
+            self.kernel.budget(*before)
+            used, answers = self.kernel.run(data, at)
+            left = self.kernel.left()
+            self.meter.spend(before[0] - left[0], before[1] - left[1])
         # What stopped it may have been the room for answers: then it is asked again.
         self._stopped = not used
         if answers:
@@ -276,6 +313,12 @@ class Session:
         if self.dialect is None:
             self._send(tag, FsError(E.PROTO, "Tversion was expected first"))
             return
+        if self.meter is not None:
+            if kind in _FREE:
+                self.meter.spend(1, 0)
+            elif wait_ms := self.meter.call(kind == NUMBERS[m.Twalk]):
+                self._refuse(tag, kind, FsError(E.THROTTLED, f"retry-ms={wait_ms}"))
+                return
         try:
             if kind & 1 or kind == 6:
                 raise FsError(E.NOTSUP, f"message type {kind} is not a request")
@@ -283,8 +326,9 @@ class Session:
         except FsError as error:
             self._send(tag, error)
             return
-        if len(self._calls) >= TAGS_MAX and not isinstance(message, m.Tflush):
-            self._send(tag, FsError(E.QUOTA, f"outstanding requests have={len(self._calls)} max={TAGS_MAX}"))
+        if len(self._calls) >= self.tags_max and not isinstance(message, m.Tflush):
+            have = f"outstanding requests have={len(self._calls)} max={self.tags_max}"
+            self._refuse(tag, kind, FsError(E.QUOTA, have))
             return
         call = Call(tag, message)
         self._calls[tag] = call
@@ -294,6 +338,11 @@ class Session:
             self._enqueue(call)
         if not call.begun or isinstance(message, m.Tflush):
             self.hold(call)
+
+    def _refuse(self, tag: int, kind: int, error: FsError) -> None:
+        """Answer a frame with what a limit says."""
+        self.refused(_OPS.get(kind, "call"), error)
+        self._send(tag, error)
 
     # Version and flush: the two messages about other messages.
 
@@ -472,6 +521,8 @@ class Session:
         except FsError as error:
             if isinstance(call.message, m.Tremove) and call.numbers[0] in self.fids:
                 self._drop([call.numbers[0]])  # it clunks even when it fails
+            if error.kind is E.QUOTA:
+                self.refused(_OPS[NUMBERS[type(call.message)]], error)
             self._finish(call, error)
             return
         self.ready.append(call)

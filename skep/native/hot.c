@@ -60,6 +60,7 @@ struct hot {
 	uint32_t msize;
 	int dialect;
 	uint32_t fids_max;
+	uint64_t calls, walks;			/* how many may be answered before Python is asked again */
 	uint32_t size, count, ghosts;
 	struct fidrec *fids;
 	struct proto *protos;
@@ -544,7 +545,7 @@ hot_run(struct hot *h, const uint8_t *in, uint64_t n, uint8_t *out, uint64_t roo
 	uint64_t at = 0, made = 0;
 	uint32_t size, answer;
 
-	while(n - at >= HEAD_SIZE){
+	while(h->calls > 0 && n - at >= HEAD_SIZE){
 		size = get32(in + at);
 		if(size < HEAD_SIZE || size > h->msize || size > n - at || busy(h, get16(in + at + 5)))
 			break;
@@ -556,7 +557,8 @@ hot_run(struct hot *h, const uint8_t *in, uint64_t n, uint8_t *out, uint64_t roo
 			answer = run_write(h, in + at, size, out + made, room - made);
 			break;
 		case TWALK:
-			answer = run_walk(h, in + at, size, out + made, room - made);
+			answer = h->walks == 0 ? 0 : run_walk(h, in + at, size, out + made, room - made);
+			h->walks -= answer != 0;
 			break;
 		case TCLUNK:
 			answer = run_clunk(h, in + at, size, out + made, room - made);
@@ -570,6 +572,7 @@ hot_run(struct hot *h, const uint8_t *in, uint64_t n, uint8_t *out, uint64_t roo
 		}
 		if(answer == 0)
 			break;
+		h->calls--;
 		at += size;
 		made += answer;
 	}
@@ -587,6 +590,7 @@ hot_new(uint32_t fids_max)
 	if(h == NULL)
 		return NULL;
 	h->fids_max = fids_max;
+	h->calls = h->walks = UINT64_MAX;
 	h->size = START;
 	h->fids = calloc(START, sizeof *h->fids);
 	if(h->fids == NULL){
@@ -594,6 +598,28 @@ hot_new(uint32_t fids_max)
 		return NULL;
 	}
 	return h;
+}
+
+/* How many calls, and walks among them, may be answered from now on. */
+void
+hot_budget(struct hot *h, uint64_t calls, uint64_t walks)
+{
+	h->calls = calls;
+	h->walks = walks;
+}
+
+/* What is left of that. */
+void
+hot_left(struct hot *h, uint64_t *calls, uint64_t *walks)
+{
+	*calls = h->calls;
+	*walks = h->walks;
+}
+
+void
+hot_fids_max(struct hot *h, uint32_t fids_max)
+{
+	h->fids_max = fids_max;
 }
 
 /* No fid, no place, no tag; the version agreed on. msize 0: none. */

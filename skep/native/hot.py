@@ -21,6 +21,7 @@ OUT_SIZE: Final = (1 << 20) + (64 << 10)  # bytes answered at a time: the longes
 NOT_HERE: Final = -1
 READ: Final = 1
 WRITE: Final = 2
+BUDGET_MAX: Final = (1 << 64) - 1  # no budget: nobody answers so many calls
 
 
 class Ghost(NamedTuple):
@@ -64,6 +65,7 @@ class Table:
         self._bytes = ffi.typeof("uint8_t[]")
         assert _out is not None
         self._out = _out.buffer, _out.used, _out.view  # of the thread whose event loop the session is on
+        self._left = ffi.new("uint64_t[2]")
         self._kept: dict[int, Any] = {}  # what open fids point to
 
     def reset(self, msize: int, dialect: int) -> None:
@@ -77,6 +79,20 @@ class Table:
         raw = ffi.from_buffer(self._bytes, data)
         made = self._run(self._table, raw + at if at else raw, len(data) - at, out, OUT_SIZE, used)
         return used[0], view[0:made]
+
+    def budget(self, calls: int, walks: int) -> None:
+        """How many calls, and walks among them, may be answered from now on."""
+        lib.hot_budget(self._table, calls, walks)
+
+    @property
+    def left(self) -> tuple[int, int]:
+        """What is left of the budget."""
+        lib.hot_left(self._table, self._left, self._left + 1)
+        return self._left[0], self._left[1]
+
+    def limit(self, fids_max: int) -> None:
+        """So many fids at the most from now on."""
+        lib.hot_fids_max(self._table, fids_max)
 
     def place(self) -> int:
         """A new place of the tree; NOT_HERE when there are too many."""

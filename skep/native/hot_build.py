@@ -27,6 +27,9 @@ extern uint64_t hot_epoch;
 struct hot *hot_new(uint32_t fids_max);
 void hot_free(struct hot *);
 void hot_reset(struct hot *, uint32_t msize, int dialect);
+void hot_budget(struct hot *, uint64_t calls, uint64_t walks);
+void hot_left(struct hot *, uint64_t *calls, uint64_t *walks);
+void hot_fids_max(struct hot *, uint32_t fids_max);
 uint64_t hot_run(struct hot *, const uint8_t *in, uint64_t n, uint8_t *out, uint64_t room, uint64_t *used);
 int32_t hot_place(struct hot *);
 void hot_name(struct hot *, int32_t parent, int32_t child, const uint8_t *name, uint32_t n,
