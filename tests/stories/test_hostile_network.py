@@ -1,0 +1,219 @@
+"""A hive on a network that nobody trusts: four machines, what they may do, and what a listener hears.
+
+One story, because each part needs the one before: enrolment, work, rotation under load, revocation, a stolen
+token. Everything that goes over the wire is captured, and holds no 9P that could be read.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from queens import ROOT
+from wires import Machine, Wires, wired
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+SKEP = (sys.executable, "-m", "skep")
+CANARIES = (b"9P2000", b"honey", b"jobs", b"whoami", b"heartbeat", b"skep1.", b"sha256", b"spiffe://")
+"""What goes through the hive in the story, as a plaintext conversation would have it."""
+OVERLAP_S = 20
+PLENTY_S = 60.0
+
+
+class Person:
+    """Somebody at a machine, who types commands."""
+
+    def __init__(self, machine: Machine, home: Path) -> None:
+        self.machine = machine
+        self.home = home
+        home.mkdir()
+        self.identity = home / "identity"
+        self.env = {name: os.environ[name] for name in ("PATH",)} | {
+            "HOME": str(home), "PYTHONPATH": str(ROOT), "SKEP_IDENTITY": str(self.identity),
+        }  # fmt: skip
+
+    def run(self, *words: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*self.machine.prefix, *SKEP, *words],
+            env=self.env, input=stdin, capture_output=True, text=True, timeout=PLENTY_S, check=False,
+        )  # fmt: skip
+
+    def does(self, *words: str, stdin: str = "") -> str:
+        """What the command prints; it must succeed."""
+        done = self.run(*words, stdin=stdin)
+        assert (0, "") == (done.returncode, done.stderr if done.returncode else ""), words
+        return done.stdout
+
+    @contextmanager
+    def runs(self, *words: str, **more: Any) -> Iterator[subprocess.Popen[str]]:
+        """A command that goes on; told to stop afterwards."""
+        with (self.home / "said").open("a") as said:
+            process = subprocess.Popen(
+                [*self.machine.prefix, *words],
+                env=self.env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said, text=True, cwd=ROOT,
+            )  # fmt: skip
+        try:
+            yield process
+        finally:
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.communicate(timeout=PLENTY_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.communicate()
+
+
+class Session:
+    """laptop.py, asked line by line."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process = process
+        assert "ready" == self.answer()
+
+    def begin(self, line: str) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(f"{line}\n")
+        self.process.stdin.flush()
+
+    def answer(self) -> Any:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        assert line, "it has ended"
+        return json.loads(line)
+
+    def says(self, line: str) -> Any:
+        self.begin(line)
+        return self.answer()
+
+
+@contextmanager
+def session(person: Person, address: str) -> Iterator[Session]:
+    laptop = str(Path(__file__).with_name("laptop.py"))
+    with person.runs(sys.executable, laptop, address, str(person.identity)) as process:
+        yield Session(process)
+
+
+def ready(process: subprocess.Popen[str]) -> str:
+    """The address that a queen serves by TLS."""
+    assert process.stdout is not None
+    address = ""
+    for line in process.stdout:
+        if line.startswith("serving tls:"):
+            address = line.split()[1]
+        if line == "ready\n":
+            return address
+    raise AssertionError("the queen ended")
+
+
+def wait_until(what: str, found: Any) -> Any:
+    """What ``found`` gives once it gives something."""
+    until = time.monotonic() + PLENTY_S
+    while time.monotonic() < until:
+        if value := found():
+            return value
+        time.sleep(0.1)
+    raise AssertionError(f"waited in vain for {what}")
+
+
+@pytest.fixture
+def wires() -> Iterator[Wires]:
+    with wired("queen", "w1", "w2", "laptop", "thief") as found:
+        yield found
+
+
+def test_a_hive_stands_on_a_hostile_network(wires: Wires, tmp_path: Path) -> None:
+    people = {name: Person(machine, tmp_path / name) for name, machine in wires.machines.items()}
+    queen, w1, w2, laptop, thief = people.values()
+    hive = tmp_path / "hive"
+    here = f"unix:{hive}/hive.sock"
+    host = queen.machine.address
+    capture = tmp_path / "heard.pcap"
+
+    with ExitStack() as stack:
+        listens = ("--listen", here, "--listen", f"tls:{host}:0")
+        serving = stack.enter_context(queen.runs(*SKEP, "serve", "--dir", str(hive), *listens))
+        address = ready(serving)
+        stack.enter_context(wires.captured(capture, int(address.rpartition(":")[2])))
+
+        # Whom nobody invited stays outside, and so does who brings another hive's invite.
+        stranger = thief.run("-H", address, "cat", "/version")
+        assert (0, "") != (stranger.returncode, stranger.stdout)
+        assert "no identity" in stranger.stderr
+
+        # Enrolment: the invite goes by hand, the key never.
+        for person, role in ((w1, "drone-worker"), (w2, "drone-worker"), (laptop, "operator")):
+            name = person.machine.name
+            invite = queen.does("invite", "-H", here, "--role", role, "--node", name, "--ttl", "10m").strip()
+            person.does("enroll", address, "--invite", "-", stdin=f"{invite}\n")
+            assert 0o600 == (person.identity / "key.pem").stat().st_mode & 0o777
+            again = thief.run("enroll", address, "--invite", "-", stdin=f"{invite}\n")
+            assert 0 != again.returncode, "an invite is good once"
+        assert not (thief.identity / "cert.pem").exists()
+
+        # Work over TLS.
+        for worker in (w1, w2):
+            handlers = ("--handlers", str(ROOT / "examples" / "handlers.toml"))
+            stack.enter_context(worker.runs(*SKEP, "worker", "--hive", address, *handlers))
+        boss = stack.enter_context(session(laptop, address))
+        assert {"succeeded": 10, "attempts": 1} == boss.says("submit 10 first")
+
+        # Rotation under load: whoever renews within the overlap notices nothing.
+        boss.begin("submit 40 rotating")
+        queen.does("write", "-H", here, "/trust/ctl", f"rotate what=ca overlap={OVERLAP_S}s")
+        authorities = queen.does("cat", "-H", here, "/trust/ca.pem").count("BEGIN CERTIFICATE")
+        assert 2 == authorities
+        assert {"succeeded": 40, "attempts": 1} == boss.answer()
+        laptop.does("renew", address)
+        assert "ok" == boss.says("hand-over")
+        assert {"succeeded": 10, "attempts": 1} == boss.says("submit-on rotated")
+
+        # A token bound to the operator's channel is nothing on the thief's.
+        bound = f"ops=read paths=/jobs ttl=10m binding={boss.says('binding')}"
+        token = boss.says(f"tell /trust/tokens/clone {bound}")
+        stolen = tmp_path / "stolen"
+        stolen.write_text(token if isinstance(token, str) else "")
+        refused = boss.says(f"token {stolen}")
+        assert "rule=token-channel" in refused["refused"], (token, refused)
+
+        # Revocation: the worker's living session ends at once, its work goes on elsewhere.
+        began = time.monotonic()
+        queen.does("revoke", "-H", here, "--node", "w2")
+        wait_until("w2 to be gone", lambda: not queen.does("cat", "-H", here, "/nodes/w2/sessions"))
+        print(f"revoked and gone after {time.monotonic() - began:.2f} s, commands included")
+        assert {"succeeded": 10, "attempts": 1} == boss.says("submit 10 bereaved")
+        assert 0 != w2.run("-H", address, "cat", "/version").returncode
+
+        # All of it stands in the log that the refused cannot touch.
+        log = queen.does("cat", "-H", here, "/log/net_trace_secure9p.log").splitlines()
+        connects = [line for line in map(json.loads, log) if line["op"] == "connect"]
+        assert any(w2.machine.address in line["peer"] for line in connects), log
+
+    heard = capture.read_bytes()
+    assert b"\x16\x03\x01" in heard, "no handshake was captured"
+    assert len(heard) > 100_000
+    assert [] == [canary for canary in CANARIES if canary in heard]
+
+
+def test_a_listener_would_have_heard_plaintext(wires: Wires, tmp_path: Path) -> None:
+    """The control: what is looked for above is found when it is there."""
+    host, away = wires.machines["queen"], wires.machines["w1"]
+    listen = f"s = socket.create_server(('{host.address}', 0)); print(s.getsockname()[1], flush=True)"
+    serve = f"import socket; {listen}; s.accept()[0].recv(99)"
+    with subprocess.Popen([*host.prefix, sys.executable, "-c", serve], stdout=subprocess.PIPE) as server:
+        assert server.stdout is not None
+        port = int(server.stdout.readline())
+        dial = f"import socket; socket.create_connection(('{host.address}', {port})).sendall(b'9P2000.L')"
+        with wires.captured(tmp_path / "heard.pcap", port):
+            subprocess.run([*away.prefix, sys.executable, "-c", dial], check=True)
+            server.wait()
+    assert b"9P2000.L" in (tmp_path / "heard.pcap").read_bytes()
