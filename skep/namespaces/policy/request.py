@@ -89,13 +89,13 @@ class Principal(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_de
 
 
 class Resource(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """``id``: the object's path, ``/jobs/01JD``. ``path``: the file written to."""
+    """``id``: the object's path, ``/jobs/01JD``. ``path``: the file written to. None: as the hive knows."""
 
     id: str = "/"
-    path: str = ""
-    owner: str = ""
-    tenant: str = "default/default/default"
-    labels: dict[str, str] = {}
+    path: str | None = None
+    owner: str | None = None
+    tenant: str | None = None
+    labels: dict[str, str] | None = None
 
 
 class Stated(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -109,7 +109,7 @@ class Stated(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
 
 
 class Written(NamedTuple):
-    """A request with all its values: one written by hand."""
+    """A request written by hand. What it does not say is as in ``base``; None: the attributes' defaults."""
 
     principal: str
     action: str
@@ -117,41 +117,58 @@ class Written(NamedTuple):
     said: Mapping[Name, Value]
     args: Mapping[str, Value]
     tags: Mapping[str, str]
+    base: Request | None = None
 
     def value(self, name: Name) -> Value | None:
         if name[:2] == ARGS:
             return self.args.get(name[2])
         if name[:2] == TAGS:
             return self.tags.get(name[2])
-        return self.said.get(name, ATTRIBUTES[name].default)
+        if name in self.said or self.base is None:
+            return self.said.get(name, ATTRIBUTES[name].default)
+        return self.base.value(name)
 
 
-def written(stated: Stated, principal: Principal) -> Written:
+def split(path: str) -> tuple[str, str]:
+    """Noun and name of an object's path: ``/jobs/01JD``."""
+    noun, _, name = path.strip("/").partition("/")
+    return noun, name
+
+
+def written(stated: Stated, principal: Principal, base: Request | None = None) -> Written:
     """The request that was stated. Raises ValueError at a value of another type than its attribute's."""
     about, resource = dict(stated.context), stated.resource
-    noun, _, name = resource.id.strip("/").partition("/")
-    actor = principal.id + (f"#{principal.node}" if principal.node else "")
+    noun, name = split(resource.id)
     said: dict[Name, Value] = {
         ("principal", "role"): principal.role,
         ("principal", "node"): principal.node,
-        ("principal", "actor"): actor,
+        ("principal", "actor"): principal.id + (f"#{principal.node}" if principal.node else ""),
         ("principal", "tenant"): principal.tenant,
         ("principal", "trust"): principal.trust,
-        ("resource", "path"): resource.path or resource.id,
         ("resource", "noun"): noun,
         ("resource", "name"): name,
-        ("resource", "owner"): resource.owner,
-        ("resource", "tenant"): resource.tenant,
     }
-    args = about.pop("args", {})
-    if not isinstance(args, dict) or not all(isinstance(value, str | int) for value in args.values()):
-        raise ValueError("context.args: expected an object of strings, numbers and booleans")
+    if resource.path is not None or base is None:
+        said["resource", "path"] = resource.path or resource.id
+    if resource.owner is not None:
+        said["resource", "owner"] = resource.owner
+    if resource.tenant is not None:
+        said["resource", "tenant"] = resource.tenant
+    args = args_of(about.pop("args", {}))
     for key, value in about.items():
         if ("context", key) not in ATTRIBUTES:
             known = " ".join(each[1] for each in ATTRIBUTES if each[0] == "context")
             raise ValueError(f"context.{key}: expected one of args {known}")
         said["context", key] = _typed(("context", key), value)
-    return Written(principal.id, stated.action, resource.id, said, args, resource.labels)
+    labels = (base.tags if base is not None else {}) if resource.labels is None else resource.labels
+    return Written(principal.id, stated.action, resource.id, said, args, labels, base)
+
+
+def args_of(value: Any) -> dict[str, Value]:
+    """``context.args``. Raises ValueError."""
+    if not isinstance(value, dict) or not all(isinstance(each, str | int) for each in value.values()):
+        raise ValueError("context.args: expected an object of strings, numbers and booleans")
+    return value
 
 
 def _typed(name: Name, value: Any) -> Value:
