@@ -22,6 +22,7 @@ _bindings: Final[Any] = SSL
 _ffi, _lib = _bindings._ffi, _bindings._lib
 _bio_read, _bio_write = _lib.BIO_read, _lib.BIO_write
 _ssl_read, _ssl_write, _ssl_get_error = _lib.SSL_read, _lib.SSL_write, _lib.SSL_get_error
+_clear_error = _lib.ERR_clear_error
 _buffer, _from_buffer = _ffi.buffer, _ffi.from_buffer
 
 
@@ -57,6 +58,7 @@ class Records:
     def take(self, got: int) -> int:
         """Decrypt into the plain room, from ``got`` on, all that can be; where it ends now."""
         plain, ssl = self._rooms.plain, self._ssl
+        _clear_error()  # SSL_get_error looks at the thread's errors, whosever they are
         while True:
             n = _ssl_read(ssl, plain + got, RECORD_SIZE)
             if n <= 0:
