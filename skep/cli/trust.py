@@ -96,7 +96,8 @@ async def enroll_command(invite: str, address: Address) -> None:
 async def renew_command(address: Address | None) -> None:
     """Renew the identity now. Workers and mounts do that by themselves, at half of a certificate's life.
 
-    ADDRESS is where the hive is, when that is not where it was enrolled.
+    Before that half is over, the hive gives the same certificate again unless its CA was rotated. ADDRESS is
+    where the hive is, when that is not where it was enrolled.
 
     \b
     Examples:
@@ -180,10 +181,10 @@ def _told(directory: Path) -> dict[str, str]:
 
     papers = Papers(directory)
     try:
-        certificate, address = papers.certificate(), papers.address()
+        address = papers.address()
         found = {
             "name": str(papers.name()),
-            "serial": f"{certificate.serial_number:x}",
+            "serial": papers.serial(),
             "until": rfc3339(papers.end_ns()),
             "renews": rfc3339(papers.due_ns()),
             "directory": os.fspath(directory),

@@ -19,7 +19,7 @@ from skep.fs.errors import E, FsError
 from skep.fs.identity import Identity
 from skep.fs.messages import Dialect
 from skep.fs.spiffe import ROLES, Spiffe
-from skep.roles.papers import Papers, PapersError
+from skep.roles.papers import Papers, PapersError, serial_of
 from skep.trace.clock import Clock, SystemClock
 
 PREFIX: Final = "skep1."
@@ -114,6 +114,7 @@ class Shown:
         try:
             self.pem = papers.read()
             self.identity = Identity(lambda: self.pem, self.clock)
+            self.serial = serial_of(self.pem.certificate)
         except PapersError:
             raise
         except (OSError, ValueError) as error:
@@ -133,7 +134,7 @@ class Shown:
             self.papers.keep_crl(crl)
             self.pem = self.pem._replace(crl=crl)
             self.identity.reload()
-        return self.papers.read().certificate != self.pem.certificate
+        return self.papers.serial() != self.serial
 
 
 def _authorities(bundle: bytes) -> frozenset[bytes]:

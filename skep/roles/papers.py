@@ -85,7 +85,11 @@ class Papers:
 
     def certificate(self) -> x509.Certificate:
         """Ours. Raises PapersError, OSError."""
-        return x509.load_pem_x509_certificates(self.read().certificate)[0]
+        return _leaf(self.read().certificate)
+
+    def serial(self) -> str:
+        """Our certificate's, in hex: signed once more it is the same. Raises PapersError, OSError."""
+        return serial_of(self.read().certificate)
 
     def name(self) -> Spiffe:
         """Whose they are. Raises PapersError, OSError."""
@@ -99,14 +103,14 @@ class Papers:
             return None
 
     def due_ns(self) -> int:
-        """When to renew: at half of what was left of its life when it came here, early or late by a little
-        that its serial number tells. Raises PapersError, OSError."""
+        """When to renew: after half of what was left of its life when it came here, and a little more, which
+        its serial number tells; before, the hive gives the same one. Raises PapersError, OSError."""
         certificate = self.certificate()
         end_ns = int(certificate.not_valid_after_utc.timestamp()) * SECOND
         got_ns = min((self.directory / CERTIFICATE).stat().st_mtime_ns, end_ns)
         life_ns = end_ns - got_ns
-        early = SPREAD * (certificate.serial_number % 1024 / 1024 - 0.5)
-        return got_ns + int(life_ns * (0.5 + early))
+        late = SPREAD * (certificate.serial_number % 1024 / 1024)
+        return got_ns + int(life_ns * (0.5 + late))
 
     def end_ns(self) -> int:
         """When it ends. Raises PapersError, OSError."""
@@ -172,6 +176,15 @@ class Papers:
         with _opened(self.directory) as folder:
             fcntl.flock(folder, how)
             yield
+
+
+def serial_of(chain: bytes) -> str:
+    """The serial number of the first certificate in PEM, in hex."""
+    return f"{_leaf(chain).serial_number:x}"
+
+
+def _leaf(chain: bytes) -> x509.Certificate:
+    return x509.load_pem_x509_certificates(chain)[0]
 
 
 @contextlib.contextmanager
