@@ -31,6 +31,7 @@ COMMANDS: Final = {
     "renew": Row("trust", "Renew the identity now."),
     "revoke": Row("trust", "Revoke a node, a certificate or a token."),
     "identity": Row("trust", "Show who this machine is, and until when."),
+    "token": Row("tokens", "Make, narrow, look at and revoke capability tokens."),
     "mount": Row("mounting", "Mount a hive, or any 9P server, on a directory."),
     "umount": Row("mounting", "Unmount what `skep mount` mounted."),
     "ls": Row("listing", "List directories of a hive."),

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import functools
 import os
+import stat
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from typing import TYPE_CHECKING, Any, Final
 
@@ -21,6 +22,7 @@ from skep.fs.messages import Dialect
 if TYPE_CHECKING:  # OpenSSL takes a tenth of a second to import
     from skep.fs.identity import Identity
 
+TOKEN_FILE_MAX: Final = 65536  # bytes: a token has fewer, and the hive says so
 CONNECT_S: Final = 10.0  # a hive that has not agreed on a version by then is not one
 
 
@@ -65,8 +67,41 @@ identity_option: Final = click.option(
 )
 
 
+def _presented(ctx: click.Context, param: click.Parameter, path: str | None) -> None:
+    if path is not None:
+        os.environ["SKEP_TOKEN_FILE"] = path
+
+
+token_option: Final = click.option(
+    "--token-file",
+    type=click.Path(),
+    expose_value=False,
+    is_eager=True,
+    callback=_presented,
+    help="A capability token to be narrowed by. Default: SKEP_TOKEN_FILE, else none.",
+)
+
+
+def presented_token() -> bytes:
+    """The token that the session is to be narrowed by; b"": none. Raises Failed."""
+    path = os.environ.get("SKEP_TOKEN_FILE", "")
+    if not path:
+        return b""
+    try:
+        with open(path, "rb") as file:
+            about = os.fstat(file.fileno())
+            token = file.read(TOKEN_FILE_MAX)
+    except OSError as error:
+        raise Failed(f"{path}: {error.strerror}") from error
+    if stat.S_ISREG(about.st_mode) and about.st_mode & 0o077:
+        raise Failed(f"{path}: others can read this token; expected a file of mode 0600")
+    if not token.strip():
+        raise Failed(f"{path}: there is no token in it")
+    return token
+
+
 def hive_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Which hive, and who to be there."""
+    """Which hive, who to be there, and how narrowed."""
     named = click.option(
         "-H",
         "--hive",
@@ -75,7 +110,7 @@ def hive_option(command: Callable[..., Any]) -> Callable[..., Any]:
         show_default="SKEP_HIVE, else this user's own hive",
         help="The hive's address: unix:/path, tcp:host:port or tls:host:port.",
     )
-    return named(identity_option(command))
+    return named(identity_option(token_option(command)))
 
 
 json_option: Final = click.option("--json", "as_json", is_flag=True, help="JSON lines, for programs.")
@@ -85,23 +120,24 @@ json_option: Final = click.option("--json", "as_json", is_flag=True, help="JSON 
 async def dialled(hive: Address, dialect: Dialect | None = None) -> AsyncIterator[Client]:
     """A client of ``hive``. Unless said otherwise it speaks 9P2000.u, whose errors carry their text where
     9P2000.L's are a number; a server without 9P2000.u is spoken to in 9P2000.L. With TLS we are who our
-    papers say. Raises Failed."""
+    papers say; a token that we were told to present narrows us. Raises Failed."""
     standing = standing_for(hive)
     identity = None if standing is None else standing().identity
+    token = presented_token()
     with reaching(hive):
         async with asyncio.timeout(CONNECT_S):
-            client = await _connect(hive, dialect, identity)
+            client = await _connect(hive, dialect, identity, token)
     async with client:
         yield client
 
 
-async def _connect(hive: Address, dialect: Dialect | None, identity: Identity | None) -> Client:
+async def _connect(hive: Address, dialect: Dialect | None, identity: Identity | None, token: bytes) -> Client:
     try:
-        return await Client.connect(hive, dialect=dialect or Dialect.U, identity=identity)
+        return await Client.connect(hive, dialect=dialect or Dialect.U, identity=identity, token=token)
     except FsError as error:
         if error.kind is not E.VERSION or dialect is not None:
             raise
-    return await Client.connect(hive, dialect=Dialect.L, identity=identity)
+    return await Client.connect(hive, dialect=Dialect.L, identity=identity, token=token)
 
 
 def standing_for(hive: Address) -> Callable[[], Standing] | None:

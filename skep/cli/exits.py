@@ -48,5 +48,5 @@ def told(path: str) -> Iterator[None]:
         refused = "the other end refused" in error.detail
         raise (Refused if refused else Unreachable)(f"{path}: {error.detail}") from error
     except FsError as error:
-        refusals = (E.DENIED, E.READONLY, E.UNAUTHENTICATED, E.APPROVAL, E.REVOKED, E.EXPIRED)
+        refusals = (E.DENIED, E.READONLY, E.UNAUTHENTICATED, E.APPROVAL, E.REVOKED, E.EXPIRED, E.UNSIGNED)
         raise (Refused if error.kind in refusals else Failed)(f"{path}: {error.text}") from error

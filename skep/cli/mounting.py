@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import click
 
-from skep.cli.connect import ADDRESS, coroutine, identity_option, reaching, standing_for
+from skep.cli.connect import (
+    ADDRESS,
+    coroutine,
+    identity_option,
+    presented_token,
+    reaching,
+    standing_for,
+    token_option,
+)
 from skep.cli.exits import told
 from skep.fs.address import Address
 from skep.fs.mount import Options, mount, unmount
@@ -12,6 +20,7 @@ from skep.fs.mount import Options, mount, unmount
 
 @click.command()
 @identity_option
+@token_option
 @click.option("--way", type=click.Choice(["kernel", "fuse"]), help="Not the one it would pick by itself.")
 @click.option("--aname", default="", help="The tenant, org/project/env, or the server's own name of a tree.")
 @click.option("--uname", help="Who attaches; else your login name.")
@@ -34,7 +43,7 @@ async def mount_command(
     """Mount a hive, or any 9P server, on a directory. The mount ends with this command.
 
     By the kernel's own 9p client where there is one, else by FUSE; it says which, and prints `mounted` when
-    the directory can be used. Over TLS it is FUSE, and renews the identity by itself.
+    the directory can be used. Over TLS, or with a token, it is FUSE. The identity is renewed by itself.
 
     \b
     Examples:
@@ -49,6 +58,7 @@ async def mount_command(
         cache=cache,
         allow_other=allow_other,
         read_only=read_only,
+        token=presented_token(),
     )
     standing = standing_for(address)
     try:

@@ -58,8 +58,10 @@ class Link:
         uname: str | None = None,
         msize: int = MSIZE_DEFAULT,
         standing: Callable[[], Standing] | None = None,
+        token: bytes = b"",
     ) -> None:
-        """``standing`` gives what a session is opened with now: for TLS, and for nothing else."""
+        """``standing`` gives what a session is opened with now: for TLS, and for nothing else. ``token``:
+        what each session shows; b"": nothing."""
         self.address = address
         self.aname = aname
         self.uname = uname
@@ -67,6 +69,7 @@ class Link:
         self.orderly = True  # whether the server serves requests on one fid in their order, as it should
         self._say = say
         self._standing = standing
+        self._token = token
         self._live: Live | None = None  # None: not connected now
         self._shown: tuple[Client, Standing] | None = None  # of that connection; None: not TLS
         self._moved = asyncio.Event()  # another connection has taken over
@@ -89,7 +92,12 @@ class Link:
         identity = None if standing is None else standing.identity
         async with asyncio.timeout(DIAL_LIMIT_S):
             client = await Client.connect(
-                self.address, aname=self.aname, uname=self.uname, msize=self.msize, identity=identity
+                self.address,
+                aname=self.aname,
+                uname=self.uname,
+                msize=self.msize,
+                identity=identity,
+                token=self._token,
             )
         if client.connection.dialect is not Dialect.L:
             await client.close()

@@ -39,6 +39,7 @@ class Options(msgspec.Struct, frozen=True):
     cache: bool = False  # believe attributes for a second, and keep what has a length in the page cache
     allow_other: bool = False  # other users of this machine may use it too, with the mounter's rights
     read_only: bool = False
+    token: bytes = b""  # a capability token shown at attach; b"": none
 
 
 DEFAULTS: Final = Options()
@@ -72,7 +73,10 @@ async def mount(
     tls = address.kind == "tls"
     if tls and options.way == "kernel":
         raise FsError(E.NOTSUP, "the kernel's 9p does not speak TLS: mount by FUSE")
-    by_kernel = (v9fs.present() and not tls) if options.way is None else options.way == "kernel"
+    if options.token and options.way == "kernel":
+        raise FsError(E.NOTSUP, "the kernel's 9p shows no token: mount by FUSE")
+    plain = not tls and not options.token
+    by_kernel = (v9fs.present() and plain) if options.way is None else options.way == "kernel"
     with _signals() as told:
         if by_kernel:
             await _by_kernel(address, directory, options, say, ready, told)
@@ -100,7 +104,7 @@ async def _by_fuse(
         ) from error
     if shutil.which("fusermount3") is None or not os.path.exists("/dev/fuse"):
         raise FsError(E.NOTSUP, "mounting by FUSE needs fusermount3 (install fuse3) and /dev/fuse")
-    link = Link(address, say, options.aname, options.uname, options.msize, standing)
+    link = Link(address, say, options.aname, options.uname, options.msize, standing, options.token)
     await link.dial()
     keeper = asyncio.create_task(link.keep())
     try:

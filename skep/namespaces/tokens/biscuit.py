@@ -219,6 +219,11 @@ def place_of(path: str) -> Place:
     return place
 
 
+def parse_ops(text: str) -> frozenset[str]:
+    """Operations with commas between, or ``all``. Raises TokenError."""
+    return frozenset(OPS) if text == "all" else frozenset(map(_op, text.split(",")))
+
+
 def _name(name: str) -> str:
     if name in ("", ".", "..") or "/" in name or "\0" in name:
         raise TokenError(f"path: {name!a} is no name; expected names parted by single slashes")

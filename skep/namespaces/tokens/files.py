@@ -37,7 +37,7 @@ from skep.fs.node import Caller, Handle, How
 from skep.fs.shapes import CTL_MAX, File, Reply, Text
 from skep.fs.tree import Listing
 from skep.namespaces.live import Hive
-from skep.namespaces.tokens.biscuit import OPS, Place, Terms, TokenError, parse_place, place_text
+from skep.namespaces.tokens.biscuit import OPS, Place, Terms, TokenError, parse_ops, parse_place, place_text
 from skep.namespaces.tokens.core import Token
 from skep.namespaces.tokens.desk import Desk
 from skep.namespaces.tokens.grant import RIGHTS, channel_of
@@ -200,17 +200,6 @@ def _terms(hive: Hive, caller: Caller, args: Mapping[str, str]) -> Terms:
         uses=int(args["uses"]) if "uses" in args else None,
         tenant=caller.tenant,
     )
-
-
-def parse_ops(text: str) -> frozenset[str]:
-    """Operations with commas between, or ``all``. Raises TokenError."""
-    if text == "all":
-        return frozenset(OPS)
-    ops = text.split(",")
-    unknown = [op for op in ops if op not in OPS]
-    if unknown:
-        raise TokenError(f"operation {unknown[0]!a}: unknown, expected some of {','.join(OPS)}, or all")
-    return frozenset(ops)
 
 
 def parse_places(text: str) -> frozenset[Place]:
