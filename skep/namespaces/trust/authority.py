@@ -297,7 +297,7 @@ def read_request(pem: str) -> str:
         request = x509.load_pem_x509_csr(pem.encode())
         public = request.public_key()
         signed = request.is_signature_valid
-    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+    except (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion) as error:
         raise ValueError(f"no certificate request in PEM: {error}") from None
     strong = isinstance(public, Ed25519PublicKey) or (
         isinstance(public, EllipticCurvePublicKey) and isinstance(public.curve, SECP256R1 | SECP384R1)
