@@ -519,7 +519,7 @@ class Chan:
                 undo = directory.rename(rename, directory, old, False, self.caller)
                 await _settle_after(settle(undo))
                 raise
-        self.name, self.place = rename, None
+        self._moved(self.up, rename)
 
     async def _check_rename(self, name: str) -> None:
         check_name(name)
@@ -582,7 +582,12 @@ class Chan:
             raise FsError(E.READONLY, "the root has no other name")
         await self._still_there()
         await self.up.renameat(self.name, to, newname)
-        self.up, self.name, self.place = to.clone(), newname, None
+        self._moved(to.clone(), newname)
+
+    def _moved(self, to: Chan, name: str) -> None:
+        """It is ``name`` in ``to`` now, and may do what is allowed there."""
+        self.up, self.name, self.place = to, name, None
+        self.view = to.view.child(name) or self.view
 
     async def _still_there(self) -> None:
         """Make sure that the name it was walked by still leads here: another file may have it by now."""

@@ -25,7 +25,7 @@ import msgspec
 from skep.fs.chan import Chan, View, Witness, check_name
 from skep.fs.errors import E, FsError
 from skep.fs.messages import QT, Qid
-from skep.fs.node import Attr, Caller, Change, Entry, Handle, How, Node
+from skep.fs.node import Attr, Caller, Entry, Handle, How, Node
 
 PARTS_MAX: Final = 64  # of one union: a walk that misses asks them all, and a union bound to itself doubles
 
@@ -343,10 +343,6 @@ class Bound(Chan):
         writable = 0 if takes is None else (await Chan.attr(takes)).mode & 0o222
         return msgspec.structs.replace(attr, mode=attr.mode & ~0o222 | writable)
 
-    async def setattr(self, change: Change) -> None:
-        await super().setattr(change)
-        self.key = (*self.key[:-1], self.name) if self.up is not None and not self.parts else self.key
-
     async def _check_rename(self, name: str) -> None:
         if self.parts:
             raise _mount_point(self.name)
@@ -363,9 +359,13 @@ class Bound(Chan):
 
     async def rename(self, to: Chan, newname: str) -> None:
         assert isinstance(to, Bound)
-        there = await to._making(newname)
-        await super().rename(there, newname)
-        self.key, self.way = (*there.key, newname), to.clone()
+        await super().rename(await to._making(newname), newname)
+        self.way = to.clone()
+
+    def _moved(self, to: Chan, name: str) -> None:
+        assert isinstance(to, Bound)
+        super()._moved(to, name)
+        self.key = (*to.key, name)
 
     async def _still_there(self) -> None:
         if self.parts:

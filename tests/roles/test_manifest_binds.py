@@ -10,36 +10,19 @@ from typing import TypeVar
 import pytest
 
 from skep.fs.chan import Chan
-from skep.fs.conversation import Gate, Peer
 from skep.fs.dial import Client
 from skep.fs.errors import E, FsError
 from skep.fs.export import Export
 from skep.fs.local import joined
 from skep.fs.messages import Dialect, Trenameat, Tunlinkat
-from skep.fs.node import Caller, How, Node
+from skep.fs.node import Caller, How
 from skep.roles.manifest import Manifest, parse
+from tests.roles.spaces import Space
 
 T = TypeVar("T")
 DIALECTS = pytest.mark.parametrize("dialect", list(Dialect), ids=lambda dialect: dialect.value)
 _READ = How(read=True)
 FILES = ("a/one", "a/both", "b/two", "b/both", "b/deep/x", "c/three", "secrets/key", "top")
-
-
-class Space(Gate):
-    """Anybody who attaches is in the namespace of one manifest."""
-
-    def __init__(self, root: Node, manifest: Manifest) -> None:
-        self.root = root
-        self.manifest = manifest
-
-    async def attach(
-        self, peer: Peer, uname: str, aname: str, n_uname: int, afid: Chan | None = None
-    ) -> Chan:
-        view = self.manifest.view({})
-        return await self.manifest.enter(Chan(self.root, Caller("test", "test"), view))
-
-    def auth(self, peer: Peer, uname: str, aname: str, n_uname: int) -> Chan:
-        raise FsError(E.NOTSUP)
 
 
 @pytest.fixture
