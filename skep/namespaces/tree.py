@@ -34,6 +34,7 @@ from skep.namespaces.rows import Followed
 from skep.namespaces.sessions import files as sessions
 from skep.namespaces.tokens import files as tokens
 from skep.namespaces.trust import files as trust
+from skep.trace.clock import rfc3339
 
 
 def hive_tree(hive: Hive) -> Dir:
@@ -48,7 +49,7 @@ def hive_tree(hive: Hive) -> Dir:
     children = {
         "ctl": Ctl(HIVE_TABLES["ctl"], hive.writes("/ctl")),
         "version": f"skep {hive.version}\n{' '.join(dialect.value for dialect in Dialect)}\n",
-        "whoami": Text(lambda caller: whoami(caller)),
+        "whoami": Text(lambda caller: whoami(hive, caller)),
         "state": Text(lambda caller: f"{condition(hive, caller)}\n"),
         "ns": Text(lambda caller: ns(hive, caller)),
         "events": Stream(events_past),
@@ -67,11 +68,16 @@ def hive_tree(hive: Hive) -> Dir:
     return root
 
 
-def whoami(caller: Caller) -> str:
-    """``key value`` lines of what the session was found to be."""
+def whoami(hive: Hive, caller: Caller) -> str:
+    """``key value`` lines of what the session was found to be. Of a token its last block's id is told, and
+    when it ends."""
+    session = hive.sessions.of(caller)
+    until_ns = 0 if session is None else session.until_ns
     said = {
         "principal": caller.principal, "role": caller.role, "tenant": caller.tenant,
         "node": caller.node, "session": caller.session,
+        "token": caller.token.split(" ")[-1].partition("=")[0],
+        "until": rfc3339(until_ns) if until_ns else "",
     }  # fmt: skip
     return "".join(f"{name} {value}\n" for name, value in said.items() if value)
 

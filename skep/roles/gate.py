@@ -176,6 +176,7 @@ class Door:
             self.conversation.hang_up,
             view,
             self.conversation.channel_binding,
+            0 if grant is None else grant.until_ns,
         )
         # At once, so that the name is taken while the hive writes down that the node is here.
         hive.sessions.add(session)

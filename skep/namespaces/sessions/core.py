@@ -22,6 +22,7 @@ class Session:
     kick: Callable[[], None]  # end it
     view: View = EVERYTHING  # its namespace from the root, as far as rights go
     binding: Callable[[], bytes] = bytes  # of its TLS channel; empty where there is none
+    until_ns: int = 0  # when the token ends that it lives under; 0: under none
 
 
 class Sessions:
