@@ -37,9 +37,12 @@ from biscuit_auth import (
     AuthorizationError,
     AuthorizerBuilder,
     Biscuit,
+    BiscuitBlockError,
     BiscuitBuilder,
+    BiscuitSerializationError,
     BiscuitValidationError,
     BlockBuilder,
+    DataLogError,
     PrivateKey,
     PublicKey,
 )
@@ -63,6 +66,12 @@ POLICY: Final = (
     "allow if skep(1), tenant($t), tenancy($t), op($o), operation($o), path($p), resource($r), "
     "$r.starts_with($p)"
 )
+
+# A holder signs blocks itself, so what is signed well may still make no sense: some of that is found at once,
+# some when a block is looked at, some when it is judged.
+_SENSELESS: Final = (
+    BiscuitBlockError, BiscuitSerializationError, BiscuitValidationError, DataLogError,
+)  # fmt: skip
 
 Place = tuple[str, ...]  # a path's names, from the root
 
@@ -263,7 +272,7 @@ def verify(token: bytes, keys: Mapping[int, PublicKey]) -> Biscuit:
     Raises TokenError."""
     try:
         return Biscuit.from_bytes(token, _looked_up(keys))
-    except BiscuitValidationError:
+    except _SENSELESS:
         raise TokenError("it is not signed by this hive's key") from None
 
 
@@ -284,7 +293,11 @@ def read(token: Biscuit) -> list[Terms]:
     for i in range(blocks):
         if token.block_external_key(i) is not None:
             raise TokenError(f"block {i} is somebody else's")
-    terms = [_read_block(i, token.block_source(i)) for i in range(blocks)]
+    try:
+        sources = [token.block_source(i) for i in range(blocks)]
+    except _SENSELESS:
+        raise TokenError("one of its blocks makes no sense") from None
+    terms = [_read_block(i, source) for i, source in enumerate(sources)]
     for what in ("tenant", "ops", "places", "until_ns"):
         if getattr(terms[0], what) is None:
             raise TokenError(f"block 0 says nothing of {what}")
@@ -403,6 +416,6 @@ def allows(token: Biscuit, asked: Asked) -> bool:
     builder.set_limits(limits)  # type: ignore[attr-defined]
     try:
         builder.build(token).authorize()
-    except AuthorizationError:
+    except (AuthorizationError, *_SENSELESS):
         return False
     return True
