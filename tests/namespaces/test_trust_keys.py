@@ -7,6 +7,7 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -333,8 +334,7 @@ def test_keys_are_not_taken_for_those_of_another_driver(home: Path, tmp_path: Pa
         keys.close()
     for kms, directory in places.items():
         for other in places.keys() - {kms}:
-            id = ids[kms]
-            said = refused(directory, other, lambda keys, id=id: keys.plain("token", id))
+            said = refused(directory, other, partial(Keys.plain, what="token", id=ids[kms]))
             assert "another SKEP_KMS" in said or "has no" in said
 
 

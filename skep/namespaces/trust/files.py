@@ -143,9 +143,14 @@ async def _enroll(hive: Hive, lockout: Lockout, caller: Caller, data: bytes) -> 
     except Refusal as error:
         lockout.failed(peer)
         raise FsError(E[error.code], error.text.partition(": ")[2]) from error
-    lockout.passed(peer)
     args = {"invite": said.invite, "secret": hashed, "key": _requested(said.csr), "ttl": authority.ttl}
-    return await _certified(hive, caller, "/trust/enroll", ctl.line("enroll", args))
+    try:
+        answer = await _certified(hive, caller, "/trust/enroll", ctl.line("enroll", args))
+    except FsError:
+        lockout.failed(peer)
+        raise
+    lockout.passed(peer)
+    return answer
 
 
 async def _renew(hive: Hive, caller: Caller, data: bytes) -> bytes:

@@ -127,7 +127,10 @@ class HsmKey(EllipticCurvePrivateKey):
         assert isinstance(signature_algorithm, ECDSA)
         assert isinstance(signature_algorithm.algorithm, SHA256), "P-256 goes with SHA-256"
         digest = hashlib.sha256(data).digest()
-        return encode_ecdsa_signature(self._private.sign(digest, mechanism=Mechanism.ECDSA))
+        try:
+            return encode_ecdsa_signature(self._private.sign(digest, mechanism=Mechanism.ECDSA))
+        except pkcs11.PKCS11Error as error:
+            raise KeyStoreError(f"the HSM does not sign: {type(error).__name__}") from None
 
     def public_key(self) -> EllipticCurvePublicKey:
         return self._public
