@@ -55,16 +55,28 @@ class Records:
         taken = _bio_write(self._into, self._rooms.cipher + at, size)
         assert taken == size, "a memory BIO takes all"
 
+    def open(self, size: int) -> int:
+        """Decrypt what came, ``size`` bytes in the cipher room; how many stand in the plain room now."""
+        if size <= PIECE_SIZE:
+            _bio_write(self._into, self._rooms.cipher, size)
+            return self.take(0)
+        got = 0
+        for at in range(0, size, PIECE_SIZE):
+            self.put(at, min(PIECE_SIZE, size - at))
+            got = self.take(got)
+        return got
+
     def take(self, got: int) -> int:
         """Decrypt into the plain room, from ``got`` on, all that can be; where it ends now."""
-        plain, ssl = self._rooms.plain, self._ssl
+        plain, ssl = self._rooms.plain + got, self._ssl
         _clear_error()  # SSL_get_error looks at the thread's errors, whosever they are
         while True:
-            n = _ssl_read(ssl, plain + got, RECORD_SIZE)
+            n = _ssl_read(ssl, plain, RECORD_SIZE)
             if n <= 0:
                 break
             got += n
-        if _ssl_get_error(ssl, n) != _WANT_READ:
+            plain += n
+        if self.error is None and _ssl_get_error(ssl, n) != _WANT_READ:
             self.error = self._error(n)
         return got
 

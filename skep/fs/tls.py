@@ -103,16 +103,20 @@ class Layer(asyncio.BufferedProtocol):
         return self._rooms.cipher_view
 
     def buffer_updated(self, nbytes: int) -> None:
-        if self._ssl is None:
-            return
-        if self._first is not None:
-            self._first += bytes(self._rooms.cipher_view[:nbytes][:2])
-            if not any(begin.startswith(self._first[:2]) for begin in _BEGIN[self._judge.server]):
-                self._refuse(Doubt(Reason.PLAINTEXT, ""))
-                return
-            if len(self._first) > 1:
-                self._first = None
-        self._decrypt(nbytes)
+        records = self._records
+        if self._was_open:
+            assert records is not None
+            self._deliver(records.open(nbytes))
+        elif self._ssl is not None and self._is_tls(nbytes):
+            assert records is not None
+            got = 0
+            for at in range(0, nbytes, PIECE_SIZE):
+                records.put(at, min(PIECE_SIZE, nbytes - at))
+                if self._was_open or self._shake():
+                    got = records.take(got)
+                elif self._ssl is None:
+                    return
+            self._deliver(got)
 
     def eof_received(self) -> None:
         """An end without close_notify may be somebody's cut: ``connection_lost`` says so."""
@@ -236,22 +240,24 @@ class Layer(asyncio.BufferedProtocol):
         self._above.connection_made(cast(asyncio.BaseTransport, self))
         return True
 
-    def _decrypt(self, size: int) -> None:
-        """What has come stands in the cipher room."""
-        records, got = self._records, 0
-        assert records is not None
-        for at in range(0, size, PIECE_SIZE):
-            records.put(at, min(PIECE_SIZE, size - at))
-            if not self._was_open and not self._shake():
-                if self._ssl is None:
-                    return
-                continue
-            got = records.take(got)
-            if records.error is not None or not self._open:
-                break
+    def _is_tls(self, size: int) -> bool:
+        """Whether what has come up to now may be; if not, the peer is refused."""
+        if self._first is None:
+            return True
+        self._first += bytes(self._rooms.cipher_view[:size][:2])
+        if not any(begin.startswith(self._first[:2]) for begin in _BEGIN[self._judge.server]):
+            self._refuse(Doubt(Reason.PLAINTEXT, ""))
+            return False
+        if len(self._first) > 1:
+            self._first = None
+        return True
+
+    def _deliver(self, got: int) -> None:
+        """So much stands in the plain room, and then what ended it, if anything has."""
+        assert self._records is not None
         if not self._open:
             return
-        error = records.error
+        error = self._records.error
         # After an error OpenSSL takes nothing more to send, but what came before it was said all the same.
         self._open = error is None or isinstance(error, SSL.ZeroReturnError)
         if got:
