@@ -41,6 +41,7 @@ COMMANDS: Final = {
     "stat": Row("listing", "Show what a hive tells about its files."),
     "rm": Row("writing", "Remove files and empty directories of a hive."),
     "whoami": Row("reading", "Show who this hive takes you for."),
+    "policy": Row("policy", "Check, sign and publish policies, and ask what they decide."),
     "manifest": Row("manifest", "Check and sign manifests of roles."),
     "bench": Row("measuring", "Measure a live 9P server; nothing is written to it."),
     "completion": Row("shell", "Print the completion script of a shell."),

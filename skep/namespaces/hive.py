@@ -45,6 +45,7 @@ HIVE_TABLES: Final[Mapping[str, ctl.Verbs]] = {
         Verb("drain", (), "drain", "no more leases; quiesced when the last has ended"),
         Verb("resume", (), "resume"),
         Verb("kick", (Arg("session", required=True, kind="name"),), "kick session=01JD…", "end a session"),
+        Verb("reload", (), "reload", "take limits.toml as it is now"),
         Verb("shutdown", (Arg("grace", kind="duration"),), "shutdown grace=30s", "drain, then stop"),
     ),
     # The hive's own, written to no file.
@@ -71,6 +72,10 @@ class Kicked(msgspec.Struct, frozen=True, tag_field="type", tag="hive.kicked"):
         return self.tenant in (HIVE_TENANT, tenant)
 
 
+class Reloaded(msgspec.Struct, frozen=True, tag_field="type", tag="hive.reloaded"):
+    """What was reloaded is no state: limits.toml is each process's own to read."""
+
+
 class Shutdown(msgspec.Struct, frozen=True, tag_field="type", tag="hive.shutdown"):
     """``grace``: a duration; "" when none was given."""
 
@@ -81,7 +86,7 @@ class Started(msgspec.Struct, frozen=True, tag_field="type", tag="hive.started")
     pass
 
 
-HiveEvent = Drained | Resumed | Kicked | Shutdown | Started
+HiveEvent = Drained | Resumed | Kicked | Reloaded | Shutdown | Started
 Event = (
     HiveEvent
     | jobs.Event
@@ -206,7 +211,8 @@ class HiveState:
         match noun:
             case "jobs" if order.verb == "submit":
                 topic = order.args.get("topic", "")  # not there in a question
-                labels = ctl.labels(order.args.get("labels", ""))
+                said = order.args.get("labels")
+                labels = ctl.labels(said) if said else {}
                 return About(name, order.actor, order.tenant, topic, self.pool_of(topic) or "", labels)
             case "jobs":
                 job = self.jobs.by_id.get(name)
@@ -357,6 +363,7 @@ _APPLY: Final[Mapping[type, Callable[[HiveState, Any, Meta], None]]] = {
     Shutdown: _set_mode("stopping"),
     Started: _set_mode("online"),
     Kicked: lambda state, event, meta: None,  # sessions are not in the state
+    Reloaded: lambda state, event, meta: None,
     **dict.fromkeys(get_args(jobs.Event), _applying("jobs", jobs.apply)),
     **dict.fromkeys(get_args(pools.Event), _applying("pools", pools.apply)),
     **dict.fromkeys(get_args(nodes.Event), _applying("nodes", nodes.apply)),
@@ -377,6 +384,8 @@ def decide_hive(state: HiveState, order: Order) -> Decision[HiveEvent, str]:
             return Decision((Resumed(),), "ok")
         case "kick":
             return Decision((Kicked(order.args["session"], order.tenant),), order.args["session"])
+        case "reload":
+            return Decision((Reloaded(),), "ok")
         case "shutdown":
             return Decision((Shutdown(order.args.get("grace", "")),), "ok")
         case _:

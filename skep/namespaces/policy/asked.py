@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import cached_property
 from hashlib import sha256
 from typing import Final, NamedTuple, Protocol
 
 from skep.fs.ctl import Arg
 from skep.namespaces.order import Order, node_of
-from skep.namespaces.policy.request import ARGS, TAGS, Name, Value
+from skep.namespaces.policy.request import ARGS, Name, Value
 from skep.namespaces.policy.schema import action_of, typed_args
 from skep.trace.entry import canonical
 
@@ -44,6 +43,8 @@ class World(Protocol):
 class Asked:
     """The request that an order to ``noun`` is; ``row`` are its verb's arguments, ``path`` its file."""
 
+    __slots__ = ("_about", "action", "noun", "order", "path", "row", "world")
+
     def __init__(self, noun: str, path: str, order: Order, row: tuple[Arg, ...], world: World) -> None:
         self.action = action_of(noun, order.verb)
         self.noun = noun
@@ -51,10 +52,13 @@ class Asked:
         self.order = order
         self.row = row
         self.world = world
+        self._about: About | None = None  # None: not asked for yet
 
-    @cached_property
+    @property
     def about(self) -> About:
-        return self.world.about(self.noun, self.order)
+        if self._about is None:
+            self._about = self.world.about(self.noun, self.order)
+        return self._about
 
     @property
     def principal(self) -> str:
@@ -64,7 +68,7 @@ class Asked:
     def resource(self) -> str:
         return "/".join(("", *(each for each in (self.noun, self.about.name) if each))) or "/"
 
-    @cached_property
+    @property
     def args(self) -> Mapping[str, Value]:
         return typed_args(self.order.args, self.row)
 
@@ -73,11 +77,10 @@ class Asked:
         return self.about.labels
 
     def value(self, name: Name) -> Value | None:
-        if name[:2] == ARGS:
-            return self.args.get(name[2])
-        if name[:2] == TAGS:
-            return self.tags.get(name[2])
-        return _VALUES[name](self)
+        found = _VALUES.get(name)
+        if found is not None:
+            return found(self)
+        return self.args.get(name[2]) if name[:2] == ARGS else self.tags.get(name[2])
 
 
 def _payload(asked: Asked) -> str:

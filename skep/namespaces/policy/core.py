@@ -7,7 +7,7 @@ refused, and what was live stays live. What is live is asked by engine.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Final
@@ -19,9 +19,19 @@ from skep.fs import ctl
 from skep.fs.ctl import Arg, Verb
 from skep.fs.errors import E
 from skep.namespaces.order import HIVE, Order, refusal
-from skep.namespaces.policy.bundle import Bundle, BundleError, check, shipped, signed, tests_of, unpack
+from skep.namespaces.policy.bundle import (
+    TESTS,
+    Bundle,
+    BundleError,
+    Test,
+    check,
+    shipped,
+    signed,
+    tests_of,
+    unpack,
+)
 from skep.namespaces.policy.constraint import broken
-from skep.namespaces.policy.engine import Engine, Live, approval_ref, engine
+from skep.namespaces.policy.engine import Engine, Live, Ruling, approval_ref, engine
 from skep.namespaces.policy.keys import is_key, is_signature, verify
 from skep.namespaces.policy.request import Principal, Request, written
 from skep.trace.rules import Decision, Meta
@@ -317,24 +327,28 @@ def hive_schema() -> cedarpy.Schema:
 
 def check_all(bundle: Bundle) -> int:
     """How many tests it passed, when it is good in every way. Raises BundleError."""
+    tests = 0
+    for test, ruling, ok in tried(bundle):
+        tests += 1
+        if not ok:
+            wanted, found = f"{test.decision} {test.rule}".strip(), f"{ruling.decision} by {ruling.rule}"
+            raise BundleError(f"{TESTS}: test {tests} {test.name!r}: {found}, expected {wanted}")
+    return tests
+
+
+def tried(bundle: Bundle) -> Iterator[tuple[Test, Ruling, bool]]:
+    """Each test, what was decided, and whether that was expected. Raises BundleError when it is not valid."""
     check(bundle, hive_schema())
-    tests = tests_of(bundle)
     # As if it alone were live, and the operator's: a test tells of its own bundle.
     alone = Engine([Live("operator", 0, bundle.sha256, bundle.pack())])
-    for i, test in enumerate(tests):
+    for i, test in enumerate(tests_of(bundle)):
         try:
             request = written(test.request, test.request.principal or Principal(""))
         except ValueError as error:
-            raise BundleError(f"tests.json: test {i + 1}: {error}") from error
+            raise BundleError(f"{TESTS}: test {i + 1}: {error}") from error
         ruling = alone.ask(request)
-        if ruling.decision != test.decision or test.rule not in (
-            "",
-            ruling.rule,
-            ruling.rule.partition("/")[2],
-        ):
-            wanted, found = f"{test.decision} {test.rule}".strip(), f"{ruling.decision} by {ruling.rule}"
-            raise BundleError(f"tests.json: test {i + 1} {test.name!r}: {found}, expected {wanted}")
-    return len(tests)
+        expected = test.rule in ("", ruling.rule, ruling.rule.partition("/")[2])
+        yield test, ruling, ruling.decision == test.decision and expected
 
 
 def apply(policy: Policy, event: Event, meta: Meta) -> None:

@@ -128,9 +128,7 @@ class Engine:
         concerned = self._concerned.get(request.action) or self._concerning(request.action)
         if concerned.seen is None:
             return self.ask(request)
-        values = [_value(request, name) for name in concerned.seen]
-        # Cedar's types are told apart: 1 == True, to Python.
-        key = (request.action, *map(type, values), *values)
+        key = (request.action, *[_key(_value(request, name)) for name in concerned.seen])
         found = self._remembered.get(key)
         if found is None:
             found = self._remembered[key] = self.ask(request)
@@ -217,6 +215,11 @@ def _value(request: Request, name: Name) -> Value | None:
     if name == PRINCIPAL_ID:
         return request.principal
     return request.resource if name == RESOURCE_ID else request.value(name)
+
+
+def _key(value: Value | None) -> object:
+    """The value where 1 is not True, as they are to Python and are not to Cedar."""
+    return (value,) if type(value) is bool else value
 
 
 def _ask(

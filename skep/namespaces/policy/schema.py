@@ -7,6 +7,7 @@ its arguments are the record ``context.args``.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from typing import Final
 
 from skep.fs.ctl import Arg, Verbs
@@ -27,6 +28,7 @@ def noun_of(noun: str) -> str:
     return noun or "hive"
 
 
+@lru_cache(maxsize=1024)
 def action_of(noun: str, verb: str) -> str:
     """``jobs.submit``; ``hive.drain`` of the hive itself."""
     return f"{noun_of(noun)}.{verb}"
