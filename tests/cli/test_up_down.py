@@ -71,6 +71,18 @@ def test_a_hive_comes_up_does_a_job_goes_down_and_has_it_when_it_comes_up_again(
     assert ids == os.listdir(place.mount / "jobs" / "by-state" / "succeeded")
 
 
+def test_a_hive_may_be_brought_up_for_others_to_reach(place: Place) -> None:
+    done = run("up", *place.where, "--name", "home", env={"SKEP_LISTEN": "tls:127.0.0.1:0"})
+    assert 0 == done.returncode, done
+    log = (place.state / "queen.log").read_text()
+    tls = next(line.split()[1] for line in log.splitlines() if line.startswith("serving tls:"))
+    hive = {"SKEP_HIVE": f"unix:{place.state}/hive.sock", "SKEP_IDENTITY": str(place.state.parent / "ann")}
+    invite = run("invite", "--role", "operator", "--node", "ann", env=hive).stdout
+    assert 0 == run("enroll", tls, "--invite", "-", stdin=invite, env=hive).returncode
+    who = run("whoami", "-H", tls, env=hive).stdout
+    assert "principal spiffe://home/operator/ann" in who.splitlines()
+
+
 def test_what_runs_already_is_left_alone(place: Place) -> None:
     pids = {line.split()[0]: line.split()[3] for line in place.up()[:3]}
     again = {line.split()[0]: line.split()[4] for line in place.up()[:3]}

@@ -71,9 +71,11 @@ class Authority:
         ca: bool = False,
         uses: Iterable[x509.ObjectIdentifier] = BOTH_ENDS,
         subject: str = "somebody",
+        key: EllipticCurvePrivateKey | None = None,
     ) -> Issued:
-        """A certificate with these URIs as its names, valid from and to these times from now."""
-        key, now = generate_private_key(SECP256R1()), datetime.now(UTC)
+        """A certificate with these URIs as its names, valid from and to these times from now. ``key`` None:
+        for a fresh one."""
+        key, now = key or generate_private_key(SECP256R1()), datetime.now(UTC)
         builder = (
             _builder(_name(subject), self.subject, key, now + begin, now + end)
             .add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)

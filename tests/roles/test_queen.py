@@ -135,6 +135,54 @@ def test_a_folder_that_others_write_to_holds_no_socket(tmp_path: Path) -> None:
     assert f"skep: {tmp_path}/open is not yours alone" in done.stderr
 
 
+def test_a_hives_keys_are_made_once_and_are_its_users_alone(tmp_path: Path) -> None:
+    made = []
+    for _ in range(2):
+        with queen(tmp_path) as hive:
+            made.append((hive.ask("cat", "/trust/keys"), hive.ask("cat", "/trust/spki")))
+    assert made[0] == made[1]
+    assert 4 == len(made[0][0].splitlines())
+    keys = tmp_path / "keys"
+    assert 0o700 == stat.S_IMODE(keys.stat().st_mode)
+    assert {0o600} == {stat.S_IMODE(key.stat().st_mode) for key in keys.iterdir()}
+
+
+def test_a_hive_has_one_name_for_ever(tmp_path: Path) -> None:
+    with queen(tmp_path, "--name", "first"):
+        pass
+    with queen(tmp_path):
+        pass
+    done = run("serve", "--dir", str(tmp_path), env={"SKEP_NAME": "second"})
+    assert (1, "") == (done.returncode, done.stdout)
+    assert "this hive is called first, not second" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["Second", "a/b", "a b", "-x"])
+def test_a_name_that_no_certificate_can_have_is_refused(tmp_path: Path, name: str) -> None:
+    done = run("serve", "--dir", str(tmp_path), f"--name={name}")
+    assert (1, "") == (done.returncode, done.stdout)
+    assert "skep: the hive does not begin: " in done.stderr
+
+
+def test_encrypted_keys_need_what_they_are_encrypted_with(tmp_path: Path) -> None:
+    kms = {"SKEP_KMS": f"file:{tmp_path}/kek"}
+    serve = ("serve", "--dir", str(tmp_path / "hive"))
+    with daemon("ready", *serve, env=kms):
+        pass
+    with daemon("ready", *serve, env=kms):
+        pass
+    done = run(*serve)
+    assert (1, "") == (done.returncode, done.stdout)
+    assert "skep: the hive's keys: " in done.stderr
+    assert not any(b"PRIVATE KEY" in key.read_bytes() for key in (tmp_path / "hive" / "keys").iterdir())
+
+
+def test_tls_may_listen_where_others_are(tmp_path: Path) -> None:
+    with daemon("ready", "serve", "--dir", str(tmp_path), "--listen", "tls:0.0.0.0:0") as began:
+        assert began.lines[0].startswith("serving tls:0.0.0.0:")
+        assert began.lines[0].endswith(" as its certificate says")
+
+
 def test_what_fails_later_stops_it_with_the_reason(tmp_path: Path) -> None:
     """The ledger is edited under a running hive: its next turn sees that, and the queen ends."""
     with daemon("ready", "serve", "--dir", str(tmp_path)) as began:
