@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from hashlib import sha256
 from pathlib import Path
 
 import msgspec
 import pytest
-from door import BOTH, Door, say
+from door import BOTH, READ, Door, say
 from hives import ANN, BOB, W1, Folded, Living, live, living, settled
 
 from skep.fs.chan import EVERYTHING, Chan
+from skep.fs.conversation import Peer
 from skep.fs.errors import E, FsError
 from skep.fs.node import Caller
 from skep.namespaces.jobs.core import Job
@@ -228,7 +230,7 @@ def test_a_kick_ends_a_session_of_its_writer_s_tenant_or_any_for_the_hive_s_own(
     live(story)
 
 
-def test_looking_for_a_foreign_name_moves_no_number_and_is_marked_as_hidden() -> None:
+def test_looking_for_a_foreign_name_moves_no_number() -> None:
     async def story(alive: Living) -> None:
         tree = hive_tree(alive.hive)
         job = await alive.submit("key=k", who=ANN)
@@ -238,13 +240,73 @@ def test_looking_for_a_foreign_name_moves_no_number_and_is_marked_as_hidden() ->
         for path in paths:
             assert not await eve.exists(path)
         assert before == [(await ann.attr(path)).qid for path in paths]
-        for name, hidden in ((job, True), ("never", False)):
-            jobs = await eve.walk("/jobs")
+
+    live(story)
+
+
+def test_a_foreign_name_leaves_the_record_that_any_other_leaves() -> None:
+    """One number of the ledger more or less would tell what another tenant has."""
+
+    async def story(alive: Living) -> None:
+        await alive.hive.join(B1)
+        job, known, door = (
+            await alive.submit(who=ANN),
+            b"known to everybody",
+            Door(hive_tree(alive.hive), ANN),
+        )
+        chan = await door.create("/artifacts/stage", "f")
+        await say(chan, known.decode())
+        await chan.clunk()
+        await door.write("/artifacts/ctl", "seal name=f\n")
+        pairs = (
+            (f"jobs/{job}", f"jobs/{alive.clock.new_id()}"),
+            (f"jobs/by-state/queued/{job}", f"jobs/by-state/queued/{alive.clock.new_id()}"),
+            (f"artifacts/{sha256(known).hexdigest()}", f"artifacts/{sha256(b'nobody').hexdigest()}"),
+            ("nodes/b1", "nodes/none"),
+            ("jobs/by-key/k", "jobs/by-key/none"),
+        )
+        denials = alive.hive.denials
+        eve = Chan(door.root.node, EVE, EVERYTHING, witness=denials.witness(Peer("local")))
+        for pair in pairs:
+            grown = []
+            for path in pair:
+                seq = alive.hive.turn.seq
+                with pytest.raises(FsError) as caught:
+                    await walked(eve, path)
+                assert (E.MISSING, "file does not exist") == (caught.value.kind, caught.value.text)
+                await denials.flush(everything=True)
+                grown.append(alive.hive.turn.seq - seq)
+            assert grown[0] == grown[1] == (0 if "by-key" in path else 1)
+
+    live(story)
+
+
+async def walked(root: Chan, path: str) -> None:
+    """As a client goes: one name after the other, and the error of the one that is missing."""
+    here: Chan | None = root
+    for name in path.split("/"):
+        assert here is not None
+        _, here = await here.walk((name,))
+
+
+def test_a_node_s_way_to_an_artifact_ends_with_its_lease() -> None:
+    async def story(alive: Living) -> None:
+        tree = hive_tree(alive.hive)
+        ann, w1 = Door(tree, ANN), Door(tree, W1)
+        chan = await ann.create("/artifacts/stage", "f")
+        await say(chan, "hello")
+        await chan.clunk()
+        await ann.write("/artifacts/ctl", "seal name=f\n")
+        job = await alive.submit("input=artifact:f")
+        await w1.read("/pools/default/next")
+        at = f"/artifacts/{sha256(b'hello').hexdigest()}"
+        kept = [await w1.walk(f"{at}/{name}") for name in ("data", "meta.json")]
+        assert "hello" == await w1.read(f"{at}/data")
+        await alive.write("/jobs/ctl", f"cancel job={job}")
+        for way in kept:
             with pytest.raises(FsError) as caught:
-                await jobs.node.walk(name, EVE)  # type: ignore[misc]
-            assert (E.MISSING, "file does not exist", hidden) == (
-                caught.value.kind, caught.value.text, caught.value.hidden,
-            )  # fmt: skip
+                await way.open(READ)
+            assert E.MISSING is caught.value.kind
 
     live(story)
 

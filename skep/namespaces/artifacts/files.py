@@ -18,9 +18,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import stat
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, ExitStack
+from typing import Final
 
 import msgspec
 
@@ -29,7 +31,7 @@ from skep.fs.ctl import Command
 from skep.fs.errors import E, FsError
 from skep.fs.messages import LO, QT, Qid
 from skep.fs.node import Attr, Caller, Change, Entry, Handle, How, Maybe, Node, new_path
-from skep.fs.shapes import Ctl, File
+from skep.fs.shapes import Ctl, File, Text
 from skep.fs.tree import Listing
 from skep.namespaces.artifacts.core import VERBS, Artifact
 from skep.namespaces.artifacts.store import Staged, Store
@@ -37,6 +39,8 @@ from skep.namespaces.live import Hive
 from skep.namespaces.order import actor_of, covers
 from skep.namespaces.rows import Rows, fixed
 from skep.trace.clock import rfc3339
+
+HASH: Final = re.compile(r"[0-9a-f]{64}")
 
 
 def files(hive: Hive) -> Listing:
@@ -92,16 +96,22 @@ def _artifact(hive: Hive, sha256: str, caller: Caller) -> Rows[Hive] | None:
         tenants = [tenant for tenant, held in _held(hive, caller) if held == sha256]
     else:
         tenants = [caller.tenant]
-    artifacts = hive.state.artifacts
-    found = [table[sha256] for table in map(artifacts.by_hash.get, tenants) if table and sha256 in table]
+    by_hash = hive.state.artifacts.by_hash
+    found = [table[sha256] for table in map(by_hash.get, tenants) if table and sha256 in table]
     if not found:
-        raise FsError(E.MISSING, sha256, hidden=sha256 in artifacts.sealed)
+        # Whether another tenant has these bytes or nobody, the record is the same: it has a number in the
+        # ledger, by which one could tell.
+        raise FsError(E.MISSING, sha256, hidden=HASH.fullmatch(sha256) is not None)
     artifact = found[0]
-    rows = {"data": lambda hive, _: _Data(hive.store, artifact), "meta.json": lambda hive, _: _meta(artifact)}
+    rows = {
+        "data": lambda hive, _: _Data(hive, artifact),
+        "meta.json": lambda hive, _: Text(lambda caller: _meta(hive, artifact, caller)),
+    }
     return Rows(rows, hive, sha256, artifact.rev)
 
 
-def _meta(artifact: Artifact) -> str:
+def _meta(hive: Hive, artifact: Artifact, caller: Caller) -> str:
+    _artifact(hive, artifact.sha256, caller)
     shown = {
         "sha256": f"sha256:{artifact.sha256}", "size": artifact.size, "name": artifact.name,
         "class": artifact.kind, "type": artifact.media, "tenant": artifact.tenant,
@@ -111,11 +121,11 @@ def _meta(artifact: Artifact) -> str:
 
 
 class _Data(File):
-    """The bytes of an artifact."""
+    """The bytes of an artifact. Who asks is asked again at open: a node may have lost its lease by then."""
 
-    def __init__(self, store: Store, artifact: Artifact) -> None:
+    def __init__(self, hive: Hive, artifact: Artifact) -> None:
         super().__init__(0o444)
-        self.store = store
+        self.hive = hive
         self.artifact = artifact
         self.mtime_ns = artifact.sealed_ns
 
@@ -123,7 +133,8 @@ class _Data(File):
         return self.artifact.size
 
     def opened(self, how: How, caller: Caller) -> Handle:
-        return _Reading(self.store.open_sealed(self.artifact.sha256))
+        _artifact(self.hive, self.artifact.sha256, caller)
+        return _Reading(self.hive.store.open_sealed(self.artifact.sha256))
 
 
 class _Reading(Handle):

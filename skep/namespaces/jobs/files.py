@@ -29,6 +29,7 @@ who is of another tenant finds nothing, in listings, errors and events alike.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
@@ -45,7 +46,7 @@ from skep.namespaces.jobs.core import MOVES, TERMINAL, Attempt, Job, shown_input
 from skep.namespaces.jobs.verbs import SUBMIT, TABLES
 from skep.namespaces.live import Hive, Progress
 from skep.namespaces.rows import Rows, fixed
-from skep.trace.clock import rfc3339
+from skep.trace.clock import CROCKFORD, rfc3339
 
 PROGRESS: Final = Verb(
     "progress",
@@ -62,6 +63,8 @@ JOB_VERBS: Final[ctl.Verbs] = {
     name: verb for name, verb in TABLES["*/ctl"].items() if name != SUBMIT.name
 } | ctl.verbs(PROGRESS)
 CLONE_VERBS: Final[ctl.Verbs] = dict(TABLES["*/ctl"]) | ctl.verbs(PROGRESS)
+
+ID: Final = re.compile(rf"[{CROCKFORD}]{{26}}(-[0-9]+)?")  # a ULID, and what Line.id makes of it
 
 
 def files(hive: Hive) -> Listing:
@@ -95,12 +98,12 @@ def _sees(job: Job, caller: Caller) -> bool:
     return visible(job, caller.role, caller.tenant, caller.node)
 
 
-def _job(hive: Hive, id: str, caller: Caller) -> Rows[Hive] | None:
+def _job(hive: Hive, id: str, caller: Caller) -> Rows[Hive]:
     job = hive.state.jobs.by_id.get(id)
-    if job is None:
-        return None
-    if not _sees(job, caller):
-        raise FsError(E.MISSING, id, hidden=True)
+    if job is None or not _sees(job, caller):
+        # Whether it is another's or nobody's, the record is the same: it has a number in the ledger, by which
+        # one could tell.
+        raise FsError(E.MISSING, id, hidden=ID.fullmatch(id) is not None)
     return Rows(FILES, hive, id, job.rev, AT)
 
 
@@ -114,7 +117,7 @@ def _by_key(hive: Hive, key: str, caller: Caller) -> str | None:
 def _by_state(hive: Hive, state: str) -> Listing:
     def walk(id: str, caller: Caller) -> Rows[Hive] | None:
         found = _job(hive, id, caller)
-        return None if found is None or hive.state.jobs.by_id[id].state != state else found
+        return found if hive.state.jobs.by_id[id].state == state else None
 
     return Listing(lambda caller: [job.id for job in _visible(hive, caller) if job.state == state], walk)
 

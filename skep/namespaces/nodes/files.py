@@ -35,6 +35,7 @@ from skep.fs.shapes import Ctl, Text
 from skep.fs.tree import Listing
 from skep.namespaces.live import Heartbeat, Hive
 from skep.namespaces.nodes.core import TABLES, Node, visible
+from skep.namespaces.order import HIVE_TENANT
 from skep.namespaces.rows import Rows, fixed
 from skep.trace.clock import rfc3339
 
@@ -49,10 +50,11 @@ def files(hive: Hive) -> Listing:
 
     def walk(name: str, caller: Caller) -> Any:
         node = hive.state.nodes.by_id.get(name)
-        if node is None:
-            return children.get(name)
-        if not _sees(node, caller):
-            raise FsError(E.MISSING, name, hidden=True)
+        if name in children:
+            return children[name]
+        if node is None or not _sees(node, caller):
+            # Recorded alike, whether there is one or not: a record has a number in the ledger.
+            raise FsError(E.MISSING, name, hidden=caller.tenant != HIVE_TENANT)
         return Rows(FILES, hive, name, node.rev)
 
     def names(caller: Caller) -> list[str]:
