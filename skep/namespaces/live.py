@@ -32,6 +32,7 @@ from skep.namespaces.order import HIVE, actor_of
 from skep.namespaces.policy.core import first_lines, mending_lines
 from skep.namespaces.policy.keys import Signer, load_or_create
 from skep.namespaces.sessions.core import Sessions
+from skep.namespaces.sessions.limits import FILE, Limiter
 from skep.namespaces.tokens.desk import Desk, Keys
 from skep.namespaces.trust import core as trust
 from skep.namespaces.trust.authority import Authority
@@ -103,6 +104,7 @@ class Hive:
         self.authority: Authority | None = None  # None: it has no certificates
         self.tokens: Desk | None = None  # None: it has no key to make tokens with
         self.denials = Denials(clock, self._denied)
+        self.limits = Limiter(directory / FILE, self.sessions, clock.monotonic_ns)
         self.leases = Leases(lambda: turn.state)
         self.started_ns = clock.now_ns()
         self.shutdown: asyncio.Future[str] = asyncio.get_running_loop().create_future()  # the grace asked for
@@ -135,6 +137,7 @@ class Hive:
     async def command(self, caller: Caller, path: str, lines: Sequence[str]) -> list[str]:
         """Write the lines to ``path`` as the caller; a reply for each: what was made or changed, the
         revision, the trace. All take effect or none. Raises FsError."""
+        self.limits.command(caller, len(lines))
         actor = actor_of(caller.principal, caller.node)
         tenant = self._tenant(caller, path, lines)
         done = await self._submit(actor, caller.role, tenant, path, lines, caller.token)
@@ -276,6 +279,8 @@ class Hive:
                 match event:
                     case hive.Shutdown() if not self.shutdown.done():
                         self.shutdown.set_result(event.grace)
+                    case hive.Reloaded():
+                        self.limits.reload()
                     case hive.Kicked():
                         session = self.sessions.by_id.get(event.session)
                         if session is not None and event.reaches(session.caller.tenant):
@@ -304,6 +309,7 @@ class Hive:
         self.turn.refresh()
         now_ns = self.clock.now_ns()
         await self.denials.flush()
+        self.limits.sweep()
         due = [*self._ended_leases(now_ns), *self._silent_nodes(now_ns)]
         if due:
             await asyncio.gather(*(self._own(*said) for said in due))

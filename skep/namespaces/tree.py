@@ -1,6 +1,6 @@
 """The tree a hive serves: the nouns' trees under one root.
 
-ctl             W drain, resume, kick, shutdown; R usage
+ctl             W drain, resume, kick, reload, shutdown; R usage
 version         R the hive's version and the protocols it speaks
 whoami          R who the caller is here
 state           R online, draining, quiesced; degraded and why when its ledger is closed to it
@@ -16,6 +16,9 @@ echo drain > ctl
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+
+from skep.fs.ctl import Command
 from skep.fs.messages import Dialect
 from skep.fs.node import Caller
 from skep.fs.shapes import Ctl, Stream, Text
@@ -47,7 +50,7 @@ def hive_tree(hive: Hive) -> Dir:
         return Stream(lambda caller: Feed(hive, seq, None, events(hive, caller)))
 
     children = {
-        "ctl": Ctl(HIVE_TABLES["ctl"], hive.writes("/ctl")),
+        "ctl": Ctl(HIVE_TABLES["ctl"], orders(hive)),
         "version": f"skep {hive.version}\n{' '.join(dialect.value for dialect in Dialect)}\n",
         "whoami": Text(lambda caller: whoami(hive, caller)),
         "state": Text(lambda caller: f"{condition(hive, caller)}\n"),
@@ -66,6 +69,18 @@ def hive_tree(hive: Hive) -> Dir:
     root = Followed(children, {"events": events_at})
     number(root, new_block())
     return root
+
+
+def orders(hive: Hive) -> Callable[[Caller, list[Command]], Awaitable[list[str]]]:
+    """What /ctl runs."""
+    write = hive.writes("/ctl")
+
+    def run(caller: Caller, commands: list[Command]) -> Awaitable[list[str]]:
+        if any(command.verb == "reload" for command in commands):
+            hive.limits.check()
+        return write(caller, commands)
+
+    return run
 
 
 def whoami(hive: Hive, caller: Caller) -> str:

@@ -43,6 +43,7 @@ from skep.namespaces.hive import OPERATOR, WORKER
 from skep.namespaces.live import Hive
 from skep.namespaces.order import HIVE_TENANT, actor_of
 from skep.namespaces.sessions.core import Session
+from skep.namespaces.sessions.peers import network, peer_text
 from skep.namespaces.tokens.afid import Afids, written
 from skep.namespaces.tokens.desk import Bearer
 from skep.namespaces.tokens.grant import Grant
@@ -82,6 +83,7 @@ class Doorkeeper:
     def greet(self, conversation: Conversation) -> Door:
         """The gate of one connection."""
         conversation.witness = self.hive.denials.witness(conversation.peer)
+        self.hive.limits.greet(conversation)
         return Door(self, conversation)
 
 
@@ -125,7 +127,9 @@ class Door:
             session = session or await self._begin(peer, who, tenant, view, grant)
         if self.ended:
             raise FsError(E.CANCELLED, "the connection has ended")
-        return await who.manifest.enter(Chan(self.keeper.root, session.caller, view))
+        return await who.manifest.enter(
+            Chan(self.keeper.root, session.caller, view, witness=self.conversation.witness)
+        )
 
     def _believed(self, peer: Peer, who: Who, tenant: str, afid: Chan) -> Grant:
         desk = self.keeper.hive.tokens
@@ -150,7 +154,7 @@ class Door:
         """Refuse a node that another process is now. One certificate is one node, however often it comes."""
         if self.node not in ("", who.node):
             raise FsError(E.DENIED, f"rule=one-node this connection is {self.node}")
-        mine = _peer_text(self.conversation.peer)
+        mine = peer_text(self.conversation.peer)
         for session in self.keeper.hive.sessions.by_id.values():
             if session.caller.node != who.node or session.peer == mine:
                 continue
@@ -161,6 +165,7 @@ class Door:
         hive, key = self.keeper.hive, (tenant, "" if grant is None else grant.token)
         if len(self.sessions) >= SESSIONS_MAX:
             raise FsError(E.QUOTA, f"sessions of this connection have={SESSIONS_MAX} max={SESSIONS_MAX}")
+        hive.limits.admit(self.conversation, who.principal, who.manifest.role)
         id = hive.clock.new_id()
         uid, gid = (peer.uid, peer.gid) if peer.kind == "unix" else (os.getuid(), os.getgid())
         caller = Caller(
@@ -169,7 +174,7 @@ class Door:
         session = Session(
             id,
             caller,
-            _peer_text(peer),
+            peer_text(peer),
             hive.clock.now_ns(),
             lambda: len(self.conversation.session.fids),
             who.manifest.ns,
@@ -177,9 +182,11 @@ class Door:
             view,
             self.conversation.channel_binding,
             0 if grant is None else grant.until_ns,
+            network(peer),
         )
         # At once, so that the name is taken while the hive writes down that the node is here.
         hive.sessions.add(session)
+        hive.limits.attach(self.conversation, caller)
         self.sessions[key] = session
         self.node = who.node
         if grant is not None and hive.tokens is not None:
@@ -195,6 +202,7 @@ class Door:
     def left(self) -> None:
         """The connection has ended. A node that holds a lease is waited for, as long as the lease lasts."""
         self.ended = True
+        self.keeper.hive.limits.left(self.conversation)
         for key in list(self.sessions):
             self._forget(key)
 
@@ -278,10 +286,6 @@ def _wary_of(peer: Peer) -> str:
     if peer.kind == "tls":
         return peer.spiffe
     return f"unix:{peer.uid}" if peer.kind == "unix" else f"tcp:{peer.address.rpartition(':')[0]}"
-
-
-def _peer_text(peer: Peer) -> str:
-    return f"unix:pid={peer.pid}" if peer.kind == "unix" else f"{peer.kind}:{peer.address}"
 
 
 # what exists

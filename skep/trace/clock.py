@@ -38,6 +38,9 @@ class Clock(Protocol):
     def now_ns(self) -> int:
         """The time."""
 
+    def monotonic_ns(self) -> int:
+        """Time that only goes on, from wherever it began: for durations, not for records."""
+
     def new_id(self) -> str:
         """A fresh ULID: 48 bits of milliseconds, 80 random bits, 26 characters that sort by time."""
 
@@ -47,6 +50,9 @@ class SystemClock:
 
     def now_ns(self) -> int:
         return time.time_ns()
+
+    def monotonic_ns(self) -> int:
+        return time.monotonic_ns()
 
     def new_id(self) -> str:
         return ulid(time.time_ns(), secrets.randbits(80))
@@ -60,6 +66,9 @@ class ManualClock:
         self._random = random.Random(seed)
 
     def now_ns(self) -> int:
+        return self.time_ns
+
+    def monotonic_ns(self) -> int:
         return self.time_ns
 
     def new_id(self) -> str:

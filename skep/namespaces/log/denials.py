@@ -24,6 +24,7 @@ from skep.fs.errors import E, FsError
 from skep.fs.limits import Bucket
 from skep.fs.node import Caller
 from skep.namespaces.order import HIVE_TENANT
+from skep.namespaces.sessions.peers import host_of, network, peer_text
 from skep.trace.clock import SECOND, Clock, rfc3339
 
 if TYPE_CHECKING:  # OpenSSL takes a tenth of a second to import
@@ -234,11 +235,11 @@ class Denials:
         role: str = "",
         node: str = "",
         tenant: str = HIVE_TENANT,
-        network: str = "",
+        origin: str = "",
     ) -> str:
-        """Count one refusal; its trace id. ``network``: what peers are counted together by, else ``peer``."""
+        """Count one refusal; its trace id. ``origin``: what peers are counted together by, else ``peer``."""
         what = What(
-            _cut(network or peer), _cut(principal), role, node, tenant, op, code, _cut(rule),
+            _cut(origin or peer), _cut(principal), role, node, tenant, op, code, _cut(rule),
             _cut(canonical or path, TEXT_MAX),
         )  # fmt: skip
         self._soon()
@@ -246,19 +247,19 @@ class Denials:
 
     def refused(self, refusal: Refusal) -> None:
         """A connection was refused by its handshake, or ended for its certificate."""
-        host = _host(refusal.address)
+        host = host_of(refusal.address)
         rule = refusal.reason.name.lower()
         self.note(
             "connect", f"tls:{refusal.address}", E.UNAUTHENTICATED.name, rule,
-            why=f"{refusal.reason.value}: {refusal.detail}".removesuffix(": "), network=f"tls:{host}",
+            why=f"{refusal.reason.value}: {refusal.detail}".removesuffix(": "), origin=f"tls:{host}",
         )  # fmt: skip
 
     def missed(
-        self, op: str, peer: str, network: str, given: str, canonical: str, caller: Caller, hidden: bool
+        self, op: str, peer: str, origin: str, given: str, canonical: str, caller: Caller, hidden: bool
     ) -> None:
         """A name was not found; ``hidden``: so it was refused."""
         what = What(
-            network, _cut(caller.principal), caller.role, caller.node, caller.tenant, op, E.MISSING.name,
+            origin, _cut(caller.principal), caller.role, caller.node, caller.tenant, op, E.MISSING.name,
             "namespace", _cut(canonical, TEXT_MAX),
         )  # fmt: skip
         self._missed.append(_Missed(what, peer, _cut(given, TEXT_MAX), hidden))
@@ -330,7 +331,7 @@ class _PeerWitness:
     def __init__(self, denials: Denials, peer: Peer) -> None:
         self.denials = denials
         self.peer = peer_text(peer)
-        self.network = _network(peer)
+        self.origin = network(peer)
         self.principal = peer.spiffe or (f"uid={peer.uid}" if peer.kind == "unix" else "")
 
     def refused(self, op: str, given: str, canonical: str, error: FsError, caller: Caller | None) -> str:
@@ -338,11 +339,11 @@ class _PeerWitness:
         who = Caller(self.principal, "", HIVE_TENANT) if caller is None else caller
         return self.denials.note(
             op, self.peer, error.kind.name, rule, path=given, canonical=canonical, why=why,
-            principal=who.principal, role=who.role, node=who.node, tenant=who.tenant, network=self.network,
+            principal=who.principal, role=who.role, node=who.node, tenant=who.tenant, origin=self.origin,
         )  # fmt: skip
 
     def missed(self, op: str, given: str, canonical: str, caller: Caller, hidden: bool) -> None:
-        self.denials.missed(op, self.peer, self.network, given, canonical, caller, hidden)
+        self.denials.missed(op, self.peer, self.origin, given, canonical, caller, hidden)
 
 
 def rule_of(code: str, detail: str) -> tuple[str, str]:
@@ -351,22 +352,6 @@ def rule_of(code: str, detail: str) -> tuple[str, str]:
         rule, _, why = detail.removeprefix("rule=").partition(" ")
         return rule or code.lower(), why
     return code.lower(), detail
-
-
-def peer_text(peer: Peer) -> str:
-    """The other end, as records name it."""
-    return f"unix:pid={peer.pid}" if peer.kind == "unix" else f"{peer.kind}:{peer.address}"
-
-
-def _network(peer: Peer) -> str:
-    """What the peers of one origin have in common: a user has many processes, a host many ports."""
-    return f"unix:uid={peer.uid}" if peer.kind == "unix" else f"{peer.kind}:{_host(peer.address)}"
-
-
-def _host(address: str) -> str:
-    """The host of ``host:port``; of an IPv6 address its /64, which is one customer's."""
-    host = address.rpartition(":")[0].strip("[]") or address
-    return ":".join(host.split(":")[:4]) + "::" if host.count(":") > 4 else host
 
 
 def _cut(text: str, size_max: int = TEXT_MAX // 4) -> str:

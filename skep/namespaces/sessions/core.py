@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -23,6 +24,7 @@ class Session:
     view: View = EVERYTHING  # its namespace from the root, as far as rights go
     binding: Callable[[], bytes] = bytes  # of its TLS channel; empty where there is none
     until_ns: int = 0  # when the token ends that it lives under; 0: under none
+    network: str = ""  # what its peer has in common with others of the same origin
 
 
 class Sessions:
@@ -30,13 +32,23 @@ class Sessions:
 
     def __init__(self) -> None:
         self.by_id: dict[str, Session] = {}
+        self.of_principal: Counter[str] = Counter()
+        self.of_network: Counter[str] = Counter()
 
     def add(self, session: Session) -> None:
         assert session.id not in self.by_id, session.id
         self.by_id[session.id] = session
+        self.of_principal[session.caller.principal] += 1
+        self.of_network[session.network] += 1
 
     def remove(self, id: str) -> None:
-        del self.by_id[id]
+        session = self.by_id.pop(id)
+        for counter, name in (
+            (self.of_principal, session.caller.principal), (self.of_network, session.network),
+        ):  # fmt: skip
+            counter[name] -= 1
+            if not counter[name]:
+                del counter[name]
 
     def of(self, caller: Caller) -> Session | None:
         """The caller's own session; None: it has none, it calls in process."""

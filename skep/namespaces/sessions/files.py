@@ -5,6 +5,7 @@
     <id>/fids        R how many files it has open or at hand
     <id>/since       R when it attached
     <id>/ns          R its namespace, as mount and bind lines
+    <id>/limits      R its limits, a line each, what is left of them, and how often they refused
     <id>/ctl         W kick; R usage
 
 A session exists for its tenant.
@@ -74,5 +75,6 @@ FILES: Final[Mapping[str, Callable[[Hive, str], Any]]] = {
     "fids": _record(lambda session: session.fids()),
     "since": _record(lambda session: rfc3339(session.since_ns)),
     "ns": _ns,
+    "limits": lambda hive, id: Text(lambda: hive.limits.text(_session(hive, id))),
     "ctl": _ctl,
 }
