@@ -73,6 +73,8 @@ class Leases:
 
     def _asked(self, pool: str, tenant: str) -> None:
         self._asking[pool, tenant] -= 1
+        if not self._asking[pool, tenant]:
+            del self._asking[pool, tenant]
         self.dispatch(pool)
 
     def dispatch(self, pool: str) -> None:
