@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from biscuit_auth import AuthorizerBuilder, Biscuit, BiscuitBuilder, BlockBuilder, KeyPair
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -233,6 +234,49 @@ def test_a_block_cannot_be_taken_away() -> None:
     fields = dict(_fields(bytes(attenuate(minted(), Terms(uses=1)).to_bytes())))
     assert {1, 2, 3, 4} == fields.keys()
     assert "it is not signed by this hive's key" == refusal(fields[1] + fields[2] + fields[4])
+
+
+@pytest.mark.parametrize(
+    ("block", "why"),
+    [
+        ("", "it is not signed by this hive's key"),
+        ("12046e6f7065", "it is not signed by this hive's key"),
+        ("180322050a0308990b", "block 1: '<?>()': unknown here"),
+        (
+            "32250a230a02081b120808850812030886081a130a050a030886080a040a0210010a041a020802",
+            "one of its blocks makes no sense",
+        ),
+    ],
+)
+def test_a_block_that_its_holder_signed_and_that_makes_no_sense_is_refused(block: str, why: str) -> None:
+    assert why == refusal(_appended(bytes(minted().to_bytes()), bytes.fromhex(block)))
+
+
+def _appended(token: bytes, block: bytes) -> bytes:
+    """The token with any bytes as its next block, signed as its holder can."""
+    fields = dict(_fields(token))
+    last = Ed25519PrivateKey.from_private_bytes(fields[4][-32:])
+    following = Ed25519PrivateKey.generate()
+    public = following.public_key().public_bytes_raw()
+    signature = last.sign(block + bytes(4) + public)
+    signed = _field(1, block) + _field(2, b"\x08\x00" + _field(2, public)) + _field(3, signature)
+    return fields[1] + fields[2] + _field(3, signed) + _field(4, _field(1, following.private_bytes_raw()))
+
+
+def test_a_block_can_be_appended_by_hand() -> None:
+    """So what the test above appends is refused for what it says."""
+    narrow = bytes(attenuate(minted(), Terms(uses=1)).to_bytes())
+    signed = dict(_fields(narrow))[3]
+    block = signed[signed.index(b"\x0a", 2) :]
+    block = block[2 : 2 + block[1]]
+    assert Terms(uses=1) == read(verify(_appended(bytes(minted().to_bytes()), block), KEYS))[1]
+
+
+def _field(number: int, data: bytes) -> bytes:
+    size, left = b"", len(data)
+    while left > 0x7F:
+        size, left = size + bytes([left & 0x7F | 0x80]), left >> 7
+    return bytes([number << 3 | 2]) + size + bytes([left]) + data
 
 
 def _fields(token: bytes) -> Iterator[tuple[int, bytes]]:

@@ -224,9 +224,11 @@ def _bound(hive: Hive, caller: Caller, args: Mapping[str, str]) -> str | None:
 
 def _check_own(hive: Hive, caller: Caller, terms: Terms) -> None:
     """Refuse to grant what the session itself may not do. Raises FsError."""
+    if not caller.session:
+        return  # in process: the hive's own
     session = hive.sessions.of(caller)
     if session is None:
-        return  # in process: the hive's own
+        raise FsError(E.DENIED, "rule=token-rights the session has ended")
     assert terms.ops is not None
     assert terms.places is not None
     for place in terms.places:
