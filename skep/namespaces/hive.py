@@ -27,6 +27,8 @@ from skep.namespaces.policy.schema import verb_path
 from skep.namespaces.pools import core as pools
 from skep.namespaces.tokens import core as tokens
 from skep.namespaces.trust import core as trust
+from skep.namespaces.trust import record as trust_record
+from skep.namespaces.trust import verbs as trust_verbs
 from skep.trace.entry import Line
 from skep.trace.rules import Decision, Meta, Refusal
 
@@ -96,7 +98,7 @@ Event = (
     | log.Event
     | policy.Event
     | tokens.Event
-    | trust.Event
+    | trust_record.Event
 )
 
 
@@ -112,7 +114,7 @@ class HiveState:
     log: log.Log = field(default_factory=log.Log)
     policy: policy.Policy = field(default_factory=policy.Policy)
     tokens: tokens.Tokens = field(default_factory=tokens.Tokens)
-    trust: trust.Trust = field(default_factory=trust.Trust)
+    trust: trust_record.Trust = field(default_factory=trust_record.Trust)
 
     def copy(self) -> HiveState:
         return HiveState(
@@ -238,7 +240,7 @@ TABLES: Final[Mapping[str, Mapping[str, ctl.Verbs]]] = {
     "nodes": nodes.TABLES,
     "artifacts": artifacts.TABLES,
     "log": log.TABLES,
-    "trust": {**tokens.TABLES, **trust.TABLES},
+    "trust": {**tokens.TABLES, **trust_verbs.TABLES},
 }
 
 # The argument that names a noun's object where the path does not.
@@ -255,7 +257,7 @@ OWN_VERBS: Final[frozenset[str]] = frozenset(
         "/log/*/denied",
         "//start",
         *(f"/nodes/*/{verb}" for verb in nodes.TABLES["*"]),
-        *(f"/trust/*/{verb}" for verb in trust.OWN_VERBS),
+        *(f"/trust/*/{verb}" for verb in trust_verbs.OWN_VERBS),
     }
 )
 
@@ -371,7 +373,7 @@ _APPLY: Final[Mapping[type, Callable[[HiveState, Any, Meta], None]]] = {
     log.Event: _applying("log", log.apply),
     **dict.fromkeys(get_args(policy.Event), _applying("policy", policy.apply)),
     **dict.fromkeys(get_args(tokens.Event), _applying("tokens", tokens.apply)),
-    **dict.fromkeys(get_args(trust.Event), _applying("trust", trust.apply)),
+    **dict.fromkeys(get_args(trust_record.Event), _applying("trust", trust_record.apply)),
 }
 
 

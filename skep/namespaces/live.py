@@ -34,8 +34,8 @@ from skep.namespaces.policy.keys import Signer, load_or_create
 from skep.namespaces.sessions.core import Sessions
 from skep.namespaces.sessions.limits import FILE, Limiter
 from skep.namespaces.tokens.desk import Desk, Keys
-from skep.namespaces.trust import core as trust
 from skep.namespaces.trust.authority import Authority
+from skep.namespaces.trust.record import Retired, Revoked
 from skep.trace.clock import HOUR, SECOND, Clock
 from skep.trace.entry import Entry, Line
 from skep.trace.ring import Ring
@@ -287,7 +287,7 @@ class Hive:
                             session.kick()
                     case Removed():
                         self.heartbeats.pop(event.node, None)
-                    case trust.Revoked() | trust.Retired() if self.tokens is not None:
+                    case Revoked() | Retired() if self.tokens is not None:
                         self.tokens.recheck()
                     case _ if job := getattr(event, "job", ""):
                         self.news(job)

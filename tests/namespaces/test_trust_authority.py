@@ -26,7 +26,7 @@ from skep.fs.server import listen
 from skep.fs.spiffe import Spiffe, name_of
 from skep.fs.tls import TlsError
 from skep.fs.trust import Reason, Refusal
-from skep.namespaces.trust import core
+from skep.namespaces.trust import verbs
 from skep.namespaces.trust.authority import CSR_MAX, Authority, AuthorityError, read_request
 from skep.namespaces.trust.core import DAY
 from skep.namespaces.trust.keys import KeyStoreError
@@ -106,7 +106,7 @@ def test_a_hive_keeps_its_name(tmp_path: Path) -> None:
     play(story, tmp_path)
 
 
-@pytest.mark.parametrize("what", core.KINDS)
+@pytest.mark.parametrize("what", verbs.KINDS)
 def test_a_ledger_without_its_keys_is_not_served(tmp_path: Path, what: str) -> None:
     async def story(hive: Established) -> None:
         id = hive.book.trust.active(what).id

@@ -9,8 +9,10 @@ from trusting import KEYS, Book, as_value, refused
 
 from skep.fs.errors import FsError
 from skep.namespaces.order import HIVE_TENANT
-from skep.namespaces.trust import core
-from skep.namespaces.trust.core import DAY, INVITED_ROLES, Trust, secret_hash
+from skep.namespaces.trust import core, record, verbs
+from skep.namespaces.trust.core import DAY, secret_hash
+from skep.namespaces.trust.record import Trust
+from skep.namespaces.trust.verbs import INVITED_ROLES
 from skep.trace.clock import HOUR, MINUTE, SECOND
 from skep.trace.rules import Refusal
 
@@ -31,7 +33,7 @@ def enrolled(book: Book, node: str = "w1") -> str:
 
 def test_a_hive_is_founded_once_and_keeps_its_name(book: Book) -> None:
     assert "hive" == book.trust.hive
-    assert KEYS == {what: book.trust.active(what).id for what in core.KINDS}
+    assert KEYS == {what: book.trust.active(what).id for what in verbs.KINDS}
     with pytest.raises(Refusal, match="file exists: the hive is hive"):
         book.found()
 
@@ -136,7 +138,7 @@ def test_the_queens_name_is_hers(book: Book) -> None:
 
 def test_there_are_so_many_open_invites_at_most(book: Book) -> None:
     for n in range(core.INVITES_MAX):
-        book.trust.invites[str(n)] = core.Invite(
+        book.trust.invites[str(n)] = record.Invite(
             str(n), "", "observer", "w", (), book.clock.now_ns() + MINUTE
         )
     with pytest.raises(Refusal, match="quota exceeded: invites have=4096 max=4096"):
@@ -358,9 +360,9 @@ def test_an_old_token_key_takes_the_revocations_of_its_tokens_with_it(book: Book
 
 
 def test_old_keys_are_remembered_but_not_for_ever(book: Book) -> None:
-    for _ in range(core.RETIRED_MAX + 5):
+    for _ in range(record.RETIRED_MAX + 5):
         book.rotate("merkle", "0s")
-    assert core.RETIRED_MAX + 1 == len(book.trust.keys["merkle"])
+    assert record.RETIRED_MAX + 1 == len(book.trust.keys["merkle"])
     assert 1 == len(book.trust.trusted("merkle"))
 
 
@@ -374,8 +376,8 @@ COMMANDS = st.one_of(
     st.tuples(st.just("renew"), SOME, st.sampled_from(["QQ==", "Qg==", "Qw=="])),
     st.tuples(st.just("revoke-serial"), SOME, st.just("")),
     st.tuples(st.just("revoke-node"), st.sampled_from(NODES), st.just("")),
-    st.tuples(st.just("rotate"), st.sampled_from(core.KINDS), st.sampled_from(["0s", "1h"])),
-    st.tuples(st.just("retire"), st.sampled_from(core.KINDS), SOME),
+    st.tuples(st.just("rotate"), st.sampled_from(verbs.KINDS), st.sampled_from(["0s", "1h"])),
+    st.tuples(st.just("retire"), st.sampled_from(verbs.KINDS), SOME),
     st.tuples(st.just("wait"), st.sampled_from([1, MINUTE, HOUR, 12 * HOUR, 2 * DAY]), st.just("")),
 )
 
@@ -432,7 +434,7 @@ class Player:
         assert not [node for node in self.barred if trust.tenants_of(node)]
         for node in NODES:
             assert 1 >= len({found.role for found in trust.good(node, now_ns)})
-        for what in core.KINDS:
+        for what in verbs.KINDS:
             assert 1 == sum(not key.until_ns for key in trust.trusted(what))
             assert 2 >= len(trust.trusted(what))
         assert set(trust.certificates) == {s for node in trust.nodes.values() for s in node.serials}

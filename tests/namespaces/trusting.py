@@ -20,18 +20,19 @@ from skep.fs import ctl
 from skep.fs.identity import Pem
 from skep.fs.spiffe import Spiffe
 from skep.namespaces.order import HIVE, Order
-from skep.namespaces.trust import core
+from skep.namespaces.trust import core, record, verbs
 from skep.namespaces.trust.authority import Authority, read_request
-from skep.namespaces.trust.core import Certificate, Trust, secret_hash
+from skep.namespaces.trust.core import secret_hash
+from skep.namespaces.trust.record import Certificate, Trust
 from skep.trace.clock import SECOND, ManualClock
 from skep.trace.entry import canonical, events_decoder
 from skep.trace.rules import Decision, Meta, Refusal
 
 QUEEN = Spiffe("hive", "queen-primary", "q1")
-KEYS = {what: digit * 64 for what, digit in zip(core.KINDS, "abcd", strict=True)}
+KEYS = {what: digit * 64 for what, digit in zip(verbs.KINDS, "abcd", strict=True)}
 UNTIL = "2043-11-14T22:13:20Z"
 FOUND = ctl.line("found", {"hive": "hive", "certificate": "QQ==", "until": UNTIL} | KEYS)
-_events = events_decoder(core.Event)
+_events = events_decoder(record.Event)
 
 
 class Book:
@@ -46,18 +47,18 @@ class Book:
     def write(self, line: str, actor: str = "unix:ann", place: str = "ctl") -> str:
         """The reply. Raises Refusal, FsError."""
         command = ctl.parse_line(line)
-        ctl.check(command, core.TABLES[place])
+        ctl.check(command, verbs.TABLES[place])
         id = self.clock.new_id()
         order = Order(command.verb, command.args, place, "", actor, "", "", self.clock.now_ns(), id)
         before = canonical(as_value(self.trust))
         try:
-            decision: Decision[core.Event, str] = core.decide(self.trust, order)
+            decision: Decision[record.Event, str] = core.decide(self.trust, order)
         finally:
             assert before == canonical(as_value(self.trust)), "deciding changes nothing"
         meta = Meta(len(self.lines) + 1, order.time_ns, id)
         body = canonical(decision.events)
         for event in _events.decode(body):
-            core.apply(self.trust, event, meta)
+            record.apply(self.trust, event, meta)
         self.lines.append((order, decision.reply))
         self.entries.append((body, meta))
         return decision.reply
@@ -95,17 +96,17 @@ class Book:
         trust = Trust()
         for body, meta in self.entries:
             for event in _events.decode(body):
-                core.apply(trust, event, meta)
+                record.apply(trust, event, meta)
         return trust
 
     def decided_again(self) -> list[str]:
         """What replaying the lines that took effect replies."""
         trust, replies = Trust(), []
         for (order, _), (body, meta) in zip(self.lines, self.entries, strict=True):
-            decision: Decision[core.Event, str] = core.decide(trust, order)
+            decision: Decision[record.Event, str] = core.decide(trust, order)
             assert body == canonical(decision.events)
             for event in decision.events:
-                core.apply(trust, event, meta)
+                record.apply(trust, event, meta)
             replies.append(decision.reply)
         return replies
 

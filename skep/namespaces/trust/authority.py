@@ -43,9 +43,10 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from skep.fs import ctl
 from skep.fs.identity import Pem
 from skep.fs.spiffe import Spiffe
-from skep.namespaces.trust import core
-from skep.namespaces.trust.core import INVITED_ROLES, Certificate, Key, Trust
+from skep.namespaces.trust import core, record, verbs
 from skep.namespaces.trust.keys import Keys, id_of
+from skep.namespaces.trust.record import Certificate, Key, Trust
+from skep.namespaces.trust.verbs import INVITED_ROLES
 from skep.trace.clock import SECOND, Clock, SystemClock, duration, rfc3339
 
 NODE_TTL_NS: Final = core.DAY  # of a node's certificate, unless it is told otherwise
@@ -111,7 +112,7 @@ class Authority:
             await say(PLACE, self._founding())
         if trust().hive != queen.hive:
             raise AuthorityError(f"this hive is called {trust().hive}, not {queen.hive}")
-        for what in core.KINDS:
+        for what in verbs.KINDS:
             for key in trust().keys[what]:
                 if key.retired:
                     self._keys.forget(what, key.id)  # a crash may have come first
@@ -120,7 +121,7 @@ class Authority:
         await self.tend()
 
     def _founding(self) -> str:
-        ids = {what: self._keys.make(what) for what in core.KINDS}
+        ids = {what: self._keys.make(what) for what in verbs.KINDS}
         certificate, until_ns = self._root(self._queen.hive, self._keys.curved("ca", ids["ca"]))
         more = {"certificate": certificate, "until": rfc3339(until_ns)}
         return ctl.line("found", {"hive": self._queen.hive} | ids | more)
@@ -147,15 +148,15 @@ class Authority:
         trust, anew = self._trust(), False
         for event in events:
             match event:
-                case core.Retired(what, id):
+                case record.Retired(what, id):
                     self._keys.forget(what, id)
                     anew = anew or what == "ca"
-                case core.Rotated():
+                case record.Rotated():
                     anew = anew or event.key.what == "ca"
-                case core.Revoked():
+                case record.Revoked():
                     anew = anew or bool(event.serials)
-                case core.Enrolled():
-                    anew = anew or event.role in core.QUEENS
+                case record.Enrolled():
+                    anew = anew or event.role in verbs.QUEENS
         if anew and trust.hive:
             self._crl = b""
             if self._own() is not None:

@@ -1,8 +1,8 @@
-"""Trust as a fold: the hive's keys, invites, certificates, what was revoked. No private key, and no secret.
+"""Deciding about trust: who is invited, what an invite is good for, what is revoked, which keys are next.
 
 What is random or made with a key comes with the line: hashes of secrets, public keys, CA certificates. A
 certificate's serial follows from its line's id, which is never used again. The keys are keys.py's, the
-signatures authority.py's.
+signatures authority.py's, the state record.py's.
 """
 
 from __future__ import annotations
@@ -11,283 +11,49 @@ import hashlib
 import hmac
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import Final
 
-import msgspec
-
-from skep.fs import ctl
-from skep.fs.ctl import Arg, Verb
 from skep.fs.errors import E
-from skep.fs.spiffe import ROLES, Spiffe
+from skep.fs.spiffe import Spiffe
 from skep.namespaces.order import HIVE_TENANT, Order, refusal
+from skep.namespaces.trust.record import (
+    Enrolled,
+    Event,
+    Founded,
+    Invite,
+    Invited,
+    Key,
+    Retired,
+    Revoked,
+    Rotated,
+    Trust,
+)
+from skep.namespaces.trust.verbs import INVITE_TTL, KINDS, OVERLAP, QUEENS
 from skep.trace.clock import HOUR, MINUTE, SECOND, parse_duration, parse_rfc3339, rfc3339
-from skep.trace.rules import Decision, Meta
-
-ENROLLING: Final = "enrolling"  # the role of who has no certificate yet
-QUEENS: Final = frozenset(role for role in ROLES if role.startswith("queen-"))
-INVITED_ROLES: Final = tuple(sorted(ROLES - QUEENS))
-"""What an invite may make of one. Clients believe any queen of this CA: hers is made where she serves."""
+from skep.trace.rules import Decision
 
 DAY: Final = 24 * HOUR
 TTL_MIN_NS: Final = 10 * SECOND  # shorter, and a slow network uses it up
 TTL_MAX_NS: Final = 7 * DAY  # of an invite and of a certificate: what is stolen ends by itself
 QUEEN_TTL_MAX_NS: Final = 90 * DAY  # the hive's own, which it renews where its key is
-INVITE_TTL: Final = "10m"  # when an invite says nothing
-OVERLAP: Final = "24h"  # when a rotation says nothing: nodes renew themselves twice in it
 OVERLAP_MAX_NS: Final = 90 * DAY
 SKEW_NS: Final = 5 * MINUTE  # certificates begin so long ago: other machines' clocks may be behind
-KEPT_NS: Final = HOUR  # how long a certificate is remembered after its end, for clocks that are behind
 
 NODES_MAX: Final = 65536  # as many as /nodes has
 INVITES_MAX: Final = 4096  # that may still be used
 LIVE_MAX: Final = 16  # certificates of one node that are good at one time: it needs two
 TENANTS_MAX: Final = 64  # of one node
 TOKENS_MAX: Final = 65536  # revoked; rotating the token key ends them all, and forgets them
-RETIRED_MAX: Final = 16  # keys of one kind remembered after their end
 REASON_MAX: Final = 256  # characters
-
-KINDS: Final = ("ca", "token", "merkle", "policy")  # of keys, each for one use alone
 
 _NODE: Final = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
 _TENANT: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}(/[a-z0-9][a-z0-9._-]{0,63}){2}")
 _TOKEN: Final = re.compile(r"[0-9a-f]{32}(?:[0-9a-f]{96})?")  # a block's revocation id, or its beginning
 _ID: Final = re.compile(r"[0-9a-f]{64}")
 
-INVITE: Final = Verb(
-    "invite",
-    (
-        Arg("role", required=True, kind="|".join(INVITED_ROLES)),
-        Arg("node", required=True, kind="name", help="what its certificate will call it"),
-        Arg("ttl", kind="duration", help=f"how long it may be used, 10s to 168h, else {INVITE_TTL}"),
-        Arg("tenant", help=f"org/project/env, or some with commas between; else {HIVE_TENANT}"),
-    ),
-    "invite role=drone-worker node=w7 ttl=10m",
-    "let a node ask for a certificate, once; the reply is the invite, told only here",
-)
-REVOKE: Final = Verb(
-    "revoke",
-    (
-        Arg("serial", kind="text", help="one certificate"),
-        Arg("node", kind="name", help="all its certificates and invites; it has to be invited again"),
-        Arg("token", kind="text", help="a capability token, by its revocation id"),
-        Arg("reason"),
-    ),
-    "revoke node=w7 reason=stolen",
-    "one of them, at once and for ever",
-)
-ROTATE: Final = Verb(
-    "rotate",
-    (
-        Arg("what", required=True, kind="|".join(KINDS)),
-        Arg("overlap", kind="duration", help=f"how long the old one is good too, else {OVERLAP}; 0s: not"),
-    ),
-    "rotate what=ca overlap=1h",
-    "a new key; the reply is its id",
-)
-VERBS: Final = ctl.verbs(INVITE, REVOKE, ROTATE)
-
-_KEY: Final = Arg("key", required=True)
-_CERTIFICATE: Final = (Arg("certificate"), Arg("until"), Arg("cross"))  # of a CA: as Key has them
-_TTL: Final = Arg("ttl", required=True, kind="duration")
-
-# As written down: the door has made what is random, and says so.
-TABLES: Final[Mapping[str, ctl.Verbs]] = {
-    "ctl": ctl.verbs(
-        INVITE._replace(args=(*INVITE.args, Arg("secret", required=True))),
-        REVOKE,
-        ROTATE._replace(args=(*ROTATE.args, _KEY, Arg("before", required=True), *_CERTIFICATE)),
-    ),
-    "*": ctl.verbs(
-        Verb("enroll", (Arg("invite", required=True), Arg("secret", required=True), _KEY, _TTL)),
-        Verb("renew", (Arg("serial", required=True), _KEY, _TTL)),
-        # The hive's own, written to no file.
-        Verb(
-            "found",
-            (
-                Arg("hive", required=True, kind="name"),
-                *(Arg(kind, required=True) for kind in KINDS),
-                *_CERTIFICATE[:2],
-            ),
-        ),
-        Verb("issue", (Arg("role", required=True), Arg("node", required=True), _KEY, _TTL)),
-        Verb("retire", (Arg("what", required=True, kind="|".join(KINDS)), _KEY)),
-    ),
-}
-OWN_VERBS: Final = ("found", "issue", "retire")
-
-
-# what is remembered
-
-
-class Key(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A public key of the hive. The one of its kind without an end is the one that signs.
-
-    id: of a CA, SHA-256 of its SubjectPublicKeyInfo; of the others, the Ed25519 key itself: 64 hex digits.
-    certificate: a CA's own, in base64 DER; cross: the same CA as the one before it saw it, signed by that."""
-
-    what: str
-    id: str
-    since_ns: int
-    until_ns: int = 0  # trusted until then; 0: no end yet
-    certificate: str = ""
-    certificate_until_ns: int = 0
-    cross: str = ""
-    retired: bool = False
-
-
-class Invite(msgspec.Struct, frozen=True):
-    id: str
-    secret: str  # SHA-256 of it, hex
-    role: str
-    node: str
-    tenants: tuple[str, ...]
-    until_ns: int
-    serial: str = ""  # what it was used for; "": it was not
-
-
-class Certificate(msgspec.Struct, frozen=True):
-    """All that authority.py needs to make it, again and again. Times are whole seconds, in ns."""
-
-    serial: str  # hex without leading zeros
-    node: str
-    role: str
-    tenants: tuple[str, ...]
-    key: str  # SubjectPublicKeyInfo, base64 DER
-    begin_ns: int
-    end_ns: int
-    ca: str
-    revoked_ns: int = 0  # 0: it is not
-    reason: str = ""
-
-
-class Node(msgspec.Struct, frozen=True):
-    """One name that has, or had, certificates. ``barred``: revoked, and not invited again since."""
-
-    name: str
-    role: str
-    tenants: tuple[str, ...]
-    serials: tuple[str, ...]
-    barred: bool = False
-
-
-# events
-
-
-class Founded(msgspec.Struct, frozen=True, tag_field="type", tag="trust.founded"):
-    hive: str
-    keys: tuple[Key, ...]
-
-
-class Invited(msgspec.Struct, frozen=True, tag_field="type", tag="trust.invited"):
-    invite: str
-    secret: str  # SHA-256 of it
-    role: str
-    node: str
-    tenants: tuple[str, ...]
-    until_ns: int
-
-
-class Enrolled(msgspec.Struct, frozen=True, tag_field="type", tag="trust.enrolled", omit_defaults=True):
-    """A certificate may be signed. ``invite``: "" for a renewal, and for the hive's own."""
-
-    serial: str
-    node: str
-    role: str
-    tenants: tuple[str, ...]
-    key: str
-    begin_ns: int
-    end_ns: int
-    ca: str
-    invite: str = ""
-
-
-class Revoked(msgspec.Struct, frozen=True, tag_field="type", tag="trust.revoked", omit_defaults=True):
-    """``node``: barred; "" when one certificate or a token was meant."""
-
-    serials: tuple[str, ...] = ()
-    node: str = ""
-    token: str = ""
-    reason: str = ""
-
-
-class Rotated(msgspec.Struct, frozen=True, tag_field="type", tag="trust.rotated"):
-    """``key`` signs from now on; those before it are trusted until ``until_ns``."""
-
-    key: Key
-    until_ns: int
-
-
-class Retired(msgspec.Struct, frozen=True, tag_field="type", tag="trust.retired"):
-    what: str
-    key: str
-
-
-Event = Founded | Invited | Enrolled | Revoked | Rotated | Retired
-
-
-@dataclass
-class Trust:
-    """``hive``: "" until it is founded. ``rev``: the ledger number of the last change."""
-
-    hive: str = ""
-    rev: int = 0
-    keys: dict[str, tuple[Key, ...]] = field(default_factory=dict)  # kind -> the newest first
-    invites: dict[str, Invite] = field(default_factory=dict)
-    certificates: dict[str, Certificate] = field(default_factory=dict)  # by serial
-    nodes: dict[str, Node] = field(default_factory=dict)
-    tokens: dict[str, int] = field(default_factory=dict)  # revoked: revocation id -> when, ns
-
-    def copy(self) -> Trust:
-        return Trust(
-            self.hive,
-            self.rev,
-            self.keys.copy(),
-            self.invites.copy(),
-            self.certificates.copy(),
-            self.nodes.copy(),
-            self.tokens.copy(),
-        )
-
-    def active(self, what: str) -> Key:
-        """The key of a founded hive that signs."""
-        return self.keys[what][0]
-
-    def trusted(self, what: str) -> list[Key]:
-        """Those that are believed, the one that signs first; an overlap ends when its line is written."""
-        return [key for key in self.keys.get(what, ()) if not key.retired]
-
-    def is_good(self, serial: str, now_ns: int) -> bool:
-        """Whether the certificate is to be believed at this time."""
-        found = self.certificates.get(serial)
-        return (
-            found is not None
-            and not found.revoked_ns
-            and found.begin_ns <= now_ns < found.end_ns
-            and any(key.id == found.ca for key in self.trusted("ca"))
-        )
-
-    def good(self, node: str, now_ns: int) -> Iterator[Certificate]:
-        """The node's certificates that are good."""
-        for serial in self.nodes[node].serials if node in self.nodes else ():
-            if self.is_good(serial, now_ns):
-                yield self.certificates[serial]
-
-    def tenants_of(self, node: str) -> tuple[str, ...]:
-        """Which tenants a node with a certificate may attach to, its own first."""
-        found = self.nodes.get(node)
-        return () if found is None or found.barred else found.tenants
-
-    def revoked(self, ca: str) -> list[Certificate]:
-        """What the CA has to list."""
-        return [found for found in self.certificates.values() if found.revoked_ns and found.ca == ca]
-
 
 def secret_hash(secret: str) -> str:
     return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()
-
-
-# deciding
 
 
 Decided = Decision[Event, str]
@@ -557,90 +323,3 @@ _DECIDE: Final[Mapping[str, Callable[[Trust, Order], Decided]]] = {
     "found": _found, "invite": _invite, "enroll": _enroll, "renew": _renew, "issue": _issue,
     "revoke": _revoke, "rotate": _rotate, "retire": _retire,
 }  # fmt: skip
-
-
-# believing
-
-
-def apply(trust: Trust, event: Event, meta: Meta) -> None:
-    """Change ``trust`` by ``event``."""
-    trust.rev = meta.seq
-    match event:
-        case Founded():
-            trust.hive = event.hive
-            trust.keys = {key.what: (key,) for key in event.keys}
-        case Invited():
-            _forget_invites(trust, meta.time_ns)
-            trust.invites[event.invite] = Invite(
-                event.invite, event.secret, event.role, event.node, event.tenants, event.until_ns
-            )
-        case Enrolled():
-            _enrolled(trust, event, meta)
-        case Revoked():
-            _revoked(trust, event, meta)
-        case Rotated():
-            what = event.key.what
-            ended = tuple(_ended(key, event.until_ns) for key in trust.keys[what])
-            trust.keys[what] = (event.key, *ended[:RETIRED_MAX])
-        case Retired():
-            _retired(trust, event)
-
-
-def _forget_invites(trust: Trust, now_ns: int) -> None:
-    for id in [id for id, invite in trust.invites.items() if invite.until_ns <= now_ns]:
-        del trust.invites[id]
-
-
-def _enrolled(trust: Trust, event: Enrolled, meta: Meta) -> None:
-    before = trust.nodes.get(event.node)
-    serials = () if before is None else before.serials
-    over = [s for s in serials if trust.certificates[s].end_ns + KEPT_NS <= meta.time_ns]
-    for serial in over:
-        del trust.certificates[serial]
-    trust.certificates[event.serial] = Certificate(
-        event.serial, event.node, event.role, event.tenants, event.key, event.begin_ns, event.end_ns, event.ca
-    )
-    kept = (*(serial for serial in serials if serial not in over), event.serial)
-    # Only an invite lets a node in again that was thrown out.
-    barred = before is not None and before.barred and not event.invite
-    trust.nodes[event.node] = Node(event.node, event.role, event.tenants, kept, barred)
-    if event.invite:
-        used = trust.invites[event.invite]
-        trust.invites[used.id] = msgspec.structs.replace(used, serial=event.serial)
-
-
-def _revoked(trust: Trust, event: Revoked, meta: Meta) -> None:
-    for serial in event.serials:
-        found = trust.certificates[serial]
-        trust.certificates[serial] = msgspec.structs.replace(
-            found, revoked_ns=meta.time_ns, reason=event.reason
-        )
-    if event.node:
-        for id in [i.id for i in trust.invites.values() if i.node == event.node and not i.serial]:
-            del trust.invites[id]
-        if event.node in trust.nodes:
-            node = trust.nodes[event.node]
-            trust.nodes[event.node] = msgspec.structs.replace(node, barred=True)
-    if event.token:
-        trust.tokens[event.token] = meta.time_ns
-
-
-def _ended(key: Key, until_ns: int) -> Key:
-    return key if key.until_ns else msgspec.structs.replace(key, until_ns=until_ns)
-
-
-def _retired(trust: Trust, event: Retired) -> None:
-    """What it has signed is worth nothing any more, so there is nothing of it to revoke."""
-    keys = trust.keys[event.what]
-    trust.keys[event.what] = tuple(
-        msgspec.structs.replace(key, retired=True) if key.id == event.key else key for key in keys
-    )
-    if event.what == "ca":
-        for found in [c for c in trust.certificates.values() if c.ca == event.key]:
-            del trust.certificates[found.serial]
-            node = trust.nodes[found.node]
-            kept = tuple(serial for serial in node.serials if serial != found.serial)
-            trust.nodes[node.name] = msgspec.structs.replace(node, serials=kept)
-    if event.what == "token" and len(trust.trusted("token")) == 1:
-        since_ns = trust.active("token").since_ns
-        trust.tokens = {id: at for id, at in trust.tokens.items() if at >= since_ns}

@@ -38,7 +38,9 @@ from skep.namespaces.live import Hive
 from skep.namespaces.lockout import Lockout
 from skep.namespaces.order import HIVE_TENANT
 from skep.namespaces.trust.authority import CSR_MAX, Authority, read_request
-from skep.namespaces.trust.core import VERBS, Certificate, Key, opened, secret_hash
+from skep.namespaces.trust.core import opened, secret_hash
+from skep.namespaces.trust.record import Certificate, Key
+from skep.namespaces.trust.verbs import VERBS
 from skep.trace.clock import rfc3339
 from skep.trace.rules import Refusal
 from skep.trace.turn import Refused
