@@ -13,7 +13,13 @@ _FILE = click.argument("file", type=click.Path(exists=True, dir_okay=False, path
 
 @click.group()
 def manifest_command() -> None:
-    """Check and sign manifests: what a role sees of the hive, and what it may do there."""
+    """Check and sign manifests of roles. A manifest is what a role sees of the hive, and may do there.
+
+    \b
+    Examples:
+      skep manifest check ./drone-worker.ns
+      skep manifest sign --key ./key.pem ./drone-worker.ns
+    """
 
 
 @manifest_command.command("check")
