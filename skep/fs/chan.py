@@ -51,6 +51,12 @@ class Right(enum.IntFlag):
 
 
 ALL_RIGHTS: Final = Right.READ | Right.WRITE | Right.CREATE | Right.REMOVE
+# The permissions that a file does not show, by the rights that there are to it. A table, as a walk asks it of
+# each name, and flags are slow to reckon with.
+_LOST: Final = tuple(
+    (0 if rights & Right.READ else 0o444) | (0 if rights & (Right.WRITE | Right.CREATE) else 0o222)
+    for rights in range(2 * Right.LIST)
+)
 
 
 class View(Protocol):
@@ -488,13 +494,10 @@ class Chan:
     async def attr(self) -> Attr:
         """What stat tells, its permissions cut to what the caller may do here."""
         attr = await settle(self.node.attr(self.caller))
-        rights = self.view.rights
-        if rights == ALL_RIGHTS:
-            return attr
-        lost = (0 if rights & Right.READ or stat.S_ISDIR(attr.mode) else 0o444) | (
-            0 if rights & (Right.WRITE | Right.CREATE) else 0o222
-        )
-        return msgspec.structs.replace(attr, mode=attr.mode & ~lost)
+        lost = attr.mode & _LOST[self.view.rights]
+        if lost and stat.S_ISDIR(attr.mode):
+            lost &= 0o222
+        return msgspec.structs.replace(attr, mode=attr.mode & ~lost) if lost else attr
 
     @_told("wstat")
     async def setattr(self, change: Change) -> None:

@@ -150,7 +150,7 @@ class Space:
         """The place that ``path`` names now, before what is bound on it itself."""
         here = self.root if path.startswith("/") else self.dot
         for name in filter(None, path.split("/")):
-            here = await self.cross(here).step(name)
+            here, _ = await self.cross(here).step(name)
         return here
 
 
@@ -219,15 +219,16 @@ class Bound(Chan):
     async def child(self, name: str) -> tuple[Chan, Attr]:
         if name == "..":
             return self.above.clone(), await self.above.attr()
-        here = self.space.cross(await self.step(name))
-        return here, await here.attr()
+        found, attr = await self.step(name)
+        here = self.space.cross(found)
+        return here, attr if here is found else await here.attr()
 
-    async def step(self, name: str) -> Bound:
+    async def step(self, name: str) -> tuple[Bound, Attr]:
         """The entry ``name``, before what is bound on it: of the first element that has it."""
         missing: Exception | None = None
         for part in self.parts or (Part(self, False),):
             try:
-                found, _ = await Chan.child(part.chan, name)
+                found, attr = await Chan.child(part.chan, name)
             except (FsError, FileNotFoundError) as error:
                 if isinstance(error, FsError) and error.kind is not E.MISSING:
                     raise
@@ -235,7 +236,7 @@ class Bound(Chan):
                 continue
             assert isinstance(found, Bound)
             found.way = self
-            return found
+            return found, attr
         assert missing is not None
         raise missing
 
@@ -244,7 +245,7 @@ class Bound(Chan):
         if not self.parts and self.key not in self.space.above:
             return self
         check_name(name)
-        found = await self.step(name)
+        found, _ = await self.step(name)
         if found.key in self.space.heads:
             raise _mount_point(name)
         assert isinstance(found.up, Bound)
@@ -284,7 +285,7 @@ class Bound(Chan):
             raise FsError(E.DENIED, f"rule=union {self.path}")
         check_name(name)
         try:
-            found = await self.step(name)
+            found, _ = await self.step(name)
         except (FsError, FileNotFoundError) as error:
             if isinstance(error, FsError) and error.kind is not E.MISSING:
                 raise

@@ -77,7 +77,16 @@ class Nothing:
 class _Seen:
     """A place that exists: the steps whose paths lead here, and what holds from above."""
 
-    __slots__ = ("_allowed", "_denied", "_names", "_steps", "rights")
+    __slots__ = (
+        "_allowed",
+        "_denied",
+        "_known",
+        "_names",
+        "_steps",
+        "_variables",
+        "_written",
+        "rights",
+    )
 
     def __init__(
         self, steps: tuple[_Step, ...], allowed: Right, denied: Right, names: Names, rights: Right
@@ -87,6 +96,11 @@ class _Seen:
         self._allowed = allowed
         self._denied = denied
         self._names = names
+        words = {name for step in steps for name in step.names}
+        self._variables = tuple(sorted(word for word in words if word.startswith("<")))
+        self._written = words.difference(self._variables, "*")
+        # The views below: all names that are not written in a rule, and stand for the same, share one.
+        self._known: dict[tuple[str, ...], View | None] = {}
 
     def child(self, name: str) -> View | None:
         if not self._steps:
@@ -95,8 +109,15 @@ class _Seen:
             if not rights or rights | Right.LIST == self.rights:
                 return self if rights else None
             return _Seen((), self._allowed, self._denied, self._names, rights | Right.LIST)
-        steps = tuple(found for step in self._steps for found in step.next(name, self._names))
-        return _seen(steps, self._allowed, self._denied, self._names)
+        key: tuple[str, ...] = (name,) if name in self._written else ()
+        if self._variables:
+            key += tuple(word for word in self._variables if self._names[word[1:-1]](name))
+        try:
+            return self._known[key]
+        except KeyError:
+            steps = tuple(found for step in self._steps for found in step.next(name, self._names))
+            found = self._known[key] = _seen(steps, self._allowed, self._denied, self._names)
+            return found
 
 
 def _seen(steps: tuple[_Step, ...], allowed: Right, denied: Right, names: Names) -> View | None:

@@ -110,6 +110,9 @@ def test_a_file_called_like_a_pattern_is_not_what_the_pattern_means() -> None:
     assert rights(given, "/nodes/<node>") is None
     assert rights(given, "/nodes/w1") is not None
     assert rights(given, "/**") is None
+    view = given.view(NAMES)
+    for node, there in (("<node>", False), ("w1", True), ("<node>", False), ("w2", False), ("*", False)):
+        assert there is (at(view, f"/nodes/{node}") is not None), node
 
 
 def test_everything_allowed_is_told_as_the_view_that_asks_no_more() -> None:
