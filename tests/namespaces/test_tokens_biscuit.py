@@ -73,7 +73,9 @@ def test_what_was_written_is_read(first: Terms, more: list[Terms]) -> None:
     assert [first, *more] == read(again(token))
 
 
-@given(st.text().filter(lambda name: name not in (".", "..") and "/" not in name and "\0" not in name))
+@given(
+    st.text(max_size=60).filter(lambda name: name not in (".", "..") and "/" not in name and "\0" not in name)
+)
 def test_any_name_of_a_file_can_be_in_a_place(name: str) -> None:
     place = tuple(filter(None, (name.encode("utf-8", "replace").decode(), "x")))
     assert place == parse_place(place_text(place))
@@ -239,8 +241,8 @@ def test_a_block_cannot_be_taken_away() -> None:
 @pytest.mark.parametrize(
     ("block", "why"),
     [
-        ("", "it is not signed by this hive's key"),
-        ("12046e6f7065", "it is not signed by this hive's key"),
+        ("", "one of its blocks makes no sense"),
+        ("12046e6f7065", "one of its blocks makes no sense"),
         ("180322050a0308990b", "block 1: '<?>()': unknown here"),
         (
             "32250a230a02081b120808850812030886081a130a050a030886080a040a0210010a041a020802",
