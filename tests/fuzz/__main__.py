@@ -62,7 +62,8 @@ def _keep(target: str, found: Path, work: Path) -> None:
     program = work / "again"
     program.write_text(f'#!/bin/sh\nexec {sys.executable} -m tests.fuzz.child {target} "$@"\n')
     program.chmod(0o700)
-    _run(target, f"--as={program}", "-set_cover_merge=1", str(least), str(work / "seeds"), str(found))
+    if _run(target, f"--as={program}", "-set_cover_merge=1", str(least), str(work / "seeds"), str(found)):
+        return
     seeds = {path.read_bytes() for path in (work / "seeds").iterdir()}
     kept = CORPUS / target
     shutil.rmtree(kept, ignore_errors=True)
