@@ -118,18 +118,17 @@ class Door:
         tenant = _tenant(who, aname)
         if who.node:
             self._check_node(peer, who)
-        view = who.manifest.view(names(self.keeper.hive, who.node, who.principal))
+        whole = who.manifest.view(names(self.keeper.hive, who.node, who.principal))
         async with self._attaching:
             # Looked at here: nothing may come between believing a token and being told of its end.
             grant = None if afid is None else self._believed(peer, who, tenant, afid)
-            view = view if grant is None else grant.view(view)
+            view = whole if grant is None else grant.view(whole)
             session = self.sessions.get((tenant, "" if grant is None else grant.token))
             session = session or await self._begin(peer, who, tenant, view, grant)
         if self.ended:
             raise FsError(E.CANCELLED, "the connection has ended")
-        return await who.manifest.enter(
-            Chan(self.keeper.root, session.caller, view, witness=self.conversation.witness)
-        )
+        root = Chan(self.keeper.root, session.caller, view, witness=self.conversation.witness)
+        return await who.manifest.enter(root, whole)
 
     def _believed(self, peer: Peer, who: Who, tenant: str, afid: Chan) -> Grant:
         desk = self.keeper.hive.tokens
