@@ -58,11 +58,10 @@ class Manifest(NamedTuple):
         """The rights from the tree's root on; ``names`` must have all VARIABLES that the rules use."""
         return view(self.rules, names)
 
-    async def enter(self, root: Chan) -> Chan:
-        """The root of the namespace over the tree at ``root``, whose view must be of this manifest.
-
-        Raises FsError when a line cannot be done."""
-        return await enter(root, self.lines)
+    async def enter(self, root: Chan, whole: View | None = None) -> Chan:
+        """The root of the namespace over the tree at ``root``, whose view must be this manifest's, or that
+        narrowed: then ``whole`` is this manifest's. Raises FsError when a line cannot be done."""
+        return await enter(root, self.lines, whole)
 
 
 def load(role: str, source: Source | None = None) -> Manifest:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 
-from skep.fs.chan import Chan
+from skep.fs.chan import Chan, Right, View
 from skep.fs.dial import Client
 from skep.fs.errors import E, FsError
 from skep.fs.export import Export
@@ -328,6 +328,45 @@ def test_the_permissions_of_a_union_tell_whether_something_can_be_made(where: Pa
     for line, writable in (("bind -a /b /a", 0), ("bind -ac /b /a", 0o200), ("bind /b /a", 0)):
         mode = seen(where, read(line), lambda client: client.stat("/a")).mode
         assert writable == mode & 0o200, line
+
+
+class Below:
+    """A view of what is below some places, and of nothing else."""
+
+    def __init__(self, base: View, places: tuple[tuple[str, ...], ...]) -> None:
+        self.base = base
+        self.places = places
+        self.rights = base.rights if () in places else Right.LIST
+
+    def child(self, name: str) -> View | None:
+        base = self.base.child(name)
+        if base is None or () in self.places:
+            return base
+        left = tuple(place[1:] for place in self.places if place[0] == name)
+        return Below(base, left) if left else None
+
+
+def test_a_narrowed_view_has_the_same_binds_and_shows_less_of_them(where: Path) -> None:
+    manifest = read("bind -a /b /a", "bind /c /secrets", "bind -bc /b/deep /b")
+
+    class Narrowed(Space):
+        async def attach(self, *who: Any) -> Chan:
+            whole = self.manifest.view({})
+            view = Below(whole, (("b",), ("secrets",), ("a",)))
+            return await self.manifest.enter(Chan(self.root, Caller("test", "test"), view), whole)
+
+    async def look() -> tuple[list[str], list[str], list[str], list[E]]:
+        async with await Client.over(joined(Narrowed(Export(where).root, manifest))) as client:
+            kinds = []
+            for path in ("/c", "/secrets", "/secrets/key", "/secrets/three"):
+                with pytest.raises(FsError) as caught:
+                    await client.stat(path)
+                kinds.append(caught.value.kind)
+            return await _names(client, "/"), await _names(client, "/a"), await _names(client, "/b"), kinds
+
+    root, a, b, kinds = asyncio.run(look())
+    assert (["a", "b"], ["both", "deep", "one", "two"]) == (sorted(root), sorted(a))
+    assert (["both", "deep", "two", "x"], [E.MISSING] * 4) == (sorted(b), kinds)
 
 
 # /ns
