@@ -8,9 +8,10 @@ Each line of its stdin is done on one session over TLS, and answered by one line
     tell PATH LINE          write LINE to PATH: its reply, or the refusal's text
     hand-over               open a second session with what the identity holds now, go on with it, and close
                             the first
-    token FILE              open a second session with the token in FILE: what /whoami says there, or the
+    token FILE              open a second connection with the token in FILE: what /whoami says there, or the
                             refusal's text
-    binding                 the channel's binding, in hex
+    token-here FILE         the same on this connection
+    read PATH               what stands there
     wait-end                when the session ends: after how many seconds, and why
 """
 
@@ -81,8 +82,12 @@ class Laptop:
         async with await self.connect(token=Path(path).read_bytes()) as client:
             return (await client.read_file("/whoami")).decode()
 
-    async def binding(self) -> str:
-        return self.client.connection.channel_binding().hex()
+    async def token_here(self, path: str) -> str:
+        client = await self.client.attach(self.client.connection, uname="", token=Path(path).read_bytes())
+        return (await client.read_file("/whoami")).decode()
+
+    async def read(self, path: str) -> str:
+        return (await self.client.read_file(path)).decode().strip()
 
     async def wait_end(self) -> Any:
         began = time.monotonic()

@@ -178,12 +178,13 @@ def test_a_hive_stands_on_a_hostile_network(wires: Wires, tmp_path: Path) -> Non
         assert {"succeeded": 10, "attempts": 1} == boss.says("submit-on rotated")
 
         # A token bound to the operator's channel is nothing on the thief's.
-        bound = f"ops=read paths=/jobs ttl=10m binding={boss.says('binding')}"
-        token = boss.says(f"tell /trust/tokens/clone {bound}")
-        stolen = tmp_path / "stolen"
-        stolen.write_text(token if isinstance(token, str) else "")
-        refused = boss.says(f"token {stolen}")
-        assert "rule=token-channel" in refused["refused"], (token, refused)
+        channel = boss.says("read /trust/tokens/channel")
+        bound = f"ops=read paths=/whoami,/jobs ttl=10m binding={channel}"
+        minted = tmp_path / "minted"
+        minted.write_text(boss.says(f"tell /trust/tokens/clone {bound}"))
+        assert "token " in boss.says(f"token-here {minted}")
+        refused = boss.says(f"token {minted}")
+        assert "rule=token-channel" in refused["refused"]
 
         # Revocation: the worker's living session ends at once, its work goes on elsewhere.
         began = time.monotonic()
