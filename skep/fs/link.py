@@ -25,7 +25,7 @@ R = TypeVar("R", bound=Message)
 FIRST_WAIT_S: Final = 0.1  # doubled after each failure
 LAST_WAIT_S: Final = 5.0
 DIAL_LIMIT_S: Final = 5.0  # for connect, version and attach together
-LOOK_S: Final = 2.0  # between two looks at what the hive trusts: an overlap of two CAs lasts longer
+LOOK_S: Final = 3.0  # between two looks at what the hive trusts: an overlap of two CAs lasts longer
 
 
 class Standing(Protocol):

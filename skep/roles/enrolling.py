@@ -89,9 +89,14 @@ async def renew(papers: Papers, client: Client) -> None:
     """Get the next papers over a session that the present ones have opened. Raises OSError, FsError, and
     ValueError when what came cannot be used."""
     request = papers.request(papers.name())
-    answer = await _ask(client, "/trust/renew", {"csr": request})
     crl = await client.read_file("/trust/crl.pem")
-    papers.keep(answer.certificate.encode(), answer.bundle.encode(), crl)
+    answer = await _ask(client, "/trust/renew", {"csr": request})
+    certificate, bundle = answer.certificate.encode(), answer.bundle.encode()
+    try:
+        papers.keep(certificate, bundle, crl)
+    except ValueError:
+        # An overlap has ended just now, and there was a CRL of the CA that is gone.
+        papers.keep(certificate, bundle, await client.read_file("/trust/crl.pem"))
 
 
 async def _ask(client: Client, path: str, said: dict[str, str]) -> Signed:
@@ -125,8 +130,9 @@ class Shown:
         was opened with this; whether there are other papers now, and it ought to be opened again.
 
         Raises PapersError, OSError, FsError, and ValueError when what came cannot be used."""
-        bundle = await client.read_file("/trust/ca.pem")
+        # In this order: a rotation between the two adds a CA, and the CRLs are of those before.
         crl = await client.read_file("/trust/crl.pem")
+        bundle = await client.read_file("/trust/ca.pem")
         kept = self.papers.read()
         if _authorities(bundle) != _authorities(kept.bundle) or self.clock.now_ns() >= self.papers.due_ns():
             await renew(self.papers, client)

@@ -120,6 +120,8 @@ class Door:
             self._check_node(peer, who)
         whole = who.manifest.view(names(self.keeper.hive, who.node, who.principal))
         async with self._attaching:
+            if self.ended:
+                raise FsError(E.CANCELLED, "the connection has ended")
             # Looked at here: nothing may come between believing a token and being told of its end.
             grant = None if afid is None else self._believed(peer, who, tenant, afid)
             view = whole if grant is None else grant.view(whole)
@@ -231,6 +233,9 @@ def _certified(hive: Hive, peer: Peer, uname: str) -> Who:
     trust = hive.state.trust
     if name.hive != trust.hive:
         raise FsError(E.UNAUTHENTICATED, f"{name} is of another hive than {trust.hive}")
+    if not trust.is_good(peer.serial, hive.clock.now_ns()):
+        # Whoever has the CA's key can sign; what nobody was granted by the ledger is nothing here.
+        raise FsError(E.UNAUTHENTICATED, f"serial={peer.serial} is no certificate that this hive granted")
     if not name.is_called(uname):
         raise FsError(E.UNAUTHENTICATED, f"uname {uname!r}: the certificate says {name.node!r}")
     try:

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from skep.roles.papers import Papers
+from skep.trace.clock import SystemClock
 from tests.daemons import Daemon, run, wait_for
 from tests.networked import NAME, Enrolled, Networked, networked
 
@@ -170,6 +172,14 @@ def test_renewing_keeps_the_name_and_changes_the_certificate(tmp_path: Path) -> 
         after = rene.told()
         assert before["name"] == after["name"]
         assert before["serial"] != after["serial"]
+        assert "online" == rene.ask("cat", "/state")
+        # Nobody renews it further: then only an invite helps, and the same key will do.
+        until_ns = Papers(rene.directory).end_ns()
+        wait_for(lambda: SystemClock().now_ns() > until_ns, "its end")
+        late = rene.skep("renew")
+        assert 4 == late.returncode
+        assert "certificate expired" in late.stderr
+        rene.ask("enroll", brief.tls, "--invite", "-", stdin=brief.invite("observer", "rene"))
         assert "online" == rene.ask("cat", "/state")
 
 

@@ -72,7 +72,7 @@ def test_a_hive_comes_up_does_a_job_goes_down_and_has_it_when_it_comes_up_again(
 
 
 def test_a_hive_may_be_brought_up_for_others_to_reach(place: Place) -> None:
-    done = run("up", *place.where, "--name", "home", env={"SKEP_LISTEN": "tls:127.0.0.1:0"})
+    done = run("up", *place.where, "--name", "nest", env={"SKEP_LISTEN": "tls:127.0.0.1:0"})
     assert 0 == done.returncode, done
     log = (place.state / "queen.log").read_text()
     tls = next(line.split()[1] for line in log.splitlines() if line.startswith("serving tls:"))
@@ -80,7 +80,7 @@ def test_a_hive_may_be_brought_up_for_others_to_reach(place: Place) -> None:
     invite = run("invite", "--role", "operator", "--node", "ann", env=hive).stdout
     assert 0 == run("enroll", tls, "--invite", "-", stdin=invite, env=hive).returncode
     who = run("whoami", "-H", tls, env=hive).stdout
-    assert "principal spiffe://home/operator/ann" in who.splitlines()
+    assert "principal spiffe://nest/operator/ann" in who.splitlines()
 
 
 def test_what_runs_already_is_left_alone(place: Place) -> None:

@@ -88,7 +88,7 @@ def test_a_worker_renews_itself_and_no_job_notices(brief: Networked) -> None:
 def test_a_ca_is_rotated_under_load_and_no_job_is_lost(hive: Networked) -> None:
     workers = [hive.enroll("drone-worker", name) for name in ("w1", "w2")]
     with workers[0].working(slots=2) as first, workers[1].working() as second:
-        ends = loaded(hive, 16, "rotate what=ca overlap=6s")
+        ends = loaded(hive, 18, "rotate what=ca overlap=7s")
         assert 1 == hive.ask("cat", "/trust/ca.pem").count("BEGIN CERTIFICATE")
         assert {"succeeded 1"} == set(loaded(hive, 1))
         for worker in (first, second):
