@@ -21,6 +21,7 @@ from trusting import Applicant, Established
 from skep.fs.address import Address
 from skep.fs.connection import ConnectionLost
 from skep.fs.dial import Client
+from skep.fs.errors import E, FsError
 from skep.fs.identity import Identity, Pem
 from skep.fs.server import listen
 from skep.fs.spiffe import Spiffe, name_of
@@ -265,6 +266,27 @@ def test_a_queen_whose_certificate_is_revoked_takes_another_key(tmp_path: Path) 
         assert first.key != second.key
         assert openssl(tmp_path, second).endswith("leaf: OK\n")
         assert "certificate revoked" in openssl(tmp_path, first._replace(crl=second.crl))
+
+    play(story, tmp_path)
+
+
+def test_what_is_refused_because_the_hive_is_busy_is_done_later(tmp_path: Path) -> None:
+    async def story(hive: Established) -> None:
+        await hive.rotate("token")
+        kept = sorted((tmp_path / "keys").iterdir())
+        hive.clock.advance(61 * DAY)
+        for kind in (E.THROTTLED, E.NOSPACE):
+            hive.refusing = kind
+            await hive.authority.tend()
+            assert kept == sorted((tmp_path / "keys").iterdir())
+        hive.refusing = E.IO
+        with pytest.raises(FsError):
+            await hive.authority.tend()
+        hive.refusing = None
+        before = hive.authority.queen_pem()
+        await hive.authority.tend()
+        assert before.key != hive.authority.queen_pem().key
+        assert 1 == len(hive.book.trust.trusted("token"))
 
     play(story, tmp_path)
 

@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
 from skep.fs import ctl
+from skep.fs.errors import E, FsError
 from skep.fs.identity import Pem
 from skep.fs.spiffe import Spiffe
 from skep.namespaces.order import HIVE, Order
@@ -160,6 +161,7 @@ class Established:
         self.kms = kms
         self.clock = clock or ManualClock(time.time_ns() // SECOND * SECOND)
         self.book = Book(self.clock)
+        self.refusing: E | None = None  # how the hive refuses its own lines now; None: it does not
         self.authority = Authority.open(directory, kms, clock=self.clock)
 
     async def begin(self, queen: Spiffe = QUEEN) -> None:
@@ -172,6 +174,8 @@ class Established:
         await self.begin()
 
     async def say(self, path: str, line: str) -> None:
+        if self.refusing is not None:
+            raise FsError(self.refusing)
         self._moved(lambda: self.book.own(line))
 
     def write(self, line: str) -> str:

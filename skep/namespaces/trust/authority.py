@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import secrets
 from base64 import b64decode, b64encode
 from collections.abc import Awaitable, Callable, Collection, Iterable
@@ -41,14 +42,16 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from skep.fs import ctl
+from skep.fs.errors import E, FsError
 from skep.fs.identity import Pem
 from skep.fs.spiffe import Spiffe
 from skep.namespaces.trust import core, record, verbs
-from skep.namespaces.trust.keys import Keys, id_of
+from skep.namespaces.trust.keys import Keys, KeyStoreError, id_of
 from skep.namespaces.trust.record import Certificate, Key, Trust
 from skep.namespaces.trust.verbs import INVITED_ROLES
 from skep.trace.clock import SECOND, Clock, SystemClock, duration, rfc3339
 
+log = logging.getLogger("skep.trust")
 NODE_TTL_NS: Final = core.DAY  # of a node's certificate, unless it is told otherwise
 CA_YEARS: Final = 10
 CRL_NS: Final = core.DAY  # from one CRL to the one that is due next; a new one is made at half of it
@@ -118,7 +121,8 @@ class Authority:
                     self._keys.forget(what, key.id)  # a crash may have come first
                 else:
                     self._check(key)
-        await self.tend()
+        async with self._tending:
+            await self._tend()
 
     def _founding(self) -> str:
         ids = {what: self._keys.make(what) for what in verbs.KINDS}
@@ -131,17 +135,27 @@ class Authority:
         _ = self._keys.curved("ca", key.id) if key.what == "ca" else self._keys.plain(key.what, key.id)
 
     async def tend(self) -> None:
-        """Do what is due: end overlaps, renew the queen's own certificate. Raises what ``say`` raises."""
-        assert self._say is not None, "begin comes first"
+        """Do what is due: end overlaps, renew the queen's own certificate. What is refused now, because the
+        hive is busy or its disk is full, is tried again the next time. Raises FsError(E.IO)."""
         async with self._tending:
-            for what, id in list(core.due(self._trust(), self._clock.now_ns())):
-                await self._say(PLACE, ctl.line("retire", {"what": what, "key": id}))
-            if self._is_due():
-                key = self._public(self._keys.make("queen"))
-                said = {"role": self._queen.role, "node": self._queen.node, "key": key}
-                ttl = duration(core.QUEEN_TTL_MAX_NS)
-                await self._say(PLACE, ctl.line("issue", said | {"ttl": ttl}))
-                self._forget_old_own()
+            try:
+                await self._tend()
+            except (FsError, KeyStoreError) as error:
+                if isinstance(error, FsError) and error.kind is E.IO:
+                    raise
+                log.warning("what is due has to wait: %s", error)
+
+    async def _tend(self) -> None:
+        assert self._say is not None, "begin comes first"
+        for what, id in list(core.due(self._trust(), self._clock.now_ns())):
+            await self._say(PLACE, ctl.line("retire", {"what": what, "key": id}))
+        if self._is_due():
+            said = {"role": self._queen.role, "node": self._queen.node}
+            more = {"key": self._public(self._keys.make("queen")), "ttl": duration(core.QUEEN_TTL_MAX_NS)}
+            try:
+                await self._say(PLACE, ctl.line("issue", said | more))
+            finally:
+                self._forget_other_own()
 
     def moved(self, events: Iterable[object]) -> None:
         """The hive's state has moved by these events."""
@@ -246,10 +260,11 @@ class Authority:
             return [key.certificate for key in others if key.id == ca]
         return [active.cross, others[0].certificate] if others else [active.certificate]
 
-    def _forget_old_own(self) -> None:
+    def _forget_other_own(self) -> None:
+        """The keys before this one, or one for which there is no certificate: it was refused."""
         own = self._own()
         for id in self._keys.ids("queen"):
-            if own is not None and id != _id(own.key):
+            if own is None or id != _id(own.key):
                 self._keys.forget("queen", id)
 
     def _public(self, id: str) -> str:

@@ -130,8 +130,6 @@ def _renew(trust: Trust, order: Order) -> Decided:
         raise refusal(E.DENIED, "rule=own-certificate")
     if found.revoked_ns:
         raise refusal(E.REVOKED, f"serial={serial}")
-    if node.barred:
-        raise refusal(E.REVOKED, f"node={node.name}")
     if not trust.is_good(serial, order.time_ns):
         raise refusal(E.EXPIRED, f"serial={serial} until={rfc3339(found.end_ns)}")
     for other in trust.good(node.name, order.time_ns):

@@ -156,14 +156,9 @@ class Trust:
         return [key for key in self.keys.get(what, ()) if not key.retired]
 
     def is_good(self, serial: str, now_ns: int) -> bool:
-        """Whether the certificate is to be believed at this time."""
+        """Whether the certificate is to be believed at this time. One of a retired CA is forgotten."""
         found = self.certificates.get(serial)
-        return (
-            found is not None
-            and not found.revoked_ns
-            and found.begin_ns <= now_ns < found.end_ns
-            and any(key.id == found.ca for key in self.trusted("ca"))
-        )
+        return found is not None and not found.revoked_ns and found.begin_ns <= now_ns < found.end_ns
 
     def good(self, node: str, now_ns: int) -> Iterator[Certificate]:
         """The node's certificates that are good."""
@@ -223,9 +218,8 @@ def _enrolled(trust: Trust, event: Enrolled, meta: Meta) -> None:
         event.serial, event.node, event.role, event.tenants, event.key, event.begin_ns, event.end_ns, event.ca
     )
     kept = (*(serial for serial in serials if serial not in over), event.serial)
-    # Only an invite lets a node in again that was thrown out.
-    barred = before is not None and before.barred and not event.invite
-    trust.nodes[event.node] = Node(event.node, event.role, event.tenants, kept, barred)
+    # A node that was thrown out has nothing to renew: an invite has let it in again.
+    trust.nodes[event.node] = Node(event.node, event.role, event.tenants, kept)
     if event.invite:
         used = trust.invites[event.invite]
         trust.invites[used.id] = msgspec.structs.replace(used, serial=event.serial)
