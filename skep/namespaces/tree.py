@@ -85,14 +85,17 @@ def orders(hive: Hive) -> Callable[[Caller, list[Command]], Awaitable[list[str]]
 
 def whoami(hive: Hive, caller: Caller) -> str:
     """``key value`` lines of what the session was found to be. Of a token its last block's id is told, and
-    when it ends."""
+    when it ends (``until``); of the certificate its serial number, and when that ends."""
     session = hive.sessions.of(caller)
     until_ns = 0 if session is None else session.until_ns
+    shown = hive.state.trust.certificates.get(caller.certificate)
     said = {
         "principal": caller.principal, "role": caller.role, "tenant": caller.tenant,
         "node": caller.node, "session": caller.session,
         "token": caller.token.split(" ")[-1].partition("=")[0],
         "until": rfc3339(until_ns) if until_ns else "",
+        "certificate": caller.certificate,
+        "certificate-until": rfc3339(shown.end_ns) if shown is not None else "",
     }  # fmt: skip
     return "".join(f"{name} {value}\n" for name, value in said.items() if value)
 
