@@ -51,7 +51,8 @@ async def invite_command(
         invite = (await _say(client, line("invite", said))).partition(" ")[0]
     place = address or (hive if hive.kind == "tls" else "tls:HOST:PORT")
     click.echo(invite)
-    click.echo(f"on {node}, within {ttl}:\n  skep enroll {place} --invite {invite}", err=True)
+    # Without the invite, which is a secret, and standard error may be a log.
+    click.echo(f"on {node}, within {ttl}, and paste it:\n  skep enroll {place} --invite -", err=True)
 
 
 @click.command()

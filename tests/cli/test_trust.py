@@ -36,7 +36,7 @@ def test_an_invite_is_printed_for_a_program_and_the_line_to_type_for_a_person(hi
     done = hive.skep("invite", "--role", "observer", "--node", "eve", "--ttl", "5m", "--address", hive.tls)
     invite = done.stdout.strip()
     assert invite.startswith("skep1.")
-    assert f"on eve, within 5m:\n  skep enroll {hive.tls} --invite {invite}\n" == done.stderr
+    assert f"on eve, within 5m, and paste it:\n  skep enroll {hive.tls} --invite -\n" == done.stderr
 
 
 def test_who_was_invited_enrolls_and_is_who_the_certificate_says(hive: Networked) -> None:

@@ -291,3 +291,23 @@ def test_nobody_cuts_or_writes_or_removes_a_timeline(hive: Networked, boss: Enro
 
 def test_files_of_status_are_for_those_who_belong(hive: Networked, worker: Enrolled) -> None:
     assert E.MISSING is refusal(worker, reading("/health/live")).kind
+
+
+def test_a_device_sees_the_jobs_it_submitted_and_no_others(hive: Networked, boss: Enrolled) -> None:
+    """Its namespace is its own, not its tenant's."""
+    hive.ask("write", "/pools/ctl", "create pool=gpu-1")
+    hive.ask("write", "/pools/ctl", "map topic=face pool=gpu-1")
+    booth, other = (hive.enroll("interactive-ai-booth", name) for name in ("booth", "booth2"))
+    submit = writing("/jobs/ctl", "submit topic=face input=smile\n")
+    mine, foreign, theirs = (doing(who, submit).split()[0] for who in (booth, other, boss))
+    listed = {entry.name for entry in doing(booth, lambda client: client.listdir("/jobs"))}
+    assert (True, False, False) == (mine in listed, foreign in listed, theirs in listed)
+    assert b"queued\n" == doing(booth, reading(f"/jobs/{mine}/state"))
+    assert E.MISSING is refusal(booth, reading(f"/jobs/{foreign}/state")).kind
+    spite = [
+        refusal(booth, writing("/jobs/ctl", f"cancel job={job} reason=spite\n"))
+        for job in (foreign, theirs, foreign.replace(foreign[-4:], "0000"))
+    ]
+    assert 1 == len({(error.kind, error.detail) for error in spite}), spite
+    doing(booth, writing("/jobs/ctl", f"cancel job={mine} reason=enough\n"))
+    assert b"cancelled\n" == doing(booth, reading(f"/jobs/{mine}/state"))

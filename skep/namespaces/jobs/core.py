@@ -18,7 +18,7 @@ import msgspec
 from skep.fs import ctl
 from skep.fs.errors import E
 from skep.namespaces.jobs.verbs import PRIORITY, PRIORITY_MAX
-from skep.namespaces.order import HIVE, HIVE_TENANT, Order, covers, refusal
+from skep.namespaces.order import HIVE, HIVE_TENANT, Order, covers, node_of, refusal
 from skep.trace.clock import duration, parse_duration
 from skep.trace.rules import Decision, Meta
 
@@ -365,12 +365,13 @@ def _held_job(jobs: Jobs, order: Order, to: str | None = None) -> Job:
 
 
 def visible(job: Job, role: str, tenant: str, node: str) -> bool:
-    """Whether the job exists for who asks: nodes see what they were leased, others what is their tenant's.
+    """Whether the job exists for who asks: nodes see what they were leased and what they submitted, others
+    what is their tenant's.
 
     A node's name may come to another tenant: what it was leased under the first is not the second's."""
     if role == HIVE:
         return True
-    if node:
+    if node and node_of(job.request.actor) != node:
         return job.was_held_by(node) and covers(tenant, job.request.tenant)
     return job.request.tenant == tenant
 
