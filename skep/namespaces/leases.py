@@ -89,6 +89,9 @@ class Leases:
         if free <= 0:
             return
         for reader in [r for r in readers if not state.why_no_lease(pool, r.node)]:
+            # Given up in this step of the loop, and still among the readers until the next one.
+            if reader.told.cancelled():
+                continue
             if not self._has_job(state, pool, reader.tenant):
                 continue
             readers.remove(reader)

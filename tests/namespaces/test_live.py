@@ -107,6 +107,22 @@ def test_a_reader_cancelled_when_it_was_told_of_a_job_leaves_it_to_the_next() ->
     live(story)
 
 
+def test_a_reader_cancelled_in_the_step_in_which_a_job_comes_leaves_it_to_the_next() -> None:
+    async def story(alive: Living) -> None:
+        gone, patient = (asyncio.ensure_future(alive.hive.take(node, "default")) for node in (W1, W2))
+        await settled()
+
+        def give_up(entries: object) -> None:
+            gone.cancel()
+
+        alive.hive.turn.on_commit.insert(0, give_up)
+        job = await alive.submit()
+        assert job == (await patient).id
+        assert alive.hive.turn.failed is None
+
+    live(story)
+
+
 def test_a_reader_cancelled_after_its_lease_was_decided_has_it_and_can_give_it_back() -> None:
     async def story(alive: Living) -> None:
         job = await alive.submit()
