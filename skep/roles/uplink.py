@@ -120,9 +120,11 @@ class Uplink:
     async def _reconnect(self) -> None:
         while True:
             async with self._dialling:
-                self._session = await self._dial_until()
-            log.info("connected to %s as %s", self.address, self.node)
-            self._connected.set()
+                # One that was to take over may be here already.
+                if self._session is None:
+                    self._session = await self._dial_until()
+                    log.info("connected to %s as %s", self.address, self.node)
+                    self._connected.set()
             # Another may have taken its place meanwhile.
             while (session := self._session) is not None:
                 await session.wait_over()

@@ -6,14 +6,19 @@ import asyncio
 from collections.abc import Iterator
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from cryptography.x509 import load_pem_x509_certificate
 
 from skep.fs.address import parse
 from skep.fs.connection import Connection
 from skep.fs.dial import Client
 from skep.fs.errors import E, FsError
 from skep.fs.fid import Fid
+from skep.fs.identity import Identity, Pem
 from skep.fs.messages import NOFID, NONUNAME, Dialect, Rattach, Tattach
 from skep.roles.enrolling import parse_invite
+from tests.fs.authority import Authority
 from tests.networked import NAME, Enrolled, Networked, networked
 
 pytestmark = pytest.mark.slow  # processes begin and end
@@ -184,6 +189,26 @@ def test_one_connection_of_a_node_is_that_node_in_every_attach(w1: Enrolled) -> 
 
     first, second = asyncio.run(look())
     assert first == second
+
+
+def test_what_a_stolen_ca_key_signs_is_nothing_that_the_hive_granted(hive: Networked) -> None:
+    bundle = (hive.ask("cat", "/trust/ca.pem") + "\n").encode()
+    [stolen] = (hive.directory / "keys").glob("ca-*.key")
+    key = load_pem_private_key(stolen.read_bytes(), None)
+    assert isinstance(key, EllipticCurvePrivateKey)
+    forger = Authority(key=key)
+    forger.certificate = load_pem_x509_certificate(bundle)
+    forger.subject = forger.certificate.subject
+    issued = forger.issue(f"spiffe://{NAME}/operator/ghost")
+    identity = Identity(lambda: Pem(issued.pem, issued.key_pem, bundle))
+
+    async def come() -> None:
+        await Client.connect(hive.tls, identity=identity, dialect=Dialect.U)
+
+    with pytest.raises(FsError) as caught:
+        asyncio.run(come())
+    assert E.UNAUTHENTICATED is caught.value.kind
+    assert "is no certificate that this hive granted" in caught.value.detail
 
 
 def test_plaintext_is_no_way_in(hive: Networked) -> None:

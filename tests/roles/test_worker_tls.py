@@ -112,7 +112,7 @@ def test_a_worker_that_comes_back_after_a_rotation_knows_the_new_ca(hive: Networ
 
 def test_a_revoked_workers_session_ends_within_a_second_and_another_does_its_job(hive: Networked) -> None:
     lost, other = (hive.enroll("drone-worker", name) for name in ("w1", "w2"))
-    with lost.working():
+    with lost.working() as worker:
         job = hive.submit("topic=sleep input=30")
         wait_for(lambda: "running" == hive.ask("cat", f"/jobs/{job}/state"), "the job running")
 
@@ -130,6 +130,8 @@ def test_a_revoked_workers_session_ends_within_a_second_and_another_does_its_job
         took_s, left = asyncio.run(revoke())
         assert took_s < 1
         assert b"" == left
+        assert 4 == worker.process.wait(10)
+        assert "w1's certificate: run skep enroll again" in said(worker)
         with other.working():
             done = hive.submit("topic=sha256 input=x")
             assert "succeeded" == hive.ask("cat", f"/jobs/{done}/wait")
