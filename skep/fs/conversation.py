@@ -22,7 +22,7 @@ from skep.fs.hot import hot
 from skep.fs.limits import Meter
 from skep.fs.messages import DM, DONT_TOUCH, LO, QT, SA, Dialect, Message
 from skep.fs.node import Attr, Caller, Change, How, Lock, Maybe
-from skep.fs.session import FIDS_MAX, TURN_MAX, Call, Done, Session
+from skep.fs.session import FIDS_MAX, Call, Done, Session
 from skep.fs.wire import stat_of
 
 log = logging.getLogger("skep.fs")
@@ -84,7 +84,6 @@ class Conversation:
         self.session.refused = self._limited
         self._pumping = False
         self._flows = True
-        self._tired = False  # the rest of what came waits for the others' turn
         self._braked: asyncio.TimerHandle | None = None  # not None: there were too many bytes
         self.hang_up: Callable[[], None] = lambda: None  # told to close: what came cannot be 9P
         self.flow: Callable[[bool], None] = lambda wanted: None  # told when no more bytes are wanted, or are
@@ -94,13 +93,14 @@ class Conversation:
 
         What waits for earlier answers is looked at later: then ``hang_up`` is called for the same reason."""
         session = self.session
-        if not self._tired:
-            session.turn = TURN_MAX
         session.receive(data)
         if session.meter is not None:
             self._carry(session.meter, len(data))
         if session.settled and not self.paused and not self._pumping:
-            self._send()
+            if session.meter is None:
+                self.send(session.take())
+            else:
+                self._send()
         else:
             self.pump()
             if session.broken is not None:
@@ -125,13 +125,12 @@ class Conversation:
         self._set_flow()
 
     def _next_turn(self) -> None:
-        self._tired = False
-        self.session.turn = TURN_MAX
+        self.session.go_on()
         self.pump()
 
     def _set_flow(self) -> None:
         """Say when no more bytes are wanted, or are again."""
-        wanted = not (self.session.stalled or self._tired or self._braked)
+        wanted = not (self.session.stalled or self.session.resting or self._braked)
         if wanted is not self._flows:
             self._flows = wanted
             self.flow(wanted)
@@ -187,8 +186,8 @@ class Conversation:
                 self._send()
         finally:
             self._pumping = False
-        if session.tired and not self._tired:
-            self._tired = True
+        if session.tired and not session.resting:
+            session.resting = True
             asyncio.get_running_loop().call_soon(self._next_turn)
         self._set_flow()
         if session.broken is not None:

@@ -32,7 +32,7 @@ FIDS_MAX: Final = 65536  # per session: a mount holds one per cached file
 TAGS_MAX: Final = 4096  # outstanding calls per session: bounds what a peer can make us hold
 OUT_MAX: Final = 4 << 20  # bytes of answers not yet sent, above which no further call is begun
 XATTRS_MAX: Final = 256  # attributes being read or written at once: each may hold 64 KiB
-TURN_MAX: Final = 512  # calls decoded before others get their turn: some 10 ms of the slower ones
+TURN_MAX: Final = 256  # calls decoded before others get their turn: some 5 ms of the slower ones
 ENAME_MAX: Final = 4096  # bytes of an error's text: what a client sent may be quoted in it
 
 
@@ -178,6 +178,7 @@ class Session:
         self.tags_max = TAGS_MAX
         self.meter: Meter | None = None  # None: as many calls as may be
         self.turn = TURN_MAX  # frames that may still be decoded before others get their turn
+        self.resting = False  # the next turn has been asked for: what comes waits for it
         self.refused: Callable[[str, FsError], None] = lambda op, error: None  # told what limits refuse
         self.msize = MSIZE_START
         self.dialect: Dialect | None = None  # None: no version agreed on
@@ -208,6 +209,8 @@ class Session:
             if used == len(data):
                 return
             data = data[used:]
+        if not self.resting:
+            self.turn = TURN_MAX
         self._in += data
         self._frames()
 
@@ -221,6 +224,11 @@ class Session:
         if self.kernel is not None:
             self.kernel.limit(self.fids_max)
             self.kernel.budget(ENDLESS, ENDLESS)
+
+    def go_on(self) -> None:
+        """The next turn has come."""
+        self.resting = False
+        self.turn = TURN_MAX
 
     @property
     def tired(self) -> bool:
