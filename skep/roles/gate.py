@@ -42,8 +42,8 @@ from skep.fs.spiffe import parse
 from skep.namespaces.hive import OPERATOR, WORKER
 from skep.namespaces.live import Hive
 from skep.namespaces.order import HIVE_TENANT, actor_of
+from skep.namespaces.peers import network, peer_text
 from skep.namespaces.sessions.core import Session
-from skep.namespaces.sessions.peers import network, peer_text
 from skep.namespaces.tokens.afid import Afids, written
 from skep.namespaces.tokens.desk import Bearer
 from skep.namespaces.tokens.grant import Grant

@@ -18,9 +18,9 @@ from skep.fs.messages import NOFID, Dialect
 from skep.fs.node import Caller, Node
 from skep.namespaces.log.core import LOG
 from skep.namespaces.order import HIVE_TENANT
+from skep.namespaces.peers import network, peer_text
 from skep.namespaces.sessions.core import Session
 from skep.namespaces.sessions.limits import FILE, load
-from skep.namespaces.sessions.peers import network, peer_text
 from skep.namespaces.tree import hive_tree
 from skep.trace.clock import MS, SECOND
 from tests.fs.grounds import Raw

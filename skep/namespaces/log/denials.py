@@ -24,7 +24,7 @@ from skep.fs.errors import E, FsError
 from skep.fs.limits import Bucket
 from skep.fs.node import Caller
 from skep.namespaces.order import HIVE_TENANT
-from skep.namespaces.sessions.peers import host_of, network, peer_text
+from skep.namespaces.peers import host_of, network, peer_text
 from skep.trace.clock import SECOND, Clock, rfc3339
 
 if TYPE_CHECKING:  # OpenSSL takes a tenth of a second to import

@@ -33,8 +33,8 @@ from skep.fs.errors import E, FsError
 from skep.fs.limits import Bucket, Meter
 from skep.fs.node import Caller
 from skep.fs.session import FIDS_MAX, TAGS_MAX
+from skep.namespaces.peers import network
 from skep.namespaces.sessions.core import Session, Sessions
-from skep.namespaces.sessions.peers import network
 
 log = logging.getLogger("skep.limits")
 FILE: Final = "limits.toml"
