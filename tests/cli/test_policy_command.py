@@ -37,6 +37,7 @@ def mine(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_bundle_is_checked_tested_signed_published_and_rolled_back(
     hive: Hive, mine: Path, tmp_path: Path
 ) -> None:

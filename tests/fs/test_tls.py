@@ -490,6 +490,7 @@ def test_a_session_ends_when_its_certificate_expires(tmp_path: Path) -> None:
     play(story, tmp_path, Papers(Q1, CA, clock=clock))
 
 
+@pytest.mark.slow
 def test_a_session_ends_by_the_real_clock(tmp_path: Path) -> None:
     async def story(hive: Hive) -> None:
         brief = CA.issue(WORKER, end=timedelta(seconds=2))

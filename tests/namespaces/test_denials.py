@@ -61,6 +61,7 @@ def what(peer: int = 1, path: int = 1) -> What:
     return What(f"tls:192.0.2.{peer}", "eve", "observer", "", "a/b/c", "walk", "MISSING", "none", f"/{path}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("paths", [1, 7, 100_000])
 def test_a_hundred_thousand_refusals_of_one_peer_are_some_dozen_records_and_none_is_lost(paths: int) -> None:
     clock = ManualClock()
@@ -411,6 +412,7 @@ def test_a_full_ledger_loses_no_refusal() -> None:
     assert sum(counts) == 500
 
 
+@pytest.mark.slow
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.text(max_size=3000), min_size=6, max_size=6))
 def test_whatever_a_peer_says_fits_into_an_entry(texts: list[str]) -> None:

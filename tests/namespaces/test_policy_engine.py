@@ -123,6 +123,7 @@ def made(policies: list[str], name: str = "operator") -> Engine:
     return engine_of(**{name: "\n".join(policies)})
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(policy_sets(), st.lists(requests(), min_size=1, max_size=12))
 def test_what_is_remembered_is_what_is_decided(policies: list[str], asked: list[Written]) -> None:
@@ -144,6 +145,7 @@ def in_full(engine: Engine, request: Written) -> Ruling:
     return _strictest([engine.policies[int(id.removeprefix("policy"))] for id in answer.reasons])
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(policy_sets(), st.randoms(use_true_random=False), requests())
 def test_the_order_of_policies_changes_nothing(policies: list[str], random, request: Written) -> None:  # type: ignore[no-untyped-def]
@@ -154,6 +156,7 @@ def test_the_order_of_policies_changes_nothing(policies: list[str], random, requ
     assert (one.decision, one.rule, one.constraints) == (two.decision, two.rule, two.constraints)
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(policy_sets(), policy_sets(), requests())
 def test_another_bundle_never_loosens_what_is_denied(
@@ -164,6 +167,7 @@ def test_another_bundle_never_loosens_what_is_denied(
     assert STRICTNESS[after.decision] <= STRICTNESS[before.decision]
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(policy_sets(), requests())
 def test_a_permit_never_turns_a_deny_by_a_forbid_into_anything_else(
@@ -176,6 +180,7 @@ def test_a_permit_never_turns_a_deny_by_a_forbid_into_anything_else(
         assert before.rule in (after.rule, *after.reasons) or before.decision == "DENY"
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(policy_sets(), requests())
 def test_what_is_explained_as_matching_is_what_decided(policies: list[str], request: Written) -> None:

@@ -234,6 +234,7 @@ def found(canaries: list[str], seen: list[list[str]]) -> list[str]:
 FOLLOWED = ("/events@0", "/log/trace/live.jsonl@0", "/pools/default/next")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dialect", [Dialect.L, Dialect.U], ids=lambda dialect: dialect.value)
 @pytest.mark.parametrize("role", list(SPIES))
 def test_a_foreign_tenant_finds_nothing(role: str, dialect: Dialect) -> None:
@@ -244,6 +245,7 @@ def test_a_foreign_tenant_finds_nothing(role: str, dialect: Dialect) -> None:
         assert compared(there) == compared(here)
 
 
+@pytest.mark.slow
 def test_the_same_spy_finds_everything_in_its_own_tenant() -> None:
     colleague = msgspec.structs.replace(SPIES["observer"], tenant=ACME)
     seen, did = asyncio.run(spied(colleague, Dialect.L, None))
@@ -252,6 +254,7 @@ def test_the_same_spy_finds_everything_in_its_own_tenant() -> None:
     assert {file for file in did.files if "staged" in file} == missed
 
 
+@pytest.mark.slow
 def test_the_hives_own_tenant_sees_its_machines_and_nobodys_work() -> None:
     watchman = msgspec.structs.replace(SPIES["observer"], tenant=HIVE_TENANT)
     seen, did = asyncio.run(spied(watchman, Dialect.L, None))

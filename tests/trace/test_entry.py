@@ -45,6 +45,7 @@ def test_a_line_with_a_newline_in_it_is_our_mistake() -> None:
         line("set a 1\nset b 2")
 
 
+@pytest.mark.slow
 @given(events)
 def test_canonical_bytes_survive_reading(decided: tuple[dict[str, Any], ...]) -> None:
     decoded = events_decoder(dict).decode(canonical(decided))
