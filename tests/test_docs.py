@@ -13,7 +13,7 @@ from skep.fs.errors import E, FsError
 from skep.fs.local import local
 
 ROOT = Path(__file__).parent.parent
-NOUNS = ["jobs", "pools", "nodes", "artifacts", "sessions", "log"]
+NOUNS = ["jobs", "pools", "nodes", "artifacts", "sessions", "trust", "tokens", "policy", "log"]
 MARK = "<!-- {} generated: {} -->"
 
 
@@ -75,3 +75,11 @@ def test_the_control_file_of_the_guide_works() -> None:
             return await lamp.read(0, 100)
 
     assert b"blinked 3\n" == asyncio.run(story())
+
+
+def test_every_test_that_the_security_page_names_is_there() -> None:
+    named = set(re.findall(r"`([a-z_]+/test_\w+\.py)::(\w+)`", (ROOT / "docs" / "SECURITY.md").read_text()))
+    assert len(named) > 40
+    for module, name in sorted(named):
+        code = (ROOT / "tests" / module).read_text()
+        assert re.search(rf"^(async )?def {name}\(|^{name} = ", code, re.MULTILINE), f"{module}::{name}"
