@@ -20,7 +20,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from skep.bench import Case
-from tests.bench import tls
+from tests.bench import gates, tls
 from tests.bench.rounds import ROWS, Bench, Cell, idle_connections, idle_row
 from tests.bench.servers import DIOD, FLOOR, SERVERS, Server, grounds, version
 
@@ -33,6 +33,8 @@ walk+clunk counts pairs; stat is Tgetattr in 9P2000.L, Tstat in pyroute2's 9P200
 that the server agreed to; pyroute2 serves its files from memory.
 """
     + tls.NOTE
+    + "\n"
+    + gates.NOTE
 )
 
 Rows = list[tuple[Case, dict[str, Cell]]]
@@ -57,9 +59,13 @@ def main() -> int:
                 encrypted[name] = tls.measured(args.rounds, args.seconds, args.rows)
             if encrypted[name]:
                 console.print(tls.drawn(f"TLS, {title(core)}", encrypted[name]))
+    costs = gates.measured(args.rows)
+    if costs:
+        console.print(gates.drawn(costs))
     console.print(notes(about))
     if args.json:
-        args.json.write_text(json.dumps({**about, "tables": recorded(tables, encrypted)}, indent=1) + "\n")
+        found = {"tables": recorded(tables, encrypted), "gates": gates.record(costs)}
+        args.json.write_text(json.dumps({**about, **found}, indent=1) + "\n")
     return 0
 
 
