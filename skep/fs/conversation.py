@@ -39,10 +39,11 @@ class Peer(NamedTuple):
     uid: int = -1
     gid: int = -1
     pid: int = -1
-    spiffe: str = ""  # these four are empty but for kind "tls"
+    spiffe: str = ""  # these five are empty but for kind "tls"
     role: str = ""
     node: str = ""
     serial: str = ""  # of the certificate, in hex
+    spki: str = ""  # SHA-256 of its public key, in hex
     enrolling: bool = False  # it has no certificate, and may do no more than ask for one
 
 

@@ -197,9 +197,15 @@ class Layer(asyncio.BufferedProtocol):
         """The other end, by its certificate. To be asked once the handshake has ended well."""
         if self._judge.enrolling:
             return Peer("tls", self.address, enrolling=True)
-        name = self.chain.name
+        chain, name = self.chain, self.chain.name
         return Peer(
-            "tls", self.address, spiffe=str(name), role=name.role, node=name.node, serial=self.chain.serial
+            "tls",
+            self.address,
+            spiffe=str(name),
+            role=name.role,
+            node=name.node,
+            serial=chain.serial,
+            spki=chain.spki,
         )
 
     @property

@@ -72,6 +72,7 @@ class Chain(NamedTuple):
     begin_ns: int  # from when all of it is valid
     end_ns: int  # until when
     serial: str  # of the leaf, in hex
+    spki: str  # the leaf's, as ``spki`` gives it
 
     @staticmethod
     def of(certificates: Sequence[x509.Certificate]) -> Chain:
@@ -83,6 +84,7 @@ class Chain(NamedTuple):
             max(_ns(c.not_valid_before_utc) for c in certificates),
             min(_ns(c.not_valid_after_utc) for c in certificates),
             f"{certificates[0].serial_number:x}",
+            spki(certificates[0]),
         )
 
 

@@ -233,8 +233,14 @@ def _certified(hive: Hive, peer: Peer, uname: str) -> Who:
     trust = hive.state.trust
     if name.hive != trust.hive:
         raise FsError(E.UNAUTHENTICATED, f"{name} is of another hive than {trust.hive}")
-    if not trust.is_good(peer.serial, hive.clock.now_ns()):
-        # Whoever has the CA's key can sign; what nobody was granted by the ledger is nothing here.
+    granted = trust.certificates.get(peer.serial)
+    shown = (name.role, name.node, peer.spki)
+    if (
+        granted is None
+        or shown != (granted.role, granted.node, granted.spki)
+        or not trust.is_good(peer.serial, hive.clock.now_ns())
+    ):
+        # Whoever has the CA's key can sign, by any number; what was not granted by the ledger is nothing here.
         raise FsError(E.UNAUTHENTICATED, f"serial={peer.serial} is no certificate that this hive granted")
     if not name.is_called(uname):
         raise FsError(E.UNAUTHENTICATED, f"uname {uname!r}: the certificate says {name.node!r}")

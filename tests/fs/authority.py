@@ -72,12 +72,13 @@ class Authority:
         uses: Iterable[x509.ObjectIdentifier] = BOTH_ENDS,
         subject: str = "somebody",
         key: EllipticCurvePrivateKey | None = None,
+        serial: int | None = None,
     ) -> Issued:
         """A certificate with these URIs as its names, valid from and to these times from now. ``key`` None:
-        for a fresh one."""
+        for a fresh one; ``serial`` None: a fresh one."""
         key, now = key or generate_private_key(SECP256R1()), datetime.now(UTC)
         builder = (
-            _builder(_name(subject), self.subject, key, now + begin, now + end)
+            _builder(_name(subject), self.subject, key, now + begin, now + end, serial)
             .add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
             .add_extension(x509.ExtendedKeyUsage(uses), critical=False)
         )
@@ -113,6 +114,12 @@ def _name(name: str) -> x509.Name:
 
 
 def _builder(
-    subject: x509.Name, issuer: x509.Name, key: EllipticCurvePrivateKey, begin: datetime, end: datetime
+    subject: x509.Name,
+    issuer: x509.Name,
+    key: EllipticCurvePrivateKey,
+    begin: datetime,
+    end: datetime,
+    serial: int | None = None,
 ) -> x509.CertificateBuilder:
-    return x509.CertificateBuilder(issuer, subject, key.public_key(), x509.random_serial_number(), begin, end)
+    number = x509.random_serial_number() if serial is None else serial
+    return x509.CertificateBuilder(issuer, subject, key.public_key(), number, begin, end)

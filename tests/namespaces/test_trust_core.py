@@ -131,6 +131,27 @@ def test_a_name_stands_for_one_role_at_a_time(book: Book) -> None:
     assert "observer" == book.trust.certificates[serial].role
 
 
+def test_a_name_stands_for_one_tenant_s_node_at_a_time(book: Book) -> None:
+    """Else who had it first would find what is of the tenant that has it next."""
+    first = book.enroll(book.invite("role=drone-worker node=w1 tenant=acme/web/prod"))
+    taken = "conflict: w1 is of acme/web/prod: revoke node=w1 first"
+    late = "role=drone-worker node=w2 tenant=other/web/prod"
+    invite = book.invite(late)
+    book.enroll(book.invite("role=drone-worker node=w2 tenant=acme/web/prod"), "w2")
+    for tenant in ("other/web/prod", "acme/web/prod,other/web/prod", HIVE_TENANT):
+        assert taken == refused(
+            book, f"invite role=drone-worker node=w1 tenant={tenant} secret={secret_hash('w1')}"
+        )
+    with pytest.raises(Refusal, match="conflict: w2 is of acme/web/prod: revoke node=w2 first"):
+        book.enroll(invite, "w2", key="TkVX")
+    assert ("acme/web/prod",) == book.trust.tenants_of("w1")
+    # It may be invited again as what it is, or as less; and as another's when nobody can show it any more.
+    book.invite("role=drone-worker node=w1 tenant=acme/web/prod")
+    book.write("revoke node=w1")
+    book.enroll(book.invite("role=drone-worker node=w1 tenant=other/web/prod"))
+    assert (False, ("other/web/prod",)) == (book.is_good(first), book.trust.tenants_of("w1"))
+
+
 def test_the_queens_name_is_hers(book: Book) -> None:
     book.own("issue role=queen-primary node=q1 key=S0VZ ttl=2160h")
     with pytest.raises(Refusal, match="q1 is the queen"):

@@ -18,6 +18,7 @@ from skep.fs.fid import Fid
 from skep.fs.identity import Identity, Pem
 from skep.fs.messages import NOFID, NONUNAME, Dialect, Rattach, Tattach
 from skep.roles.enrolling import parse_invite
+from skep.roles.papers import Papers
 from tests.fs.authority import Authority
 from tests.networked import NAME, Enrolled, Networked, networked
 
@@ -191,7 +192,12 @@ def test_one_connection_of_a_node_is_that_node_in_every_attach(w1: Enrolled) -> 
     assert first == second
 
 
-def test_what_a_stolen_ca_key_signs_is_nothing_that_the_hive_granted(hive: Networked) -> None:
+@pytest.mark.parametrize("name", ["operator/ghost", "operator/w1", "drone-worker/w1"])
+def test_what_a_stolen_ca_key_signs_is_nothing_that_the_hive_granted(
+    hive: Networked, w1: Enrolled, name: str
+) -> None:
+    """Nor is it when it has the serial number of a certificate that the hive did grant."""
+    granted = None if name.endswith("ghost") else Papers(w1.directory).certificate().serial_number
     bundle = (hive.ask("cat", "/trust/ca.pem") + "\n").encode()
     [stolen] = (hive.directory / "keys").glob("ca-*.key")
     key = load_pem_private_key(stolen.read_bytes(), None)
@@ -199,7 +205,7 @@ def test_what_a_stolen_ca_key_signs_is_nothing_that_the_hive_granted(hive: Netwo
     forger = Authority(key=key)
     forger.certificate = load_pem_x509_certificate(bundle)
     forger.subject = forger.certificate.subject
-    issued = forger.issue(f"spiffe://{NAME}/operator/ghost")
+    issued = forger.issue(f"spiffe://{NAME}/{name}", serial=granted)
     identity = Identity(lambda: Pem(issued.pem, issued.key_pem, bundle))
 
     async def come() -> None:

@@ -82,7 +82,7 @@ def _invite(trust: Trust, order: Order) -> Decided:
     _check_name("node", node)
     ttl_ns = _ttl(order, args.get("ttl", INVITE_TTL))
     tenants = _tenants(order)
-    _check_role(trust, node, args["role"], order)
+    _check_same(trust, node, args["role"], tenants, order)
     open_now = sum(invite.until_ns > order.time_ns for invite in trust.invites.values())
     if open_now >= INVITES_MAX:
         raise refusal(E.QUOTA, f"invites have={open_now} max={INVITES_MAX}")
@@ -115,7 +115,7 @@ def _enroll(trust: Trust, order: Order) -> Decided:
         if used is None or used.key != args["key"] or used.revoked_ns:
             raise refusal(E.DENIED, "rule=invite-once it was used")
         return Decision((), invite.serial)
-    _check_role(trust, invite.node, invite.role, order)
+    _check_same(trust, invite.node, invite.role, invite.tenants, order)
     return _issued(trust, order, invite.node, invite.role, invite.tenants, TTL_MAX_NS, invite.id)
 
 
@@ -283,15 +283,20 @@ def _check_name(what: str, name: str) -> None:
         raise refusal(E.USAGE, f"{what}={name}: expected {_NODE.pattern}")
 
 
-def _check_role(trust: Trust, node: str, role: str, order: Order) -> None:
-    """A name stands for one thing as long as anybody could still show it as that."""
+def _check_same(trust: Trust, node: str, role: str, tenants: tuple[str, ...], order: Order) -> None:
+    """A name stands for one thing as long as anybody could still show it as that: what one more tenant has
+    would be there for whoever has the certificates of before."""
     found = trust.nodes.get(node)
     if found is None:
         return
     if found.role in QUEENS:
         raise refusal(E.CONFLICT, f"{node} is the queen")
-    if found.role != role and any(trust.good(node, order.time_ns)):
+    if not any(trust.good(node, order.time_ns)):
+        return
+    if found.role != role:
         raise refusal(E.CONFLICT, f"{node} is a {found.role}: revoke node={node} first")
+    if not set(tenants) <= set(found.tenants):
+        raise refusal(E.CONFLICT, f"{node} is of {','.join(found.tenants)}: revoke node={node} first")
 
 
 def _key(what: str, id: str, args: Mapping[str, str], order: Order) -> Key:

@@ -5,6 +5,8 @@ No private key is in here, and no secret; what follows from an order is core.py'
 
 from __future__ import annotations
 
+import hashlib
+from base64 import b64decode
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final
@@ -57,6 +59,11 @@ class Certificate(msgspec.Struct, frozen=True):
     ca: str
     revoked_ns: int = 0  # 0: it is not
     reason: str = ""
+
+    @property
+    def spki(self) -> str:
+        """SHA-256 of its public key, in hex."""
+        return hashlib.sha256(b64decode(self.key)).hexdigest()
 
 
 class Node(msgspec.Struct, frozen=True):
