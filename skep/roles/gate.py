@@ -240,7 +240,7 @@ def _certified(hive: Hive, peer: Peer, uname: str) -> Who:
         or shown != (granted.role, granted.node, granted.spki)
         or not trust.is_good(peer.serial, hive.clock.now_ns())
     ):
-        # Whoever has the CA's key can sign, by any number; what was not granted by the ledger is nothing here.
+        # Whoever has the CA's key can sign, by any number; what the ledger has not granted is nothing here.
         raise FsError(E.UNAUTHENTICATED, f"serial={peer.serial} is no certificate that this hive granted")
     if not name.is_called(uname):
         raise FsError(E.UNAUTHENTICATED, f"uname {uname!r}: the certificate says {name.node!r}")

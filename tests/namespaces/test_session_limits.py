@@ -22,6 +22,7 @@ from skep.namespaces.peers import network, peer_text
 from skep.namespaces.sessions.core import Session
 from skep.namespaces.sessions.limits import FILE, load
 from skep.namespaces.tree import hive_tree
+from skep.roles.sealed import ENROLLING
 from skep.trace.clock import MS, SECOND
 from tests.fs.grounds import Raw
 
@@ -85,6 +86,23 @@ def stats(raw: Raw, count: int) -> int:
     del raw.answers[:]
     raw.say(*((tag, m.Tstat(0)) for tag in range(count)))
     return count - len(refused(raw))
+
+
+def test_who_only_comes_to_enrol_holds_little(tmp_path: Path) -> None:
+    """What it opens is memory of the hive, and anybody may come."""
+
+    async def story(alive: Living, path: Path) -> None:
+        limiter = alive.hive.limits
+        comes = Peer("tls", "192.0.2.7:1", enrolling=True)
+        found = limiter.of_principal(comes, ENROLLING)
+        assert (16, 16) == (found["fids"], found["tags"])
+        # What is said of all principals makes it no more; what is said of the role does.
+        path.write_text("[principal.tls]\nfids = 999\n[role.enrolling]\ntags = 32\n")
+        limiter.reload()
+        found = limiter.of_principal(comes, ENROLLING)
+        assert (16, 32) == (found["fids"], found["tags"])
+
+    told("", story, tmp_path)
 
 
 # the file

@@ -256,10 +256,36 @@ def test_nobody_without_a_certificate_renews_and_nobody_with_one_enrolls(tmp_pat
         node = Applicant()
         answer = await hive.enroll(await hive.invite(), node)
         said = json.dumps({"csr": node.csr})
-        assert (await refused(hive.ask("/trust/renew", said, NOBODY))).startswith("DENIED rule=")
+        assert (await refused(hive.ask("/trust/renew", said, NOBODY))).startswith("UNAUTHENTICATED renew:")
         assert (await refused(hive.enroll(await hive.invite(), node, holder(answer)))).startswith(
             "DENIED rule="
         )
+
+    play(story, tmp_path)
+
+
+def test_a_token_written_where_its_id_belongs_is_not_in_the_ledger(tmp_path: Path) -> None:
+    """Who reads the trace would have it, and it would not even be revoked."""
+
+    async def story(hive: Trusting) -> None:
+        token = await hive.ask("/trust/tokens/clone", "ops=read paths=/jobs ttl=1h")
+        said = await refused(hive.tell(f"revoke token={token.strip()}"))
+        assert said.startswith("USAGE revoke: token=")
+        assert token.strip()[:16] not in said
+        assert token.strip() not in hive.written()
+
+    play(story, tmp_path)
+
+
+def test_who_has_no_certificate_writes_nothing_into_the_ledger_by_asking_for_the_next(tmp_path: Path) -> None:
+    """Observers may write to renew, and some of them are anybody on this machine."""
+
+    async def story(hive: Trusting) -> None:
+        size = hive.ledger.size
+        for who in (EYE, ANN, NOBODY):
+            said = await refused(hive.ask("/trust/renew", json.dumps({"csr": Applicant().csr}), who))
+            assert "UNAUTHENTICATED renew: the session has shown no certificate of this hive" == said
+        assert size == hive.ledger.size
 
     play(story, tmp_path)
 

@@ -8,8 +8,9 @@
     sessions = 256          at a time
     fids = 65536            of one session
     tags = 4096             requests outstanding of one session
+    artifact = 1099511627776  bytes of one artifact
 
-    [peer.tls]              the same but fids and tags: of one host, of one user of this machine
+    [peer.tls]              the same but fids, tags and artifact: of one host, of one user of this machine
     sessions = 1024
 
     [role.observer]         before principal.*, for who has this role
@@ -40,6 +41,7 @@ log = logging.getLogger("skep.limits")
 FILE: Final = "limits.toml"
 FILE_MAX: Final = 1 << 20  # bytes: some thousand roles
 BURST_S: Final = 0.05
+ARTIFACT_MAX: Final = 1 << 40  # bytes of one artifact: a larger file is a mistake.
 RATES: Final = ("calls", "walks", "bytes", "commands")
 
 Rate = Annotated[int, msgspec.Meta(gt=0, le=10**15)] | Literal["unlimited"] | None
@@ -59,6 +61,7 @@ class PeerLimit(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_de
 class Limit(PeerLimit, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     fids: Count = None
     tags: Count = None
+    artifact: Annotated[int, msgspec.Meta(gt=0, le=ARTIFACT_MAX)] | None = None  # bytes of one
 
 
 class Principals(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -94,7 +97,11 @@ _NETWORK: Final = Limit(
 _LOCAL: Final = Limit("unlimited", "unlimited", "unlimited", "unlimited", 16_384, FIDS_MAX, TAGS_MAX)
 _HOST: Final = PeerLimit(2_000_000, 400_000, 8_000_000_000, 4_000, 1024)
 _USER: Final = PeerLimit("unlimited", "unlimited", "unlimited", "unlimited", 16_384)
-DEFAULTS: Final = Limits(Principals(_LOCAL, _LOCAL, _NETWORK), Peers(_USER, _USER, _HOST))
+# Anybody may come to enrol, and what is open is memory of ours: two files at a time are what it takes.
+_ENROLLING: Final = Limit(fids=16, tags=16)
+DEFAULTS: Final = Limits(
+    Principals(_LOCAL, _LOCAL, _NETWORK), Peers(_USER, _USER, _HOST), {"enrolling": _ENROLLING}
+)
 
 
 def load(path: Path) -> Limits:
@@ -171,8 +178,8 @@ class Limiter:
         return _in_force(PeerLimit, peer.kind, self.limits.peer, DEFAULTS.peer)
 
     def of_principal(self, peer: Peer, role: str) -> dict[str, int]:
-        own = self.limits.role.get(role, Limit())
-        return _in_force(Limit, peer.kind, self.limits.principal, DEFAULTS.principal, own)
+        own = [each.role.get(role, Limit()) for each in (self.limits, DEFAULTS)]
+        return _in_force(Limit, peer.kind, self.limits.principal, DEFAULTS.principal, *own)
 
     def check(self) -> None:
         """Raises FsError when the file is not good."""
@@ -273,6 +280,12 @@ class Limiter:
         for bucket in buckets:
             bucket.draw(count, now_ns)
 
+    def artifact_max(self, caller: Caller) -> int:
+        """Bytes of the largest artifact that the caller may stage."""
+        held = self._by_session.get(caller.session)
+        limit = {} if held is None or held.principal is None else held.principal.limit()
+        return limit.get("artifact", ARTIFACT_MAX)
+
     def text(self, session: Session) -> str:
         """What /sessions/<id>/limits tells: of each limit how much is left, and how often it refused."""
         held = self._by_session.get(session.id)
@@ -298,6 +311,7 @@ class Limiter:
             ),
             ("session fids", len(nine_p.fids), nine_p.fids_max),
             ("session tags", nine_p.outstanding, nine_p.tags_max),
+            ("artifact bytes", 0, held.principal and held.principal.limit().get("artifact")),
         )
         lines += [
             f"{name} limit={limit} left={max(0, limit - have)}" for name, have, limit in counts if limit

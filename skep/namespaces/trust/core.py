@@ -48,7 +48,7 @@ REASON_MAX: Final = 256  # characters
 
 _NODE: Final = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
 _TENANT: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}(/[a-z0-9][a-z0-9._-]{0,63}){2}")
-_TOKEN: Final = re.compile(r"[0-9a-f]{32}(?:[0-9a-f]{96})?")  # a block's revocation id, or its beginning
+TOKEN_ID: Final = re.compile(r"[0-9a-f]{32}(?:[0-9a-f]{96})?")  # a block's revocation id, or its beginning
 _ID: Final = re.compile(r"[0-9a-f]{64}")
 
 
@@ -205,8 +205,8 @@ def _revoke_node(trust: Trust, order: Order, name: str, reason: str) -> Decided:
 
 
 def _revoke_token(trust: Trust, order: Order, token: str, reason: str) -> Decided:
-    if _TOKEN.fullmatch(token) is None:
-        raise refusal(E.USAGE, f"revoke: token={token}: expected a revocation id, {_TOKEN.pattern}")
+    if TOKEN_ID.fullmatch(token) is None:
+        raise refusal(E.USAGE, f"revoke: token={token}: expected a revocation id, {TOKEN_ID.pattern}")
     token = token[:32]  # what a block goes by in lines
     if token in trust.tokens:
         return Decision((), token)

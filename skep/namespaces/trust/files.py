@@ -38,7 +38,7 @@ from skep.namespaces.live import Hive
 from skep.namespaces.lockout import Lockout
 from skep.namespaces.order import HIVE_TENANT
 from skep.namespaces.trust.authority import CSR_MAX, Authority, read_request
-from skep.namespaces.trust.core import opened, secret_hash
+from skep.namespaces.trust.core import TOKEN_ID, opened, secret_hash
 from skep.namespaces.trust.record import Certificate, Key
 from skep.namespaces.trust.verbs import VERBS
 from skep.trace.clock import rfc3339
@@ -95,6 +95,9 @@ async def _order(hive: Hive, caller: Caller, commands: list[Command]) -> list[st
     for command in commands:
         secret, more = "", {}
         match command.verb:
+            case "revoke":
+                # Here first: a token written in the place of its id would be in the ledger for all to read.
+                _check_token_id(command.args.get("token"))
             case "invite":
                 if command.args["role"] not in authority.roles:
                     raise FsError(E.USAGE, f"invite: role={command.args['role']} has no manifest")
@@ -115,6 +118,12 @@ async def _order(hive: Hive, caller: Caller, commands: list[Command]) -> list[st
         raise
     await authority.tend()
     return [_with_invite(hive, reply, secret) for reply, secret in zip(replies, told, strict=True)]
+
+
+def _check_token_id(token: str | None) -> None:
+    """Refuse what is no revocation id, and do not quote it. None: none was written."""
+    if token is not None and TOKEN_ID.fullmatch(token) is None:
+        raise FsError(E.USAGE, f"revoke: token=: expected a revocation id, {TOKEN_ID.pattern}")
 
 
 def _with_invite(hive: Hive, reply: str, secret: str) -> str:
@@ -157,6 +166,9 @@ async def _enroll(hive: Hive, lockout: Lockout, caller: Caller, data: bytes) -> 
 
 async def _renew(hive: Hive, caller: Caller, data: bytes) -> bytes:
     authority = _authority(hive)
+    if not caller.certificate:
+        # Asked here first, too: no line of the ledger for who may be anybody.
+        raise FsError(E.UNAUTHENTICATED, "renew: the session has shown no certificate of this hive")
     key = _requested(_decoded(data, Renewal).csr)
     args = {"serial": caller.certificate, "key": key, "ttl": authority.ttl}
     return await _certified(hive, caller, "/trust/renew", ctl.line("renew", args))
