@@ -1,8 +1,5 @@
-"""Random manifests and random operations over 9P, beside a small model of the rights that shares no code.
-
-The model is written from the docs: the manifest's rules (roles/view.py, its first lines), bind(1), and that
-every operation asks for its right at the place in the tree. A failure prints the steps that led there.
-"""
+"""Random manifests, tokens and operations over 9P, beside a small model of the rights (rights.py) that shares
+no code with the server. A failure prints the steps that led there."""
 
 from __future__ import annotations
 
@@ -14,12 +11,14 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Final
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from skep.fs.connection import Connection
 from skep.fs.dial import Client
-from skep.fs.errors import FsError
+from skep.fs.errors import E, FsError
 from skep.fs.export import Export
 from skep.fs.local import joined
 from skep.fs.messages import (
@@ -32,142 +31,18 @@ from skep.fs.messages import (
     Tsetattr,
     Tstatfs,
 )
+from skep.namespaces.tokens.biscuit import Terms
+from skep.namespaces.tokens.desk import Bearer
 from skep.roles.manifest import parse
-from tests.roles.spaces import Space
+from skep.trace.clock import HOUR, MINUTE, ManualClock
+from tests.namespaces.token_terms import TENANT, terms
+from tests.roles.rights import DENIED, FULL, MISSING, OTHER, Block, Line, Model, Path_, Refused, split
+from tests.roles.spaces import Minting, Space
 
-Path_ = tuple[str, ...]
-Line = tuple[str, ...]  # allow rights path | deny rights path | bind flags new old | unmount old
-FULL: Final = frozenset({"read", "write", "create", "remove"})
-TREE: Final = ("f", "a/f", "a/g", "a/d/f", "b/f", "b/d/f", "b/d/h")
-MISSING, DENIED, OTHER = "missing", "denied", "other"
-
-
-# the model
-
-
-def split(path: str) -> Path_:
-    return tuple(filter(None, path.split("/")))
-
-
-class Refused(Exception):
-    """``args[0]``: MISSING, DENIED or OTHER."""
-
-
-def covers(pattern: Path_, place: Path_) -> bool:
-    """Whether a rule's path is the place, or its ** one above."""
-    if pattern[-1:] == ("**",):
-        return any(covers(pattern[:-1], place[:n]) for n in range(len(place) + 1))
-    return len(pattern) == len(place) and all(p in ("*", n) for p, n in zip(pattern, place, strict=True))
-
-
-def leads(pattern: Path_, place: Path_) -> bool:
-    """Whether a rule's path is, or may be, below the place."""
-    deep = pattern[-1:] == ("**",)
-    return (deep and covers(pattern, place)) or (
-        len(pattern) - deep > len(place) - deep and covers(pattern[: len(place)], place)
-    )
-
-
-class Model:
-    """The tree (None: a directory; else what the file holds), the rules, and what is bound where."""
-
-    def __init__(self, files: dict[Path_, str | None], lines: list[Line]) -> None:
-        self.files = files
-        self.rules = [(line[0], frozenset(line[1].split(",")), split(line[2])) for line in lines
-                      if line[0] in ("allow", "deny")]  # fmt: skip
-        self.unions: dict[Path_, list[tuple[Path_, bool]]] = {}
-        for line in lines:
-            if line[0] == "bind":
-                self.bind(line[1], split(line[2]), split(line[3]))
-            elif line[0] == "unmount" and not self.unions.pop(self.resolve(split(line[1]), False)[0], None):
-                raise Refused(OTHER)
-
-    def bind(self, flags: str, new: Path_, old: Path_) -> None:
-        parts = [(place, False) for place in self.resolve(new)]
-        there, *_ = self.resolve(old, False)
-        if (self.files[there] is None) is not (self.files[parts[0][0]] is None):
-            raise Refused(OTHER)
-        if (flags not in ("", "c") and self.files[there] is not None) or ("c" in flags and len(parts) > 1):
-            raise Refused(OTHER)
-        parts[0] = (parts[0][0], "c" in flags)
-        union = self.unions.get(there, [(there, False)])
-        self.unions[there] = union + parts if "a" in flags else parts + union if "b" in flags else parts
-
-    def rights(self, place: Path_) -> frozenset[str]:
-        """What may be done there. "seen": it exists for the caller."""
-        allowed, denied, below, ahead = set[str](), set[str](), set[str](), set[str]()
-        for verb, rights, pattern in self.rules:
-            rights = FULL if "all" in rights else rights
-            if covers(pattern, place):
-                (allowed if verb == "allow" else denied).update(rights)
-                below.update(rights if verb == "deny" and pattern[-1:] == ("**",) else ())
-            if verb == "allow" and leads(pattern, place):
-                ahead.update(rights)
-        found = frozenset(allowed - denied)
-        return found | {"seen"} | ({"list"} if ahead - below else set()) if found or ahead - below else found
-
-    def parts(self, place: Path_) -> list[Path_]:
-        return [part for part, _ in self.unions.get(place, [(place, False)])]
-
-    def entry(self, places: list[Path_], name: str) -> Path_:
-        """The place of an entry of a union (or of one directory), before what is bound on it."""
-        for place in places:
-            if (*place, name) in self.files and "seen" in self.rights((*place, name)):
-                return (*place, name)
-        raise Refused(MISSING)
-
-    def resolve(self, path: Path_, last: bool = True) -> list[Path_]:
-        """The places that a path leads to, several when it is a union. ``last``: into what is bound there."""
-        way: list[Path_] = [()]
-        for name in path:
-            if self.files[self.parts(way[-1])[0]] is not None:
-                raise Refused(OTHER)
-            if name == "..":
-                way = way[:-1] or way
-            else:
-                way.append(self.entry(self.parts(way[-1]), name))
-        return self.parts(way[-1]) if last else [way[-1]]
-
-    def need(self, right: str, place: Path_) -> None:
-        if right not in self.rights(place):
-            raise Refused(DENIED)
-
-    def listing(self, path: Path_) -> set[str]:
-        places = self.resolve(path)
-        if self.files[places[0]] is not None:
-            self.need("read", places[0])
-            raise Refused(OTHER)
-        readable = [place for place in places if self.rights(place) & {"read", "list"}]
-        if not readable:
-            raise Refused(DENIED)
-        return {f[-1] for f in self.files for place in readable
-                if f and f[:-1] == place and "seen" in self.rights(f)}  # fmt: skip
-
-    def making(self, path: Path_, name: str) -> Path_:
-        """Where a new entry goes."""
-        first, *_ = places = self.resolve(path)
-        place = first
-        if self.files[first] is not None:
-            raise Refused(OTHER)
-        if self.resolve(path, False)[0] in self.unions:
-            takes = [part for part, create in self.unions[self.resolve(path, False)[0]] if create]
-            if not takes:
-                raise Refused(DENIED)
-            place = takes[0]
-            for part in places:
-                if (*part, name) in self.files and "seen" in self.rights((*part, name)):
-                    if part != place:
-                        raise Refused(OTHER)
-                    break
-        self.need("create", place)
-        self.need("seen", (*place, name))
-        return (*place, name)
-
-
-# the machine
-
-NAMES = st.sampled_from(["a", "b", "d", "f", "f", "g", "h", "n"])
-DIRECTORIES = st.sampled_from(["", "a", "b", "a", "b", "a/d", "b/d", "a/n"]).map(split)
+EXPIRED: Final = "expired"
+TREE: Final = ("f", "a/f", "a/g", "a/d/f", "ab/f", "b/f", "b/d/f", "b/d/h")
+NAMES = st.sampled_from(["a", "ab", "b", "d", "f", "f", "g", "h", "n"])
+DIRECTORIES = st.sampled_from(["", "a", "b", "a", "b", "ab", "a/d", "b/d", "a/n"]).map(split)
 PATHS = st.one_of(
     st.builds(lambda path, name: (*path, name), DIRECTORIES, NAMES),
     DIRECTORIES,
@@ -188,6 +63,27 @@ LINES = st.one_of(
     st.tuples(st.just("unmount"), PLACES),
 )
 
+GRANTED = st.frozensets(
+    st.sampled_from(["", "a", "a", "a/d", "a/f", "ab", "b", "b/d", "b/d/h", "n"]).map(split),
+    min_size=1,
+    max_size=3,
+)
+OPS = st.frozensets(st.sampled_from(sorted(FULL)), min_size=1)
+UNTIL = st.integers(1, 6)  # minutes from the attach on
+FIRST = st.builds(
+    lambda ops, places, minutes: Terms(ops, places, minutes, tenant=TENANT),
+    OPS | st.just(FULL),
+    GRANTED,
+    UNTIL,
+)
+NEXT = st.builds(
+    lambda *said: Terms(*said),
+    st.just(None) | OPS,
+    GRANTED | st.none(),
+    st.none() | UNTIL.map(lambda n: n + 1),
+)
+BLOCKS = st.tuples(FIRST, st.lists(NEXT.filter(Terms().__ne__), max_size=3))
+
 
 def written(line: Line) -> str:
     if line[0] == "bind" and line[1]:
@@ -196,6 +92,8 @@ def written(line: Line) -> str:
 
 
 def kind(error: FsError) -> str:
+    if error.kind is E.EXPIRED:
+        return EXPIRED
     return {2: MISSING, 13: DENIED}.get(error.errno, OTHER)
 
 
@@ -208,6 +106,9 @@ class Machine(RuleBasedStateMachine):
         super().__init__()
         self.loop = asyncio.new_event_loop()
         self.where = Path(tempfile.mkdtemp(prefix="skep-model-"))
+        self.clock = ManualClock()
+        self.minting = Minting(self.clock)
+        self.minutes_left: int | None = None  # None: no token
         for file in TREE:
             (self.where / file).parent.mkdir(parents=True, exist_ok=True)
             (self.where / file).write_text(file)
@@ -217,6 +118,11 @@ class Machine(RuleBasedStateMachine):
             self.loop.run_until_complete(self.client.close())
         self.loop.close()
         shutil.rmtree(self.where)
+
+    def timed(self, block: Terms) -> Terms:
+        """The block, whose minutes begin now."""
+        minutes = block.until_ns
+        return block if minutes is None else block._replace(until_ns=self.clock.now_ns() + minutes * MINUTE)
 
     def tree(self) -> dict[Path_, str | None]:
         found: dict[Path_, str | None] = {(): None}
@@ -230,17 +136,29 @@ class Machine(RuleBasedStateMachine):
         old=st.sampled_from([True, False, False]),
     )
     def attach(self, lines: list[Line], first: str, old: bool) -> None:
+        self.begin(lines, first, old, None)
+
+    def begin(
+        self, lines: list[Line], first: str, old: bool, blocks: tuple[Terms, list[Terms]] | None
+    ) -> None:
         lines = [*([("allow", *first.split())] if first else []), *lines]
         manifest = parse("test", "\n".join(["mount hive /", *map(written, lines)]).encode())
-        gate = Space(Export(self.where).root, manifest)
+        self.gate = gate = Space(Export(self.where).root, manifest, minting=self.minting)
         self.dialect = Dialect.U if old else Dialect.L
+        token, said = b"", (blocks[0], *blocks[1]) if blocks else ()
+        if blocks is not None:
+            first_block, *more = (self.timed(block) for block in said)
+            token = self.minting.mint(first_block, more)
+            self.minutes_left = min(block.until_ns for block in said if block.until_ns is not None)
 
         async def connect() -> Client:
-            return await Client.over(joined(gate), dialect=self.dialect)
+            session = await Connection.over(joined(gate), self.dialect)
+            return await Client.attach(session, uname="test", token=token)
 
         self.connect, self.refused = connect, ""
+        granted = tuple(Block(block.ops, block.places) for block in said)
         try:
-            self.model = Model(self.tree(), lines)
+            self.model = Model(self.tree(), lines, granted)
         except Refused as refused:
             self.refused = refused.args[0]
         else:
@@ -249,6 +167,8 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: self.client is None)
     @rule()
     def be_refused(self) -> None:
+        if self.refused == EXPIRED:
+            self.clock.advance(24 * HOUR)  # who shows bad tokens waits, longer each time
         assert self.refused == self.done(self.connect)
 
     def done(self, do: Callable[[], Awaitable[Any]]) -> Any:
@@ -267,6 +187,30 @@ class Machine(RuleBasedStateMachine):
             return do()
         except Refused as refused:
             return refused.args[0]
+
+    @precondition(lambda self: self.client is not None and self.minutes_left is not None)
+    @rule(minutes=st.integers(1, 3))
+    def wait(self, minutes: int) -> None:
+        """A token's session ends when the first of its blocks does, and not before; nor is it shown again."""
+        assert self.minutes_left is not None
+        self.clock.advance(minutes * MINUTE)
+        self.minutes_left = max(self.minutes_left - minutes, 0)
+        again = self.done(self.show_again)
+        assert again == (EXPIRED if self.minutes_left == 0 else None)
+        self.loop.run_until_complete(self.others_token())
+        assert self.gate.ended is (self.minutes_left == 0)
+        if self.gate.ended:
+            self.loop.run_until_complete(self.it.close())
+            self.client, self.refused = None, EXPIRED
+
+    async def show_again(self) -> None:
+        await (await self.connect()).close()
+
+    async def others_token(self) -> None:
+        """Somebody shows a token: the hive then looks which others are over."""
+        desk = self.minting.desk
+        token = self.minting.mint(terms(until_ns=self.clock.now_ns() + HOUR))
+        desk.held.hold(desk.believe(token, Bearer("ann", "ann", TENANT, b"")), lambda: None)()
 
     @property
     def it(self) -> Client:
@@ -383,6 +327,7 @@ class Machine(RuleBasedStateMachine):
         def expected() -> Any:
             model = self.model
             place = model.resolve(path, False)[0]
+            model.parts(place)
             if place in model.unions or not place:
                 raise Refused(OTHER)
             model.need("remove", place[:-1])
@@ -453,10 +398,25 @@ _CHANGES: Final[tuple[tuple[frozenset[str], Callable[[int], Message]], ...]] = (
     (frozenset({"write"}), lambda fid: Tsetattr(fid, 1, 0o755, 0, 0, 0, 0, 0, 0, 0)),
 )
 
-Machine.TestCase.settings = settings(
+
+class Bearing(Machine):
+    """The same under a token, which its holder has narrowed, or has tried to widen."""
+
+    @initialize(
+        lines=st.lists(LINES, max_size=3),
+        first=st.sampled_from(["all /**", "all /**", "all /**", "all /a/**"]),
+        old=st.sampled_from([True, False, False]),
+        blocks=BLOCKS,
+    )
+    def attach(self, lines: list[Line], first: str, old: bool, blocks: tuple[Terms, list[Terms]]) -> None:
+        self.begin(lines, first, old, blocks)
+
+
+Machine.TestCase.settings = Bearing.TestCase.settings = settings(
     max_examples=int(os.environ.get("SKEP_MODEL_EXAMPLES", "60")),
     stateful_step_count=25,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )
 test_the_server_answers_as_the_model_of_the_rights = Machine.TestCase
+test_under_a_token_it_answers_as_the_model_says_too = pytest.mark.slow(Bearing.TestCase)
