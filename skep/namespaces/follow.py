@@ -19,7 +19,7 @@ import msgspec
 
 from skep.fs.node import Caller
 from skep.namespaces.hive import OPERATOR
-from skep.namespaces.jobs.core import visible
+from skep.namespaces.jobs.record import visible
 from skep.namespaces.live import Hive, told_as_fs_error
 from skep.namespaces.order import HIVE_TENANT, actor_of
 from skep.trace.clock import rfc3339

@@ -17,6 +17,7 @@ from skep.fs.ctl import Arg, Verb
 from skep.fs.errors import E, FsError
 from skep.namespaces.artifacts import core as artifacts
 from skep.namespaces.jobs import core as jobs
+from skep.namespaces.jobs import record as job_record
 from skep.namespaces.jobs import verbs as job_verbs
 from skep.namespaces.log import core as log
 from skep.namespaces.nodes import core as nodes
@@ -91,7 +92,7 @@ class Started(msgspec.Struct, frozen=True, tag_field="type", tag="hive.started")
 HiveEvent = Drained | Resumed | Kicked | Reloaded | Shutdown | Started
 Event = (
     HiveEvent
-    | jobs.Event
+    | job_record.Event
     | pools.Event
     | nodes.Event
     | artifacts.Event
@@ -107,7 +108,7 @@ class HiveState:
     """Everything the ledger says. ``mode``: online, draining, or stopping until the next start."""
 
     mode: str = "online"
-    jobs: jobs.Jobs = field(default_factory=jobs.Jobs)
+    jobs: job_record.Jobs = field(default_factory=job_record.Jobs)
     pools: pools.Pools = field(default_factory=pools.Pools)
     nodes: nodes.Nodes = field(default_factory=nodes.Nodes)
     artifacts: artifacts.Artifacts = field(default_factory=artifacts.Artifacts)
@@ -145,6 +146,9 @@ class HiveState:
 
     def pool_of(self, topic: str) -> str | None:
         return self.pools.topics.get(topic)
+
+    def defaults_of(self, topic: str) -> Mapping[str, str]:
+        return self.pools.defaults_of(topic)
 
     def lease_ns(self, pool: str) -> int:
         return self.pools.by_name[pool].lease_ns
@@ -252,8 +256,7 @@ NAMED_BY: Final[Mapping[str, str]] = {
 # What the hive alone may write, as /noun/place/verb; the policies are asked about the rest.
 OWN_VERBS: Final[frozenset[str]] = frozenset(
     {
-        "/jobs/*/expire",
-        "/jobs/*/release",
+        *(f"/jobs/*/{verb}" for verb in job_verbs.TABLES["*"]),
         "/log/*/denied",
         "//start",
         *(f"/nodes/*/{verb}" for verb in nodes.TABLES["*"]),
@@ -366,7 +369,7 @@ _APPLY: Final[Mapping[type, Callable[[HiveState, Any, Meta], None]]] = {
     Started: _set_mode("online"),
     Kicked: lambda state, event, meta: None,  # sessions are not in the state
     Reloaded: lambda state, event, meta: None,
-    **dict.fromkeys(get_args(jobs.Event), _applying("jobs", jobs.apply)),
+    **dict.fromkeys(get_args(job_record.Event), _applying("jobs", job_record.apply)),
     **dict.fromkeys(get_args(pools.Event), _applying("pools", pools.apply)),
     **dict.fromkeys(get_args(nodes.Event), _applying("nodes", nodes.apply)),
     artifacts.Event: _applying("artifacts", artifacts.apply),

@@ -10,7 +10,7 @@ import msgspec
 
 from skep.fs.errors import E, FsError
 from skep.fs.node import Caller
-from skep.namespaces.jobs.core import Job, shown_input
+from skep.namespaces.jobs.record import Job, shown_input
 from skep.namespaces.live import Hive
 from skep.trace.clock import duration, rfc3339
 

@@ -20,9 +20,10 @@ from skep.fs.errors import E, FsError
 from skep.fs.node import Caller
 from skep.fs.spiffe import Spiffe
 from skep.namespaces import hive
+from skep.namespaces.agenda import Agenda
 from skep.namespaces.artifacts.store import Store
 from skep.namespaces.hive import HiveState
-from skep.namespaces.jobs import core as jobs
+from skep.namespaces.jobs import record as jobs
 from skep.namespaces.jobs.logs import Logs
 from skep.namespaces.leases import Leases
 from skep.namespaces.log.core import LOG
@@ -106,6 +107,7 @@ class Hive:
         self.denials = Denials(clock, self._denied)
         self.limits = Limiter(directory / FILE, self.sessions, clock.monotonic_ns)
         self.leases = Leases(lambda: turn.state)
+        self.agenda = Agenda(lambda id: turn.state.jobs.by_id.get(id), turn.state.jobs.by_id.values())
         self.started_ns = clock.now_ns()
         self.shutdown: asyncio.Future[str] = asyncio.get_running_loop().create_future()  # the grace asked for
         self.heartbeats: dict[str, Ring[Heard]] = {}
@@ -290,6 +292,8 @@ class Hive:
                     case Revoked() | Retired() if self.tokens is not None:
                         self.tokens.recheck()
                     case _ if job := getattr(event, "job", ""):
+                        if (record := self.state.jobs.by_id.get(job)) is not None:
+                            self.agenda.moved(record)
                         self.news(job)
         if self.authority is not None:
             self.authority.moved(event for entry in entries for event in entry.events)
@@ -304,13 +308,13 @@ class Hive:
             await asyncio.sleep(TICK_S)
 
     async def tick(self) -> None:
-        """Do what is due now: end leases, notice silent nodes, sweep the store."""
+        """Do what is due now: end leases and delays, notice silent nodes, sweep the store."""
         # Other processes of this hive may have queued jobs for our readers.
         self.turn.refresh()
         now_ns = self.clock.now_ns()
         await self.denials.flush()
         self.limits.sweep()
-        due = [*self._ended_leases(now_ns), *self._silent_nodes(now_ns)]
+        due = [*self._due_jobs(now_ns), *self._silent_nodes(now_ns)]
         if due:
             await asyncio.gather(*(self._own(*said) for said in due))
         if self.authority is not None:
@@ -319,13 +323,9 @@ class Hive:
             self._swept_ns = now_ns
             await asyncio.to_thread(self.store.sweep, now_ns, self.state.artifacts.sealed.__contains__)
 
-    def _ended_leases(self, now_ns: int) -> Iterator[tuple[str, str, str]]:
-        if now_ns < self.started_ns + START_GRACE_NS:
-            return
-        for id in self.state.jobs.held:
-            job = self.state.jobs.by_id[id]
-            if job.until_ns <= now_ns:
-                yield f"/jobs/{id}", f"expire fence={job.fence}", job.request.tenant
+    def _due_jobs(self, now_ns: int) -> Iterator[tuple[str, str, str]]:
+        for job, line in self.agenda.take(now_ns, self.started_ns + START_GRACE_NS):
+            yield f"/jobs/{job.id}", line, job.request.tenant
 
     def _silent_nodes(self, now_ns: int) -> Iterator[tuple[str, str, str]]:
         for node in self.state.nodes.by_id.values():

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from skep.fs.node import Caller
-from skep.namespaces.jobs.core import HELD, INPUT_MAX, MOVES, TERMINAL
+from skep.namespaces.jobs.core import INPUT_MAX
+from skep.namespaces.jobs.record import HELD, MOVES, TERMINAL
 from skep.trace.clock import SECOND
 from skep.trace.rules import Refusal
 

@@ -8,7 +8,7 @@ from hives import ANN, W1, W2, Folded, Living, live, living, settled
 
 from skep.fs.errors import E, FsError
 from skep.namespaces.hive import Event, HiveRules, HiveState
-from skep.namespaces.jobs.core import Job
+from skep.namespaces.jobs.record import Job
 from skep.namespaces.live import LOST_NS, SUSPECT_NS, Heartbeat, Progress
 from skep.namespaces.order import actor_of, node_of
 from skep.trace.clock import HOUR, SECOND, ManualClock

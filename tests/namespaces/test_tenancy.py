@@ -15,7 +15,7 @@ from skep.fs.chan import EVERYTHING, Chan
 from skep.fs.conversation import Peer
 from skep.fs.errors import E, FsError
 from skep.fs.node import Caller
-from skep.namespaces.jobs.core import Job
+from skep.namespaces.jobs.record import Job
 from skep.namespaces.order import HIVE_TENANT
 from skep.namespaces.sessions.core import Session
 from skep.namespaces.tree import hive_tree

@@ -16,7 +16,7 @@ import pytest
 import uvloop
 from queens import LEASES, Queen, events_of, history, reigning, say
 
-from skep.namespaces.jobs.core import Submitted
+from skep.namespaces.jobs.record import Submitted
 from skep.trace.entry import Entry
 
 SEED: Final = 7

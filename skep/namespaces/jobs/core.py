@@ -1,184 +1,51 @@
-"""Jobs as a fold: what may be asked of a job in which state, and what follows. No clock, no I/O.
+"""Deciding about jobs: what may be asked of a job in which state, and what follows. No clock, no I/O.
 
 A job is queued, leased to a node, running once that node says so, and ends exactly once. A lease has a
 fence; every end of a lease that its holder did not bring about raises the fence, so that a late holder's
-words are refused. Attempts are kept for ever and never start again from one.
+words are refused. Attempts are kept for ever and never start again from one. One that failed is followed by
+another, after a delay, while retries are left; one that was lost with its lease is no failure of the job's,
+and is followed by another at once, LOSSES_MAX times.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from hashlib import sha256
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 import msgspec
 
 from skep.fs import ctl
 from skep.fs.errors import E
-from skep.namespaces.jobs.verbs import PRIORITY, PRIORITY_MAX
-from skep.namespaces.order import HIVE, HIVE_TENANT, Order, covers, node_of, refusal
-from skep.trace.clock import duration, parse_duration
-from skep.trace.rules import Decision, Meta
+from skep.namespaces.jobs.due import timeout_ns
+from skep.namespaces.jobs.record import (
+    MOVES,
+    Delayed,
+    Ended,
+    Event,
+    Job,
+    Jobs,
+    Leased,
+    Renewed,
+    Returned,
+    Started,
+    Submitted,
+    Woken,
+    visible,
+)
+from skep.namespaces.jobs.verbs import PRIORITY
+from skep.namespaces.order import HIVE, HIVE_TENANT, Order, refusal
+from skep.trace.clock import MINUTE, SECOND, duration, parse_duration
+from skep.trace.rules import Decision
 
 INPUT_MAX: Final = 16 * 1024  # bytes: it stands twice in an entry of 64 KiB. Longer inputs are artifacts.
 RESULT_MAX: Final = 16 * 1024  # bytes, for the same reason.
 ERROR_MAX: Final = 4 * 1024  # bytes of what went wrong: the rest is in the job's log.
-
-MOVES: Final[Mapping[str, frozenset[str]]] = {
-    "queued": frozenset({"leased", "cancelled"}),
-    "leased": frozenset({"running", "failed", "cancelled", "queued"}),
-    "running": frozenset({"succeeded", "failed", "cancelled", "queued"}),
-    "succeeded": frozenset(),
-    "failed": frozenset(),
-    "cancelled": frozenset(),
-}
-TERMINAL: Final = frozenset(state for state, moves in MOVES.items() if not moves)
-HELD: Final = frozenset({"leased", "running"})
-
-
-class Submitted(msgspec.Struct, frozen=True, tag_field="type", tag="job.submitted", omit_defaults=True):
-    job: str
-    tenant: str
-    actor: str
-    topic: str
-    pool: str
-    body: str  # sha256 of the request as written, without its key
-    priority: int = PRIORITY
-    key: str = ""
-    labels: dict[str, str] = {}
-    timeout_ns: int = 0  # 0: none
-    input: str | None = None  # None: no text; the artifact is the input, or nothing is
-    artifact: str = ""  # sha256 in hex; "": none
-
-
-class Leased(msgspec.Struct, frozen=True, tag_field="type", tag="job.leased"):
-    job: str
-    node: str
-    fence: int
-    until_ns: int
-
-
-class Started(msgspec.Struct, frozen=True, tag_field="type", tag="job.started"):
-    job: str
-    fence: int
-
-
-class Renewed(msgspec.Struct, frozen=True, tag_field="type", tag="job.renewed"):
-    job: str
-    fence: int
-    until_ns: int
-
-
-class Returned(msgspec.Struct, frozen=True, tag_field="type", tag="job.returned"):
-    """Back in its queue. ``why``: expired or released; ``fence`` is the new one."""
-
-    job: str
-    fence: int
-    why: str
-
-
-class Ended(msgspec.Struct, frozen=True, tag_field="type", tag="job.ended", omit_defaults=True):
-    """``state`` is one of TERMINAL; ``text`` the result, the error or the reason."""
-
-    job: str
-    state: str
-    fence: int
-    text: str = ""
-
-
-Event = Submitted | Leased | Started | Renewed | Returned | Ended
-
-
-class Attempt(msgspec.Struct, frozen=True):
-    """One lease of a job. ``end``: acked, nacked, cancelled, expired, released; "" while it is held."""
-
-    node: str
-    fence: int
-    leased_ns: int
-    started_ns: int = 0  # 0: the node has not said so
-    ended_ns: int = 0
-    end: str = ""
-
-
-class Job(msgspec.Struct, frozen=True):
-    request: Submitted
-    submitted_ns: int
-    first: int  # the entry that submitted it
-    rev: int
-    state: str = "queued"
-    fence: int = 0
-    until_ns: int = 0  # the lease's end, while it is held
-    attempts: tuple[Attempt, ...] = ()
-    text: str = ""  # the result, the error or the reason, once it has ended
-
-    @property
-    def id(self) -> str:
-        return self.request.job
-
-    @property
-    def held(self) -> bool:
-        return self.state in HELD
-
-    @property
-    def node(self) -> str:
-        """Who holds it; "" when nobody does."""
-        return self.attempts[-1].node if self.held else ""
-
-    def was_held_by(self, node: str) -> bool:
-        return any(attempt.node == node for attempt in self.attempts)
-
-
-def shown_input(job: Job) -> dict[str, str]:
-    """The job's input and time limit as files and leases show them, as far as it has them."""
-    request = job.request
-    shown = {}
-    if request.input is not None:
-        shown["input"] = request.input
-    if request.artifact:
-        shown["artifact"] = f"sha256:{request.artifact}"
-    if request.timeout_ns:
-        shown["timeout"] = duration(request.timeout_ns)
-    return shown
-
-
-@dataclass
-class Jobs:
-    """The table of jobs and what is found by it."""
-
-    by_id: dict[str, Job] = field(default_factory=dict)
-    by_key: dict[str, dict[str, str]] = field(default_factory=dict)  # tenant -> key -> job
-    by_tenant: dict[str, dict[str, None]] = field(default_factory=dict)  # as they came
-    held: dict[str, None] = field(default_factory=dict)  # leased and running, oldest lease first
-    # pool, tenant ("": every), priority -> waiting jobs, first to go first. An OrderedDict: a dict's first
-    # key is found by passing all that were deleted before it.
-    queues: dict[tuple[str, str, int], OrderedDict[str, None]] = field(default_factory=dict)
-
-    def copy(self) -> Jobs:
-        return Jobs(
-            self.by_id.copy(),
-            {tenant: keys.copy() for tenant, keys in self.by_key.items()},
-            {tenant: jobs.copy() for tenant, jobs in self.by_tenant.items()},
-            self.held.copy(),
-            {place: queue.copy() for place, queue in self.queues.items()},
-        )
-
-    def head(self, pool: str, tenant: str = "") -> str | None:
-        """The job that the pool's next lease gets, a lease of the tenant's jobs; None: none waits."""
-        for priority in range(PRIORITY_MAX, -1, -1):
-            queue = self.queues.get((pool, tenant, priority))
-            if queue:
-                return next(iter(queue))
-        return None
-
-    def waiting(self, pool: str, tenant: str = "") -> list[str]:
-        """The jobs queued in the pool, every tenant's or one's, in the order they go."""
-        places = [(pool, tenant, priority) for priority in range(PRIORITY_MAX, -1, -1)]
-        return [job for place in places for job in self.queues.get(place, ())]
-
-    def count_waiting(self, pool: str, tenant: str = "") -> int:
-        return sum(len(self.queues.get((pool, tenant, priority), ())) for priority in range(PRIORITY_MAX + 1))
+RETRIES_MAX: Final = 100  # attempts are kept in the job's record, all of them.
+LOSSES_MAX: Final = 16  # leases of one job that may end without a word: for what kills its workers.
+BACKOFF_NS: Final = SECOND  # after the first failure, at most; then twice that, and so on.
+BACKOFF_MAX_NS: Final = 5 * MINUTE
+BACKOFF_DOUBLINGS_MAX: Final = 16  # beyond BACKOFF_MAX_NS by far, and no number grows without bound.
 
 
 class World(Protocol):
@@ -186,6 +53,9 @@ class World(Protocol):
 
     def pool_of(self, topic: str) -> str | None:
         """The pool mapped to the topic; None: none is."""
+
+    def defaults_of(self, topic: str) -> Mapping[str, str]:
+        """What a submit of the topic says where it says nothing: arguments of ``map``, then of ``create``."""
 
     def lease_ns(self, pool: str) -> int:
         """How long the pool's leases last."""
@@ -209,7 +79,7 @@ def decide(jobs: Jobs, order: Order, world: World) -> Decided:
 
 
 def _submit(jobs: Jobs, order: Order, world: World) -> Decided:
-    args = order.args
+    args: Mapping[str, str] = order.args
     key = args.get("key", "")
     body = _body(args)
     if earlier := jobs.by_key.get(order.tenant, {}).get(key) if key else None:
@@ -224,6 +94,9 @@ def _submit(jobs: Jobs, order: Order, world: World) -> Decided:
     if pool is None:
         raise refusal(E.NOROUTE, f"topic={args['topic']}")
     text, artifact = _input(args, order.tenant, world)
+    args = {**world.defaults_of(args["topic"]), **args}
+    if int(args.get("retries", 0)) > RETRIES_MAX:
+        raise refusal(E.USAGE, f"submit: retries={args['retries']}: expected {RETRIES_MAX} or less")
     event = Submitted(
         job=job,
         tenant=order.tenant,
@@ -237,6 +110,9 @@ def _submit(jobs: Jobs, order: Order, world: World) -> Decided:
         timeout_ns=parse_duration(args["timeout"]) if "timeout" in args else 0,
         input=text,
         artifact=artifact,
+        retries=int(args.get("retries", 0)),
+        deadline_ns=parse_duration(args["deadline"]) if "deadline" in args else 0,
+        role=order.role,
     )
     return Decision((event,), job)
 
@@ -301,29 +177,98 @@ def _renew(jobs: Jobs, order: Order, world: World) -> Decided:
 
 
 def _ack(jobs: Jobs, order: Order, world: World) -> Decided:
-    return _end(jobs, order, "succeeded", "result", RESULT_MAX)
+    result = order.args.get("result", "")
+    _check_length(result, RESULT_MAX)
+    job = _fenced_job(jobs, order)
+    # Its answer was lost on the way and the holder says it again.
+    if (job.state, job.text) == ("succeeded", result):
+        return Decision((), job.id)
+    _check_move(job, "succeeded")
+    return Decision((Ended(job.id, "succeeded", job.fence, result),), job.id)
 
 
 def _nack(jobs: Jobs, order: Order, world: World) -> Decided:
-    return _end(jobs, order, "failed", "error", ERROR_MAX)
-
-
-def _end(jobs: Jobs, order: Order, state: str, arg: str, size_max: int) -> Decided:
-    text = order.args.get(arg, "")
-    _check_length(text, size_max)
+    args = order.args
+    error = args["error"]
+    _check_length(error, ERROR_MAX)
     job = _fenced_job(jobs, order)
-    # Its answer was lost on the way and the holder says it again.
-    if (job.state, job.text) == (state, text):
+    # Said again, as above. The fence of a delayed job is that of the attempt that failed.
+    if job.state in ("failed", "delayed") and job.text == error:
         return Decision((), job.id)
-    _check_move(job, state)
-    return Decision((Ended(job.id, state, job.fence, text),), job.id)
+    _check_move(job, "failed")
+    if not job.held:
+        raise refusal(E.ILLEGAL_MOVE, f"{job.state} -> failed")
+    if args.get("final") == "true":
+        return _fail(job, job.fence, args.get("code", "final"), error)
+    delay_ns = parse_duration(args["delay"]) if "delay" in args else None
+    return _again(job, order, job.fence, "nacked", error, args.get("code", "nacked"), delay_ns)
+
+
+def _again(
+    job: Job, order: Order, fence: int, why: str, error: str, code: str, delay_ns: int | None = None
+) -> Decided:
+    """An attempt failed: the next one after a delay (None: what the attempts so far ask for), or the end."""
+    failures = job.count("nacked", "timeout") + 1
+    if failures > job.request.retries:
+        return _fail(job, fence, code, error, why)
+    until_ns = order.time_ns + (backoff_ns(failures, order.id) if delay_ns is None else delay_ns)
+    if job.deadline_ns and until_ns >= job.deadline_ns:
+        return _fail(job, fence, code, error, why)
+    return Decision((Delayed(job.id, fence, until_ns, why, error),), job.id)
+
+
+def _fail(job: Job, fence: int, code: str, error: str, end: str = "") -> Decided:
+    """``end``: the attempt's, "": nacked."""
+    return Decision((Ended(job.id, "failed", fence, error, code, end),), job.id)
+
+
+def backoff_ns(failures: int, id: str) -> int:
+    """How long a job waits after its ``failures``-th failure: it doubles, to a limit, and half of it is
+    chance, so that jobs that failed together do not come back together. The chance is the line's id, written
+    down with it: deciding again gives the same."""
+    whole = min(BACKOFF_NS << min(failures - 1, BACKOFF_DOUBLINGS_MAX), BACKOFF_MAX_NS)
+    chance = int.from_bytes(sha256(id.encode()).digest()[:8], "big")
+    return whole // 2 + chance % (whole // 2)
 
 
 def _expire(jobs: Jobs, order: Order, world: World) -> Decided:
     job = _held_job(jobs, order, "queued")
     if order.time_ns < job.until_ns:
         raise refusal(E.CONFLICT, "the lease was renewed")
+    # What the job did to its worker, it would do to the next: also that must end.
+    if job.count("expired") + 1 > LOSSES_MAX:
+        return _fail(
+            job, job.fence + 1, "lost", f"its lease ended {LOSSES_MAX + 1} times without a word", "expired"
+        )
     return Decision((Returned(job.id, job.fence + 1, "expired"),), job.id)
+
+
+def _timeout(jobs: Jobs, order: Order, world: World) -> Decided:
+    """The attempt has run longer than it may, and its worker has not ended it."""
+    job = _held_job(jobs, order, "failed")
+    if not timeout_ns(job) or order.time_ns < timeout_ns(job):
+        raise refusal(E.CONFLICT, "its time is not over")
+    error = f"timeout: it ran longer than {duration(job.request.timeout_ns)}"
+    return _again(job, order, job.fence + 1, "timeout", error, "timeout")
+
+
+def _overdue(jobs: Jobs, order: Order, world: World) -> Decided:
+    job = _job(jobs, order, order.name)
+    _check_move(job, "failed")
+    if not job.deadline_ns or order.time_ns < job.deadline_ns:
+        raise refusal(E.CONFLICT, "its deadline has not come")
+    last = f", the last error: {job.text}" if job.text else ""
+    error = f"deadline: it has not ended within {duration(job.request.deadline_ns)}{last}"
+    return _fail(job, job.fence + 1 if job.held else job.fence, "deadline", error[:ERROR_MAX], "deadline")
+
+
+def _wake(jobs: Jobs, order: Order, world: World) -> Decided:
+    job = _job(jobs, order, order.name)
+    if job.state != "delayed":
+        raise refusal(E.ILLEGAL_MOVE, f"{job.state} -> queued")
+    if order.time_ns < job.until_ns:
+        raise refusal(E.CONFLICT, "its delay is not over")
+    return Decision((Woken(job.id),), job.id)
 
 
 def _release(jobs: Jobs, order: Order, world: World) -> Decided:
@@ -364,18 +309,6 @@ def _held_job(jobs: Jobs, order: Order, to: str | None = None) -> Job:
     return job
 
 
-def visible(job: Job, role: str, tenant: str, node: str) -> bool:
-    """Whether the job exists for who asks: nodes see what they were leased and what they submitted, others
-    what is their tenant's.
-
-    A node's name may come to another tenant: what it was leased under the first is not the second's."""
-    if role == HIVE:
-        return True
-    if node and node_of(job.request.actor) != node:
-        return job.was_held_by(node) and covers(tenant, job.request.tenant)
-    return job.request.tenant == tenant
-
-
 def _check_move(job: Job, to: str) -> None:
     if to not in MOVES[job.state]:
         raise refusal(E.ILLEGAL_MOVE, f"{job.state} -> {to}")
@@ -397,89 +330,8 @@ _DECIDE: Final[Mapping[tuple[str, str], Callable[[Jobs, Order, World], Decided]]
     ("*/ctl", "nack"): _nack,
     ("*/next", "lease"): _lease,
     ("*", "expire"): _expire,
+    ("*", "timeout"): _timeout,
+    ("*", "overdue"): _overdue,
+    ("*", "wake"): _wake,
     ("*", "release"): _release,
 }
-
-
-# applying
-
-
-def apply(jobs: Jobs, event: Event, meta: Meta) -> None:
-    """Change ``jobs`` by ``event``."""
-    match event:
-        case Submitted():
-            jobs.by_id[event.job] = Job(event, meta.time_ns, meta.seq, meta.seq)
-            jobs.by_tenant.setdefault(event.tenant, {})[event.job] = None
-            if event.key:
-                jobs.by_key.setdefault(event.tenant, {})[event.key] = event.job
-            _enqueue(jobs, event)
-        case Leased():
-            attempt = Attempt(event.node, event.fence, meta.time_ns)
-            job = jobs.by_id[event.job]
-            _put(jobs, job, meta, "leased", event.fence, event.until_ns, attempts=(*job.attempts, attempt))
-            _dequeue(jobs, job.request)
-            jobs.held[event.job] = None
-        case Started():
-            job = jobs.by_id[event.job]
-            _put(jobs, job, meta, "running", event.fence, job.until_ns, started_ns=meta.time_ns)
-        case Renewed():
-            job = jobs.by_id[event.job]
-            _put(jobs, job, meta, job.state, event.fence, event.until_ns)
-        case Returned():
-            job = jobs.by_id[event.job]
-            _put(jobs, job, meta, "queued", event.fence, 0, ended_ns=meta.time_ns, end=event.why)
-            del jobs.held[event.job]
-            _enqueue(jobs, job.request, last=False)
-        case Ended():
-            _ended(jobs, jobs.by_id[event.job], event, meta)
-
-
-_END: Final = {"succeeded": "acked", "failed": "nacked", "cancelled": "cancelled"}
-
-
-def _ended(jobs: Jobs, job: Job, event: Ended, meta: Meta) -> None:
-    if job.held:
-        changes: dict[str, Any] = {"ended_ns": meta.time_ns, "end": _END[event.state]}
-        del jobs.held[job.id]
-    else:
-        changes = {}
-        _dequeue(jobs, job.request)
-    _put(jobs, job, meta, event.state, event.fence, 0, text=event.text, **changes)
-
-
-def _queues(jobs: Jobs, request: Submitted) -> list[OrderedDict[str, None]]:
-    """Where the job waits: among all of its pool, and among its tenant's there."""
-    places = [(request.pool, tenant, request.priority) for tenant in ("", request.tenant)]
-    return [jobs.queues.setdefault(place, OrderedDict()) for place in places]
-
-
-def _enqueue(jobs: Jobs, request: Submitted, last: bool = True) -> None:
-    for queue in _queues(jobs, request):
-        queue[request.job] = None
-        queue.move_to_end(request.job, last)
-
-
-def _dequeue(jobs: Jobs, request: Submitted) -> None:
-    for queue in _queues(jobs, request):
-        del queue[request.job]
-
-
-def _put(
-    jobs: Jobs,
-    job: Job,
-    meta: Meta,
-    state: str,
-    fence: int,
-    until_ns: int,
-    attempts: tuple[Attempt, ...] | None = None,  # None: those it had, the last one changed as follows
-    text: str = "",
-    **changes: Any,
-) -> None:
-    """The job's next record."""
-    if attempts is None:
-        attempts = job.attempts
-        if changes:
-            attempts = (*attempts[:-1], msgspec.structs.replace(attempts[-1], **changes))
-    jobs.by_id[job.id] = Job(
-        job.request, job.submitted_ns, job.first, meta.seq, state, fence, until_ns, attempts, text
-    )

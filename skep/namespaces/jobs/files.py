@@ -9,16 +9,24 @@
 A job has:
 
     request.json      R what was asked for
-    state             R queued, leased, running, succeeded, failed, cancelled
-    wait              R blocks until the job has ended, gives its state
+    state             R queued, leased, running, delayed (it failed and is tried again), succeeded, failed,
+                        cancelled
+    wait              R blocks until the job has ended, gives its state; to the holder of its lease also when
+                        that has ended
     result            R what its worker acknowledged it with
-    error             R why it failed, or was cancelled
+    error             R why it failed, or was cancelled; before its end why its last attempt failed
     attempts          R a line for each lease: number, node=, fence=, leased=, started=, ended=, end=
     events.jsonl      R its events; events.jsonl@N those after ledger number N, for ever
     progress          R percent, msg and time as last reported; in memory only
     artifacts         R a line for each output: name, hash
     log, out          R what it printed; appended by its holder; log@N follows from byte N to the job's end
     ctl               W cancel; by the holder of its lease start, progress, renew, ack, nack
+
+A job ends once, whatever dies. ``nack`` says that an attempt failed: after ``delay=``, else after a second
+that doubles with each failure, less up to half by chance, at most 5 minutes, another follows, ``retries=``
+times. A lease that ends without a word is no failure of the job: another attempt follows at once, 16 times.
+``timeout=`` ends an attempt, 5 seconds later when its worker does not, as a nack does; ``deadline=`` ends the
+job. What submit does not say of them, the topic's map says, then its pool's create.
 
 A job exists for its tenant, and for the nodes it was leased to. So do its key and whatever else names it:
 who is of another tenant finds nothing, in listings, errors and events alike.
@@ -42,11 +50,11 @@ from skep.fs.node import Caller, Handle, How
 from skep.fs.shapes import Append, Ctl, File, Reply, Stream, Text
 from skep.fs.tree import Clone, Listing
 from skep.namespaces.follow import Feed, events
-from skep.namespaces.jobs.core import MOVES, TERMINAL, Attempt, Job, shown_input, visible
+from skep.namespaces.jobs.record import MOVES, TERMINAL, Attempt, Job, shown_input, visible
 from skep.namespaces.jobs.verbs import SUBMIT, TABLES
 from skep.namespaces.live import Hive, Progress
 from skep.namespaces.rows import Rows, fixed
-from skep.trace.clock import CROCKFORD, rfc3339
+from skep.trace.clock import CROCKFORD, duration, rfc3339
 
 PROGRESS: Final = Verb(
     "progress",
@@ -139,6 +147,10 @@ def _request(job: Job) -> str:
     } | shown_input(job)  # fmt: skip
     if request.key:
         shown["key"] = request.key
+    if request.retries:
+        shown["retries"] = request.retries
+    if request.deadline_ns:
+        shown["deadline"] = duration(request.deadline_ns)
     return msgspec.json.encode(shown).decode() + "\n"
 
 
@@ -189,24 +201,31 @@ def _events_at(hive: Hive, id: str, seq: int) -> Stream:
 
 
 def _wait(hive: Hive, id: str) -> Stream:
-    return Stream(lambda caller: _Wait(hive, id))
+    return Stream(lambda caller: _Wait(hive, id, caller))
 
 
 class _Wait:
-    """Gives the state once, when it is terminal."""
+    """Gives the state once, when it is terminal; to a holder, when the lease that it had has ended."""
 
-    def __init__(self, hive: Hive, id: str) -> None:
+    def __init__(self, hive: Hive, id: str, caller: Caller) -> None:
         self.hive = hive
         self.id = id
         self.given = False
+        job = hive.state.jobs.by_id[id]
+        self.lease = len(job.attempts) if caller.node and job.node == caller.node else 0  # 0: it has none
 
     async def next(self) -> bytes | None:
         if self.given:
             return None
-        while (state := self.hive.state.jobs.by_id[self.id].state) not in TERMINAL:
+        while not self._over(job := self.hive.state.jobs.by_id[self.id]):
             await self.hive.wait_news(self.id)
         self.given = True
-        return f"{state}\n".encode()
+        return f"{job.state}\n".encode()
+
+    def _over(self, job: Job) -> bool:
+        return job.state in TERMINAL or (
+            self.lease > 0 and (len(job.attempts), job.held) != (self.lease, True)
+        )
 
     def close(self, undelivered: bytes | None) -> None:
         """Nothing was taken."""
@@ -339,7 +358,7 @@ FILES: Final[Mapping[str, Callable[[Hive, str], Any]]] = {
     "state": _text(lambda job: f"{job.state}\n"),
     "wait": _wait,
     "result": _text(lambda job: _line(job.text) if job.state == "succeeded" else ""),
-    "error": _text(lambda job: _line(job.text) if job.state in ("failed", "cancelled") else ""),
+    "error": _text(lambda job: _line(job.text) if job.state != "succeeded" else ""),
     "attempts": _text(_attempts),
     "events.jsonl": _events,
     "progress": _progress,

@@ -22,7 +22,9 @@ SUBMIT: Final = Verb(
         Arg("key", kind="name", help="idempotency: the same key and request is the same job"),
         Arg("priority", kind="|".join(map(str, range(PRIORITY_MAX + 1))), help=f"9 first, else {PRIORITY}"),
         Arg("labels", kind="labels"),
-        Arg("timeout", kind="duration", help="how long a worker lets it run"),
+        Arg("retries", kind="number", help="how often it is tried again after it failed, else 0"),
+        Arg("timeout", kind="duration", help="how long an attempt may run"),
+        Arg("deadline", kind="duration", help="how long it may take in all, from now"),
         Arg("input", help="text, or artifact:<name> as sealed last"),
         Arg("artifact", kind="sha256", help="the input by its hash"),
     ),
@@ -44,8 +46,25 @@ TABLES: Final[Mapping[str, ctl.Verbs]] = {
         Verb("start", (FENCE,), "start fence=1", "the holder runs it now"),
         Verb("renew", (FENCE,), "renew fence=1", "the lease's end moves on"),
         Verb("ack", (FENCE, Arg("result")), "ack fence=1 result=done", "it succeeded"),
-        Verb("nack", (FENCE, Arg("error", required=True)), "nack fence=1 error='exit status 1'", "it failed"),
+        Verb(
+            "nack",
+            (
+                FENCE,
+                Arg("error", required=True),
+                Arg("delay", kind="duration", help="before the next attempt, else what the attempts ask for"),
+                Arg("code", kind="name", help="the error's kind, shown with a dead letter"),
+                Arg("final", kind="true|false", help="no attempt could succeed: it is a dead letter now"),
+            ),
+            "nack fence=1 error='exit status 1' delay=10s",
+            "the attempt failed",
+        ),
     ),
     # The hive's own, written to no file.
-    "*": ctl.verbs(Verb("expire", (FENCE,)), Verb("release", (FENCE,))),
+    "*": ctl.verbs(
+        Verb("expire", (FENCE,)),
+        Verb("timeout", (FENCE,)),
+        Verb("overdue"),
+        Verb("wake"),
+        Verb("release", (FENCE,)),
+    ),
 }

@@ -23,14 +23,30 @@ TOPICS_MAX: Final = 65536  # the table is read whole by /pools/<p>/topics.
 POOL: Final = Arg("pool", required=True, kind="name")
 TOPIC: Final = Arg("topic", required=True, kind="name")
 
+# What a submit says where it says nothing itself.
+DEFAULTS: Final = (
+    Arg("retries", kind="number", help="of its jobs, when their submit does not say"),
+    Arg("timeout", kind="duration", help="the same"),
+    Arg("deadline", kind="duration", help="the same"),
+)
+
 TABLES: Final[Mapping[str, ctl.Verbs]] = {
     "ctl": ctl.verbs(
         Verb(
             "create",
-            (POOL, Arg("lease", kind="duration", help="how long a lease lasts unless renewed, else 30s")),
+            (
+                POOL,
+                Arg("lease", kind="duration", help="how long a lease lasts unless renewed, else 30s"),
+                *DEFAULTS,
+            ),
             "create pool=images lease=1m",
         ),
-        Verb("map", (TOPIC, POOL), "map topic=thumbnail pool=images", "jobs of the topic wait in the pool"),
+        Verb(
+            "map",
+            (TOPIC, POOL, *DEFAULTS),
+            "map topic=thumbnail pool=images retries=3",
+            "jobs of the topic wait in the pool",
+        ),
         Verb("unmap", (TOPIC,), "unmap topic=thumbnail", "jobs of the topic are refused"),
         Verb("drain", (POOL,), "drain pool=images", "no more leases; what runs goes on"),
         Verb("resume", (POOL,), "resume pool=images"),
@@ -39,14 +55,18 @@ TABLES: Final[Mapping[str, ctl.Verbs]] = {
 }
 
 
-class Created(msgspec.Struct, frozen=True, tag_field="type", tag="pool.created"):
+class Created(msgspec.Struct, frozen=True, tag_field="type", tag="pool.created", omit_defaults=True):
+    """``defaults``: arguments of submit, as written."""
+
     pool: str
     lease_ns: int
+    defaults: dict[str, str] = {}
 
 
-class Mapped(msgspec.Struct, frozen=True, tag_field="type", tag="pool.mapped"):
+class Mapped(msgspec.Struct, frozen=True, tag_field="type", tag="pool.mapped", omit_defaults=True):
     topic: str
     pool: str
+    defaults: dict[str, str] = {}
 
 
 class Unmapped(msgspec.Struct, frozen=True, tag_field="type", tag="pool.unmapped"):
@@ -70,15 +90,22 @@ class Pool(msgspec.Struct, frozen=True):
     lease_ns: int
     rev: int
     draining: bool = False
+    defaults: Mapping[str, str] = {}
 
 
 @dataclass
 class Pools:
     by_name: dict[str, Pool] = field(default_factory=dict)
     topics: dict[str, str] = field(default_factory=dict)  # topic -> pool
+    defaults: dict[str, Mapping[str, str]] = field(default_factory=dict)  # topic -> arguments of submit
 
     def copy(self) -> Pools:
-        return Pools(self.by_name.copy(), self.topics.copy())
+        return Pools(self.by_name.copy(), self.topics.copy(), self.defaults.copy())
+
+    def defaults_of(self, topic: str) -> Mapping[str, str]:
+        """The topic's, and where it has none its pool's; the topic is mapped."""
+        pool = self.by_name[self.topics[topic]]
+        return {**pool.defaults, **self.defaults.get(topic, {})}
 
 
 Decided = Decision[Event, str]
@@ -98,14 +125,18 @@ def _create(pools: Pools, order: Order) -> Decided:
     lease_ns = parse_duration(order.args["lease"]) if "lease" in order.args else LEASE_NS
     if lease_ns < LEASE_MIN_NS:
         raise refusal(E.USAGE, f"create: lease={order.args['lease']}: expected 1s or more")
-    return Decision((Created(name, lease_ns),), name)
+    return Decision((Created(name, lease_ns, _defaults(order)),), name)
+
+
+def _defaults(order: Order) -> dict[str, str]:
+    return {arg.name: order.args[arg.name] for arg in DEFAULTS if arg.name in order.args}
 
 
 def _map(pools: Pools, order: Order) -> Decided:
     pool, topic = _pool(pools, order), order.args["topic"]
     if topic not in pools.topics and len(pools.topics) >= TOPICS_MAX:
         raise refusal(E.QUOTA, f"topics have={len(pools.topics)} max={TOPICS_MAX}")
-    return Decision((Mapped(topic, pool.name),), topic)
+    return Decision((Mapped(topic, pool.name, _defaults(order)),), topic)
 
 
 def _unmap(pools: Pools, order: Order) -> Decided:
@@ -143,12 +174,14 @@ def apply(pools: Pools, event: Event, meta: Meta) -> None:
     """Change ``pools`` by ``event``."""
     match event:
         case Created():
-            pools.by_name[event.pool] = Pool(event.pool, event.lease_ns, meta.seq)
+            pools.by_name[event.pool] = Pool(event.pool, event.lease_ns, meta.seq, defaults=event.defaults)
         case Mapped():
             pools.topics[event.topic] = event.pool
+            pools.defaults[event.topic] = event.defaults
             _put(pools, event.pool, meta)
         case Unmapped():
             del pools.topics[event.topic]
+            del pools.defaults[event.topic]
             _put(pools, event.pool, meta)
         case Drained():
             _put(pools, event.pool, meta, draining=True)
@@ -159,4 +192,6 @@ def apply(pools: Pools, event: Event, meta: Meta) -> None:
 def _put(pools: Pools, name: str, meta: Meta, draining: bool | None = None) -> None:
     """The pool's next record; ``draining`` None: as it was."""
     pool = pools.by_name[name]
-    pools.by_name[name] = Pool(name, pool.lease_ns, meta.seq, pool.draining if draining is None else draining)
+    pools.by_name[name] = msgspec.structs.replace(
+        pool, rev=meta.seq, draining=pool.draining if draining is None else draining
+    )

@@ -1,0 +1,35 @@
+"""When time does something to a job, and what: the ends of leases, attempts, delays and whole jobs. Pure."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from skep.namespaces.jobs.record import Job
+from skep.trace.clock import SECOND
+
+TIMEOUT_GRACE_NS: Final = 5 * SECOND  # a worker ends its process and says so itself, if it is well.
+
+
+def timeout_ns(job: Job) -> int:
+    """When the running attempt has had its time, and its worker time to say so; 0: there is no limit."""
+    limit_ns = job.request.timeout_ns
+    if job.state != "running" or not limit_ns:
+        return 0
+    return job.attempts[-1].started_ns + limit_ns + TIMEOUT_GRACE_NS
+
+
+def due(job: Job) -> tuple[int, str] | None:
+    """The next time at which time does something to the job, and the hive's own line to it then; None: time
+    does nothing to it, unless somebody else does first."""
+    found = []
+    if job.held:
+        found.append((job.until_ns, f"expire fence={job.fence}"))
+        if end_ns := timeout_ns(job):
+            found.append((end_ns, f"timeout fence={job.fence}"))
+    elif job.state == "delayed":
+        found.append((job.until_ns, "wake"))
+    elif job.state != "queued":
+        return None
+    if job.deadline_ns:
+        found.append((job.deadline_ns, "overdue"))
+    return min(found) if found else None
