@@ -216,6 +216,17 @@ def test_what_would_lock_its_publisher_out_is_refused() -> None:
     assert "default-deny would not let" in refused(hive, "/policy/ctl", publish("default", bundle()))
 
 
+def test_nobody_can_approve_yet_so_what_would_ask_for_approval_to_publish_is_refused() -> None:
+    hive = folded()
+    asks = (
+        '@id("two") @decision("REQUIRE_APPROVAL") '
+        'permit (principal, action == Skep::Action::"policy.publish", resource);'
+    )
+    assert "mine/two would not let unix:ann publish again" in refused(
+        hive, "/policy/ctl", publish("mine", bundle(asks))
+    )
+
+
 def test_a_rollback_makes_an_earlier_version_live() -> None:
     hive = folded()
     hive.write("/policy/ctl", publish("mine", bundle(DENY_DRAIN)))

@@ -264,7 +264,8 @@ def _keep_way_back(policy: Policy, order: Order, request: Request, new: Live) ->
     if order.role == HIVE:
         return
     ruling = with_live(policy, new).ask(request)
-    if ruling.decision == "DENY":
+    # Approvals are given by nobody yet, so what needs one is refused.
+    if ruling.decision in ("DENY", "REQUIRE_APPROVAL"):
         raise refusal(E.SCHEMA, f"{new.bundle}: {ruling.rule} would not let {order.actor} {order.verb} again")
 
 
