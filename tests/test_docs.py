@@ -13,7 +13,7 @@ from skep.fs.errors import E, FsError
 from skep.fs.local import local
 
 ROOT = Path(__file__).parent.parent
-NOUNS = ["jobs", "pools", "nodes", "artifacts", "sessions", "trust", "tokens", "policy", "log"]
+NOUNS = ["jobs", "dlq", "pools", "nodes", "artifacts", "sessions", "trust", "tokens", "policy", "log"]
 MARK = "<!-- {} generated: {} -->"
 
 

@@ -17,6 +17,7 @@ from skep.fs.ctl import Arg, Verb
 from skep.fs.errors import E, FsError
 from skep.namespaces.artifacts import core as artifacts
 from skep.namespaces.jobs import core as jobs
+from skep.namespaces.jobs import letters
 from skep.namespaces.jobs import record as job_record
 from skep.namespaces.jobs import verbs as job_verbs
 from skep.namespaces.log import core as log
@@ -220,7 +221,7 @@ class HiveState:
                 said = order.args.get("labels")
                 labels = ctl.labels(said) if said else {}
                 return About(name, order.actor, order.tenant, topic, self.pool_of(topic) or "", labels)
-            case "jobs":
+            case "jobs" | "dlq":
                 job = self.jobs.by_id.get(name)
                 if job is None or job.request.tenant != order.tenant:
                     return About(name)
@@ -239,6 +240,7 @@ class HiveState:
 TABLES: Final[Mapping[str, Mapping[str, ctl.Verbs]]] = {
     "": HIVE_TABLES,
     "jobs": job_verbs.TABLES,
+    "dlq": letters.TABLES,
     "policy": policy.TABLES,
     "pools": pools.TABLES,
     "nodes": nodes.TABLES,
@@ -249,7 +251,7 @@ TABLES: Final[Mapping[str, Mapping[str, ctl.Verbs]]] = {
 
 # The argument that names a noun's object where the path does not.
 NAMED_BY: Final[Mapping[str, str]] = {
-    "jobs": "job", "pools": "pool", "nodes": "node", "artifacts": "name", "policy": "bundle",
+    "jobs": "job", "dlq": "id", "pools": "pool", "nodes": "node", "artifacts": "name", "policy": "bundle",
     "trust": "node",
 }  # fmt: skip
 
@@ -268,6 +270,7 @@ OWN_VERBS: Final[frozenset[str]] = frozenset(
 TENANT_VERBS: Final[frozenset[str]] = frozenset({
     "/ctl/kick", "/pools/*/next/lease", "/artifacts/ctl/seal", "/trust/*/clone/mint", "/trust/*/renew",
     *(f"/jobs/{place}/{verb}" for place in ("ctl", "*/ctl") for verb in job_verbs.TABLES[place]),
+    *(f"/dlq/ctl/{verb}" for verb in letters.TABLES["ctl"]),
 })  # fmt: skip
 
 
@@ -328,6 +331,12 @@ class HiveRules:
         match noun:
             case "jobs":
                 return jobs.decide(state.jobs, order, state)
+            case "dlq" if order.verb == "retry":
+                again = letters.resubmission(letters.letter(state.jobs, order), order)
+                policy.permit(state.policy, Asked("jobs", "/jobs/ctl", again, job_verbs.SUBMIT.args, state))
+                return letters.decide(state.jobs, order, state)
+            case "dlq":
+                return letters.decide(state.jobs, order, state)
             case "pools" if order.place == "*/next":
                 return jobs.decide(state.jobs, order, state)
             case "pools":

@@ -9,7 +9,7 @@ events          R events up to now, a JSON line each; events@N those after ledge
                 with {"seq":N} when nothing comes
 health/live     R ok
 health/ready    R ok, or why it takes no work
-artifacts jobs log nodes policy pools sessions
+artifacts dlq jobs log nodes policy pools sessions
 
 echo drain > ctl
 """
@@ -24,6 +24,7 @@ from skep.fs.node import Caller
 from skep.fs.shapes import Ctl, Stream, Text
 from skep.fs.tree import Dir, new_block, number
 from skep.namespaces.artifacts import files as artifacts
+from skep.namespaces.dlq import files as dlq
 from skep.namespaces.follow import Feed, events
 from skep.namespaces.hive import HIVE_TABLES
 from skep.namespaces.jobs import files as jobs
@@ -61,6 +62,7 @@ def hive_tree(hive: Hive) -> Dir:
         "policy": policy.files(hive),
         "pools": pools.files(hive),
         "jobs": jobs.files(hive),
+        "dlq": dlq.files(hive),
         "artifacts": artifacts.files(hive),
         "log": log.files(hive),
         "trust": {**trust.files(hive), "tokens": tokens.files(hive)},

@@ -79,17 +79,22 @@ def decide(jobs: Jobs, order: Order, world: World) -> Decided:
 
 
 def _submit(jobs: Jobs, order: Order, world: World) -> Decided:
-    args: Mapping[str, str] = order.args
+    args = order.args
     key = args.get("key", "")
-    body = _body(args)
     if earlier := jobs.by_key.get(order.tenant, {}).get(key) if key else None:
-        if jobs.by_id[earlier].request.body != body:
+        if jobs.by_id[earlier].request.body != _body(args):
             raise refusal(E.IDEMPOTENCY, f"key={key}")
         return Decision((), earlier)
     job = order.name or order.id
     if job in jobs.by_id:
         _job(jobs, order, job)
         raise refusal(E.EXISTS, f"job={job} was submitted")
+    return Decision((accepted(order, job, world),), job)
+
+
+def accepted(order: Order, job: str, world: World) -> Submitted:
+    """What a submit comes to, as the hive is now, whatever was submitted before; raises Refusal."""
+    args: Mapping[str, str] = order.args
     pool = world.pool_of(args["topic"])
     if pool is None:
         raise refusal(E.NOROUTE, f"topic={args['topic']}")
@@ -97,15 +102,15 @@ def _submit(jobs: Jobs, order: Order, world: World) -> Decided:
     args = {**world.defaults_of(args["topic"]), **args}
     if int(args.get("retries", 0)) > RETRIES_MAX:
         raise refusal(E.USAGE, f"submit: retries={args['retries']}: expected {RETRIES_MAX} or less")
-    event = Submitted(
+    return Submitted(
         job=job,
         tenant=order.tenant,
         actor=order.actor,
         topic=args["topic"],
         pool=pool,
-        body=body,
+        body=_body(order.args),
         priority=int(args.get("priority", PRIORITY)),
-        key=key,
+        key=args.get("key", ""),
         labels=ctl.labels(args.get("labels", "")),
         timeout_ns=parse_duration(args["timeout"]) if "timeout" in args else 0,
         input=text,
@@ -114,7 +119,6 @@ def _submit(jobs: Jobs, order: Order, world: World) -> Decided:
         deadline_ns=parse_duration(args["deadline"]) if "deadline" in args else 0,
         role=order.role,
     )
-    return Decision((event,), job)
 
 
 def _body(args: Mapping[str, str]) -> str:

@@ -138,7 +138,8 @@ def _text(render: Callable[[Job], str]) -> Callable[[Hive, str], Text]:
     return lambda hive, id: Text(lambda: render(hive.state.jobs.by_id[id]))
 
 
-def _request(job: Job) -> str:
+def request_json(job: Job) -> str:
+    """What was asked for, one JSON line."""
     request = job.request
     shown = {
         "job": job.id, "tenant": request.tenant, "submitter": request.actor, "topic": request.topic,
@@ -151,6 +152,8 @@ def _request(job: Job) -> str:
         shown["retries"] = request.retries
     if request.deadline_ns:
         shown["deadline"] = duration(request.deadline_ns)
+    if request.retry_of:
+        shown["retry_of"] = request.retry_of
     return msgspec.json.encode(shown).decode() + "\n"
 
 
@@ -354,7 +357,7 @@ class _Drafting(Reply):
 
 
 FILES: Final[Mapping[str, Callable[[Hive, str], Any]]] = {
-    "request.json": _text(_request),
+    "request.json": _text(request_json),
     "state": _text(lambda job: f"{job.state}\n"),
     "wait": _wait,
     "result": _text(lambda job: _line(job.text) if job.state == "succeeded" else ""),

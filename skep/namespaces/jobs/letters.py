@@ -1,0 +1,90 @@
+"""Dead letters: jobs that have failed, until somebody has them done again or throws them away.
+
+A job that has failed has ended: its retry is another job, submitted now with all that was said of the first.
+It is allowed when its submitter would be allowed to submit it now, besides that who retries it may do so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+import msgspec
+
+from skep.fs import ctl
+from skep.fs.ctl import Arg, Verb
+from skep.fs.errors import E
+from skep.namespaces.jobs.core import Decided, World, accepted
+from skep.namespaces.jobs.record import Discarded, Job, Jobs, Submitted, visible
+from skep.namespaces.order import Order, refusal
+from skep.trace.clock import duration
+from skep.trace.rules import Decision
+
+LETTER: Final = Arg("id", required=True, kind="name", help="the job that has failed")
+
+TABLES: Final[Mapping[str, ctl.Verbs]] = {
+    "ctl": ctl.verbs(
+        Verb("retry", (LETTER,), "retry id=01JD…", "submit it again as its submitter did; the new job's id"),
+        Verb(
+            "discard",
+            (LETTER, Arg("reason", required=True)),
+            "discard id=01JD… reason='the customer is gone'",
+            "no dead letter any more; the job's own files stay",
+        ),
+    ),
+}
+
+
+def letter(jobs: Jobs, order: Order) -> Job:
+    """The dead letter that the order is about; raises Refusal."""
+    job = jobs.by_id.get(order.args["id"])
+    if job is None or not is_letter(jobs, job) or not visible(job, order.role, order.tenant, order.node):
+        raise refusal(E.MISSING)
+    order.check_rev(job.rev)
+    if order.verb == "discard" and not order.args["reason"].strip():
+        raise refusal(E.USAGE, "discard: reason=: expected why")
+    return job
+
+
+def is_letter(jobs: Jobs, job: Job) -> bool:
+    return job.id in jobs.dead.get(job.request.tenant, {})
+
+
+def resubmission(job: Job, order: Order) -> Order:
+    """The submit that a retry is: its submitter's, now. A ledger that did not say in which role that was
+    leaves who retries it to answer for it."""
+    request = job.request
+    actor, role = (request.actor, request.role) if request.role else (order.actor, order.role)
+    return Order(
+        "submit", arguments(request), "ctl", "", actor, role, request.tenant, order.time_ns, order.id
+    )
+
+
+def arguments(request: Submitted) -> dict[str, str]:
+    """What was submitted, as arguments of submit, its defaults and the artifact it named found out."""
+    args = {"topic": request.topic, "priority": str(request.priority), "retries": str(request.retries)}
+    if request.key:
+        args["key"] = request.key
+    if request.labels:
+        args["labels"] = msgspec.json.encode(request.labels).decode()
+    if request.timeout_ns:
+        args["timeout"] = duration(request.timeout_ns)
+    if request.deadline_ns:
+        args["deadline"] = duration(request.deadline_ns)
+    if request.artifact:
+        args["artifact"] = request.artifact
+    elif request.input is not None:
+        args["input"] = request.input
+    return args
+
+
+def decide(jobs: Jobs, order: Order, world: World) -> Decided:
+    """What follows from an order to /dlq; raises Refusal. The policies have been asked, for a retry about
+    its resubmission too."""
+    job = letter(jobs, order)
+    if order.verb == "discard":
+        return Decision((Discarded(job.id, order.args["reason"]),), job.id)
+    event = accepted(resubmission(job, order), order.id, world)
+    # The key names the retry from now on: its request is the same, as it was written.
+    event = msgspec.structs.replace(event, body=job.request.body, actor=job.request.actor, retry_of=job.id)
+    return Decision((event,), event.job)
