@@ -82,7 +82,11 @@ class Identity:
         chain = Chain.of(certificates)
         if chain.name.hive != self.name.hive:
             return Doubt(Reason.NAME, f"{chain.name} is not of hive {self.name.hive}")
-        return self.trust.doubt(chain, self.clock.now_ns()) or chain
+        return self.doubt(chain) or chain
+
+    def doubt(self, chain: Chain) -> Doubt | None:
+        """Why ``chain`` is believed no more; None: it is."""
+        return self.trust.doubt(chain, self.clock.now_ns())
 
     def hold(self, chain: Chain, end: End) -> None:
         """Call ``end`` when ``chain`` is believed no more, until released."""

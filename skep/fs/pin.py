@@ -47,6 +47,10 @@ class Pinned:
         """A connection between memory buffers, whose peer ``judge`` is to judge."""
         return joined(self._context, judge, ENROL)
 
+    def doubt(self, chain: Chain) -> Doubt | None:
+        """None: a pin does not change."""
+        return None
+
     def hold(self, chain: Chain, end: End) -> None:
         """Nothing ends it but its own end: there is no CRL yet to read."""
 

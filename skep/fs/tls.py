@@ -236,7 +236,8 @@ class Layer(asyncio.BufferedProtocol):
         chain = self._judge.chain
         assert (chain is None) is self._judge.enrolling, "OpenSSL went on with a peer that was not believed"
         self._stop_waiting()
-        doubt = self._opened()
+        # Once more: it was judged when it came, and a reload since has not found it among the living.
+        doubt = (None if chain is None else self._identity.doubt(chain)) or self._opened()
         if doubt is not None:
             self._refuse(doubt)
             return False

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import random
 import socket
+import ssl
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -455,6 +456,38 @@ def test_a_revoked_session_ends_at_once_and_no_other(tmp_path: Path) -> None:
         # With its CRL the revocation goes.
         hive.papers.change(crl=b"")
         await (await hive.connect(W1)).close()
+
+    play(story, tmp_path)
+
+
+def test_who_is_revoked_between_the_proof_and_the_end_of_a_handshake_is_refused(tmp_path: Path) -> None:
+    """Its certificate was judged already; and nothing that was not alive at the reload is looked at again."""
+
+    async def story(hive: Hive) -> None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname = False
+        context.load_verify_locations(cadata=CA.pem.decode())
+        context.load_cert_chain(*written(tmp_path, W1))
+        come, go = ssl.MemoryBIO(), ssl.MemoryBIO()
+        client = context.wrap_bio(come, go)
+        reader, writer = await asyncio.open_connection(hive.address.host, hive.address.port)
+        done = False
+        while not done:
+            try:
+                client.do_handshake()
+                done = True
+            except ssl.SSLWantReadError:
+                writer.write(go.read())
+                come.write(await reader.read(65536))
+        last = go.read()
+        writer.write(last[:-8])
+        members = hive.doorway.half_open.members
+        await wait_until(lambda: any(layer._judge.chain is not None for layer in members))
+        hive.papers.change(crl=CA.crl(W1))
+        writer.write(last[-8:])
+        assert Reason.REVOKED is (await hive.refused()).reason
+        assert not hive.gate.conversations
+        writer.close()
 
     play(story, tmp_path)
 
