@@ -180,7 +180,12 @@ class Hive:
 
         A hive that has no policy, or the one of an older release, gets this release's; what this release
         cannot read is rolled back."""
-        await self.say("/", "start")
+        try:
+            await self.say("/", "start")
+        except FsError as error:
+            # On a full disk what is written is read on; only who was stopped must be told that it goes on.
+            if error.kind is not E.NOSPACE or self.state.mode == "stopping":
+                raise
         signer = self.signer or load_or_create(self.directory / "policy.key")
         for lines in (
             first_lines(self.state.policy, signer.public, signer.sign),

@@ -49,8 +49,9 @@ def left(tmp_path_factory: pytest.TempPathFactory) -> Hive:
 
 
 def copied(directory: Path, to: Path) -> Path:
-    """A copy of the ledger alone, without the WAL's index, as after a reboot."""
+    """A copy of the ledger and its keys alone, without the WAL's index, as after a reboot."""
     to.mkdir()
+    shutil.copytree(directory / "keys", to / "keys")
     for name in ("ledger.db", "ledger.db-wal"):
         shutil.copy(directory / name, to / name)
     return to
