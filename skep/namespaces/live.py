@@ -30,7 +30,7 @@ from skep.namespaces.log.core import LOG
 from skep.namespaces.log.denials import Denials
 from skep.namespaces.nodes.core import Removed
 from skep.namespaces.order import HIVE, actor_of
-from skep.namespaces.policy.core import first_lines, mending_lines
+from skep.namespaces.policy.core import HIVE_KEYS, first_lines, key_lines, mending_lines
 from skep.namespaces.policy.keys import Signer, load_or_create
 from skep.namespaces.sessions.core import Sessions
 from skep.namespaces.sessions.limits import FILE, Limiter
@@ -196,6 +196,17 @@ class Hive:
         if first and not self.state.pools.by_name:
             await self._submit(HIVE, HIVE, "", "/pools/ctl", first)
 
+    async def keep_policy_keys(self, anew: bool = False) -> None:
+        """Have bundles believed by the policy keys that /trust has now. When an operator has distrusted the
+        hive's key, that waits until it is ``anew``: rotated."""
+        if self.authority is None or not (anew or HIVE_KEYS[0] in self.state.policy.keys):
+            return
+        trusted = [key.id for key in self.state.trust.trusted("policy")]
+        if self.signer is None or self.signer.public != trusted[0]:
+            self.signer = Signer(self.authority.signing_key("policy"))
+        for line in key_lines(self.state.policy, trusted):
+            await self._own("/policy/ctl", line)
+
     # nodes
 
     async def join(self, caller: Caller) -> None:
@@ -322,6 +333,7 @@ class Hive:
         due = [*self._due_jobs(now_ns), *self._silent_nodes(now_ns)]
         if due:
             await asyncio.gather(*(self._own(*said) for said in due))
+        await self.keep_policy_keys()
         if self.authority is not None:
             await self.authority.tend()
         if now_ns - self._swept_ns >= SWEEP_NS:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bundles import bundle, publish
 from cryptography import x509
 from door import BOTH, Door, rest, say
 from hives import ANN, BOB, EYE, W1, Living
@@ -22,6 +23,7 @@ from skep.fs.node import Caller
 from skep.fs.spiffe import name_of
 from skep.namespaces.hive import UNRECORDED, HiveRules
 from skep.namespaces.live import Hive
+from skep.namespaces.policy.keys import Signer
 from skep.namespaces.sessions.core import Session
 from skep.namespaces.tree import hive_tree
 from skep.namespaces.trust.authority import Authority
@@ -402,6 +404,53 @@ def test_a_rotation_is_seen_in_the_tree_and_ends_by_itself(tmp_path: Path) -> No
         await hive.hive.tick()
         assert 1 == (await hive.door().read("/trust/ca.pem")).count("BEGIN CERTIFICATE")
         assert 1 == len(list((tmp_path / "keys").glob("ca-*")))
+
+    play(story, tmp_path)
+
+
+def test_bundles_are_believed_by_the_key_that_signs_them_now(tmp_path: Path) -> None:
+    async def story(hive: Trusting) -> None:
+        def keys() -> list[tuple[str, str]]:
+            return sorted((key.name, key.key) for key in hive.state.policy.keys.values())
+
+        async def publish_by(signer: Signer | None, text: str) -> None:
+            assert signer is not None
+            made = bundle(f'@id("{text}") forbid(principal, action == Skep::Action::"hive.drain", resource);')
+            await hive.hive.command(ANN, "/policy/ctl", [publish("mine", made, signer)])
+
+        old = hive.hive.signer
+        await hive.tell("rotate what=policy overlap=1h")
+        new = hive.hive.signer
+        assert old is not None
+        assert new is not None
+        assert [("hive", new.public), ("hive-before", old.public)] == keys()
+        await publish_by(new, "one")
+        await publish_by(old, "two")
+        hive.clock.advance(HOUR)
+        await hive.hive.tick()  # the overlap is over
+        await hive.hive.tick()  # so its key signs no bundles
+        assert [("hive", new.public)] == keys()
+        await publish_by(new, "three")
+        assert (await refused(publish_by(old, "four"))).startswith("UNSIGNED ")
+        await hive.tell("rotate what=policy overlap=0s")
+        assert hive.hive.signer is not None
+        assert [("hive", hive.hive.signer.public)] == keys()
+        assert (await refused(publish_by(new, "five"))).startswith("UNSIGNED ")
+
+    play(story, tmp_path)
+
+
+def test_a_hives_key_that_was_distrusted_is_so_until_it_is_rotated(tmp_path: Path) -> None:
+    async def story(hive: Trusting) -> None:
+        await hive.hive.command(ANN, "/policy/ctl", ["distrust-key name=hive"])
+        await hive.hive.tick()
+        assert {} == hive.state.policy.keys
+        await hive.tell("rotate what=policy overlap=0s")
+        assert hive.hive.signer is not None
+        assert {"hive": hive.hive.signer.public} == {n: key.key for n, key in hive.state.policy.keys.items()}
+        for name in ("hive", "hive-before"):
+            said = hive.hive.command(ANN, "/policy/ctl", [f"trust-key name={name} key={'7d' * 32}"])
+            assert f"EXISTS name={name}" == await refused(said)
 
     play(story, tmp_path)
 

@@ -7,7 +7,7 @@ refused, and what was live stays live. What is live is asked by engine.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Final
@@ -39,7 +39,7 @@ from skep.trace.rules import Decision, Meta
 BUNDLES_MAX: Final = 64
 VERSIONS_MAX: Final = 32  # kept of each bundle beside the live one; older ones are in the ledger.
 KEYS_MAX: Final = 64
-HIVE_KEY: Final = "hive"  # the name of the hive's own key
+HIVE_KEYS: Final[tuple[str, ...]] = ("hive", "hive-before")  # the hive's own: which signs, which overlaps
 
 BUNDLE: Final = Arg("bundle", required=True, kind="name")
 IF_LIVE: Final = Arg(
@@ -297,7 +297,7 @@ def _trust_key(policy: Policy, order: Order, request: Request) -> Decided:
     if known == Key(name, key, bundle):
         return Decision((), name)
     if order.role != HIVE:
-        if known is not None or name == HIVE_KEY:
+        if known is not None or name in HIVE_KEYS:
             raise refusal(E.EXISTS, f"name={name}")
         # The first is believed: it comes from who may write here at all. Those after it, only from a key.
         if policy.introduced:
@@ -370,7 +370,7 @@ def apply(policy: Policy, event: Event, meta: Meta) -> None:
             policy.live = engine(lives(policy))
         case KeyTrusted(name, key, bundle):
             policy.keys[name] = Key(name, key, bundle)
-            policy.introduced = policy.introduced or name != HIVE_KEY
+            policy.introduced = policy.introduced or name not in HIVE_KEYS
         case KeyDistrusted(name):
             del policy.keys[name]
 
@@ -388,9 +388,22 @@ def first_lines(policy: Policy, public: str, sign: Callable[[bytes], str]) -> li
         return []
     said = {"bundle": "default", "sha256": bundle.sha256, "sig": sign(signed("default", bundle.sha256))}
     return [
-        ctl.line("trust-key", {"name": HIVE_KEY, "key": public}),
+        ctl.line("trust-key", {"name": HIVE_KEYS[0], "key": public}),
         ctl.line("publish", said | {"content": bundle.pack()}),
     ]
+
+
+def key_lines(policy: Policy, trusted: Sequence[str]) -> list[str]:
+    """The lines by which the hive's own keys that are trusted are these: the one that signs and, while a
+    rotation overlaps, the one before it."""
+    wanted = dict(zip(HIVE_KEYS, trusted, strict=False))
+    known = {name: policy.keys[name].key for name in HIVE_KEYS if name in policy.keys}
+    return [
+        # What overlaps first: at no time is it not believed.
+        *(ctl.line("trust-key", {"name": name, "key": key}) for name, key in reversed(wanted.items())
+          if known.get(name) != key),
+        *(ctl.line("distrust-key", {"name": name}) for name in known if name not in wanted),
+    ]  # fmt: skip
 
 
 def mending_lines(policy: Policy) -> list[str]:

@@ -117,6 +117,7 @@ async def _order(hive: Hive, caller: Caller, commands: list[Command]) -> list[st
                 authority.discard(what, id)
         raise
     await authority.tend()
+    await hive.keep_policy_keys(anew=any(what == "policy" for what, _ in made))
     return [_with_invite(hive, reply, secret) for reply, secret in zip(replies, told, strict=True)]
 
 
