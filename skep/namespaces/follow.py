@@ -27,6 +27,8 @@ from skep.trace.entry import Entry, entry_decoder
 
 READ_MAX: Final = 64  # entries read in one step: 4 MiB at the most, and a pause for the others.
 READERS: Final = frozenset({OPERATOR, "observer"})  # roles that see what is no job's
+AUDITORS: Final = frozenset({OPERATOR, "validator"})  # roles that see what was refused, and to whom
+REFUSALS: Final = "/log/"  # what is written there is of refusals
 # Events that are every tenant's to see: what the hive has, and whether it works. Others without a tenant are
 # for the hive's own.
 PUBLIC: Final = frozenset({
@@ -100,6 +102,8 @@ def _event_line(entry: Plain, event: dict[str, Any]) -> bytes:
 
 def sees(hive: Hive, caller: Caller, event: dict[str, Any]) -> bool:
     """Whether the event is of the caller's tenant, or of no tenant and the caller one who reads such."""
+    if event["type"].startswith("log.") and caller.role not in AUDITORS:
+        return False
     job = hive.state.jobs.by_id.get(event.get("job", ""))
     if job is not None:
         return visible(job, caller.role, caller.tenant, caller.node)
@@ -119,6 +123,8 @@ def trace(hive: Hive, caller: Caller) -> Callable[[Plain], bytes]:
 
     def render(entry: Plain) -> bytes:
         if caller.role not in READERS and entry.actor != actor:
+            return b""
+        if entry.path.startswith(REFUSALS) and caller.role not in AUDITORS:
             return b""
         # The hive's own nodes have done what they did, whoever's the jobs are.
         own = caller.tenant == HIVE_TENANT and bool(caller.node)

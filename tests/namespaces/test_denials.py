@@ -358,6 +358,19 @@ def test_a_tenant_s_auditor_sees_its_own_and_nobody_else_sees_any() -> None:
     live(story)
 
 
+@pytest.mark.parametrize("path", ["/log/trace/live.jsonl", "/events"])
+def test_what_was_refused_is_told_to_auditors_alone_by_the_trace_and_the_events_too(path: str) -> None:
+    async def story(alive: Living) -> None:
+        await refusal(await attached(alive, caller=ANN), m.Twalk(0, 1, ("secret",)))
+        await logged(alive)
+        tree = hive_tree(alive.hive)
+        told = [await Door(tree, who).read(path) for who in (ANN, EYE, BOB)]
+        assert [True, False, False] == ["log.denied" in text for text in told]
+        assert "hive.started" in told[1] or "node.joined" in told[1]
+
+    live(story)
+
+
 def test_refusals_are_recorded_without_anybody_asking_and_counted() -> None:
     async def story(alive: Living) -> None:
         raw = await attached(alive)

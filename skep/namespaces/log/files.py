@@ -30,8 +30,7 @@ from skep.fs.messages import QT
 from skep.fs.node import Caller, Change
 from skep.fs.shapes import Stream, Text
 from skep.fs.tree import Dir
-from skep.namespaces.follow import Feed, Plain, trace
-from skep.namespaces.hive import OPERATOR
+from skep.namespaces.follow import AUDITORS, Feed, Plain, trace
 from skep.namespaces.live import Hive
 from skep.namespaces.log.core import LOG
 from skep.namespaces.log.denials import rule_of
@@ -40,7 +39,6 @@ from skep.namespaces.rows import Followed
 from skep.trace.clock import rfc3339
 
 Renderer = Callable[[Hive, Caller], Callable[[Plain], bytes]]
-AUDITORS: Final = frozenset({OPERATOR, "validator"})
 DENIED: Final = "log.denied"
 _DENIALS: Final = frozenset(kind.name for kind in DENIALS)
 
