@@ -23,6 +23,9 @@ result = "first-word"
 
 [sleep]
 argv = ["sleep", "{text}"]
+
+[copy]
+argv = ["cp", "{input}", "out/copy"]
 """
 
 
@@ -53,11 +56,11 @@ class Enrolled:
         return await Client.connect(self.hive.tls, identity=identity, **{"dialect": Dialect.U} | more)
 
     @contextlib.contextmanager
-    def working(self, slots: int = 1) -> Iterator[Daemon]:
+    def working(self, slots: int = 1, pools: str = "default") -> Iterator[Daemon]:
         """A worker, ready."""
         handlers = self.directory.parent / "handlers.toml"
         handlers.write_text(HANDLERS)
-        place = ("--dir", f"{self.directory}-jobs", "--slots", str(slots))
+        place = ("--dir", f"{self.directory}-jobs", "--slots", str(slots), "--pools", pools)
         with daemon("ready ", "worker", "--handlers", str(handlers), *place, env=self.env) as began:
             yield began
 

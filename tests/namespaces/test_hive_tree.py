@@ -340,9 +340,9 @@ def test_a_node_says_how_it_is_and_nobody_says_it_for_it() -> None:
     async def story(hive: Served) -> None:
         said = '{"load":0.25,"capacity":4,"labels":{"zone":"a"},"version":"0.1"}\n'
         await hive.w1.write("/nodes/w1/heartbeat", said, How(write=True, trunc=True))
-        assert ["0.25\n", "4\n", "zone a\n", "0.1\n", "online\n", "drone-worker\n"] == [
+        assert ["0.25\n", "4\n", "zone a\n", "0.1\n", "online\n", "drone-worker\n", "green\n"] == [
             await hive.ann.read(f"/nodes/w1/{name}")
-            for name in ("load", "capacity", "labels", "version", "state", "role")
+            for name in ("load", "capacity", "labels", "version", "state", "role", "trust")
         ]
         heard = msgspec.json.decode(await hive.ann.read("/nodes/w1/heartbeat"))
         assert ("2023-11-14T22:13:20.000000000Z", 0.25) == (heard["time"], heard["load"])

@@ -85,6 +85,24 @@ def test_a_worker_renews_itself_and_no_job_notices(brief: Networked) -> None:
     assert first != w7.told()["serial"]
 
 
+def test_a_gpu_server_is_a_worker_by_its_own_certificate(hive: Networked) -> None:
+    """It joins, takes leases, seals what came of them and is commanded as any other node."""
+    annex = hive.enroll("cuda-annex", "gpu1")
+    hive.ask("write", "/pools/ctl", "create pool=gpu")
+    hive.ask("write", "/pools/ctl", "map topic=copy pool=gpu")
+    with annex.working(pools="gpu"):
+        assert ["cuda-annex", "green"] == [
+            hive.ask("cat", f"/nodes/gpu1/{name}") for name in ("role", "trust")
+        ]
+        job = hive.ask("write", "/jobs/ctl", "submit topic=copy input=overlay").split()[0]
+        assert "succeeded" == hive.ask("cat", f"/jobs/{job}/wait")
+        name, sha256 = hive.ask("cat", f"/jobs/{job}/artifacts").split()
+        assert ("copy", "overlay") == (name, hive.ask("cat", f"/artifacts/{sha256}/data"))
+        hive.ask("write", "/nodes/ctl", "cordon node=gpu1")
+        hive.ask("write", "/nodes/ctl", "trust node=gpu1 level=red")
+        assert ["cordoned", "red"] == [hive.ask("cat", f"/nodes/gpu1/{name}") for name in ("state", "trust")]
+
+
 def test_a_ca_is_rotated_under_load_and_no_job_is_lost(hive: Networked) -> None:
     workers = [hive.enroll("drone-worker", name) for name in ("w1", "w2")]
     with workers[0].working(slots=2) as first, workers[1].working() as second:

@@ -1,9 +1,10 @@
 """/nodes: the machines of the hive.
 
-    ctl               W cordon, drain, uncordon, remove; R usage
+    ctl               W cordon, drain, uncordon, trust, remove; R usage
     <id>/role         R the role its session has
     <id>/principal    R who it is
     <id>/state        R online, suspect (not heard for 15 s), lost (45 s), left, cordoned, draining
+    <id>/trust        R the level that policies ask for: green, yellow, or red, which gets no leases
     <id>/heartbeat    R when it was last heard and what it said, a JSON line; W by that node: the same
                       without time: load, gpu, memory_free, capacity, running, labels, version
     <id>/load         R the load it last told, fraction of the machine
@@ -130,6 +131,7 @@ FILES: Final[Mapping[str, Callable[[Hive, str], Any]]] = {
     "role": _record(lambda node: node.role),
     "principal": _record(lambda node: node.principal),
     "state": _record(lambda node: node.state),
+    "trust": _record(lambda node: node.trust),
     "heartbeat": _heartbeat,
     "load": _said(lambda said: f"{said.load}\n"),
     "labels": _said(lambda said: "".join(f"{name} {value}\n" for name, value in said.labels.items())),
