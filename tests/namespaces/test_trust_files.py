@@ -271,9 +271,10 @@ def test_a_token_written_where_its_id_belongs_is_not_in_the_ledger(tmp_path: Pat
 
     async def story(hive: Trusting) -> None:
         token = await hive.ask("/trust/tokens/clone", "ops=read paths=/jobs ttl=1h")
-        said = await refused(hive.tell(f"revoke token={token.strip()}"))
-        assert said.startswith("USAGE revoke: token=")
-        assert token.strip()[:16] not in said
+        for what in ("token", "serial"):
+            said = await refused(hive.tell(f"revoke {what}={token.strip()}"))
+            assert said.startswith(f"USAGE revoke: {what}=: expected a ")
+            assert token.strip()[:16] not in said
         assert token.strip() not in hive.written()
 
     play(story, tmp_path)

@@ -49,6 +49,7 @@ REASON_MAX: Final = 256  # characters
 _NODE: Final = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
 _TENANT: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}(/[a-z0-9][a-z0-9._-]{0,63}){2}")
 TOKEN_ID: Final = re.compile(r"[0-9a-f]{32}(?:[0-9a-f]{96})?")  # a block's revocation id, or its beginning
+SERIAL: Final = re.compile(r"[0-9a-f]{1,32}")  # of 127 bits
 _ID: Final = re.compile(r"[0-9a-f]{64}")
 
 

@@ -38,7 +38,7 @@ from skep.namespaces.live import Hive
 from skep.namespaces.lockout import Lockout
 from skep.namespaces.order import HIVE_TENANT
 from skep.namespaces.trust.authority import CSR_MAX, Authority, read_request
-from skep.namespaces.trust.core import TOKEN_ID, opened, secret_hash
+from skep.namespaces.trust.core import SERIAL, TOKEN_ID, opened, secret_hash
 from skep.namespaces.trust.record import Certificate, Key
 from skep.namespaces.trust.verbs import VERBS
 from skep.trace.clock import rfc3339
@@ -97,7 +97,7 @@ async def _order(hive: Hive, caller: Caller, commands: list[Command]) -> list[st
         match command.verb:
             case "revoke":
                 # Here first: a token written in the place of its id would be in the ledger for all to read.
-                _check_token_id(command.args.get("token"))
+                _check_ids(command.args)
             case "invite":
                 if command.args["role"] not in authority.roles:
                     raise FsError(E.USAGE, f"invite: role={command.args['role']} has no manifest")
@@ -121,10 +121,11 @@ async def _order(hive: Hive, caller: Caller, commands: list[Command]) -> list[st
     return [_with_invite(hive, reply, secret) for reply, secret in zip(replies, told, strict=True)]
 
 
-def _check_token_id(token: str | None) -> None:
-    """Refuse what is no revocation id, and do not quote it. None: none was written."""
-    if token is not None and TOKEN_ID.fullmatch(token) is None:
-        raise FsError(E.USAGE, f"revoke: token=: expected a revocation id, {TOKEN_ID.pattern}")
+def _check_ids(args: Mapping[str, str]) -> None:
+    """Refuse what is no id, and do not quote it."""
+    for name, what, pattern in (("token", "revocation id", TOKEN_ID), ("serial", "serial number", SERIAL)):
+        if name in args and pattern.fullmatch(args[name]) is None:
+            raise FsError(E.USAGE, f"revoke: {name}=: expected a {what}, {pattern.pattern}")
 
 
 def _with_invite(hive: Hive, reply: str, secret: str) -> str:
