@@ -95,7 +95,8 @@ def serve_command(
     name: str | None,
     certificate_ttl: int,
 ) -> None:
-    """Run a queen: serve a hive. It ends at SIGTERM, or when `shutdown` is written to its /ctl.
+    """Run a queen: serve a hive. It ends at SIGTERM, or when `shutdown` is written to its /ctl; at SIGHUP, or
+    `reload`, it takes the limits.toml in --dir as it is now.
 
     Prints a line for each address it serves, then `ready`. The Unix sockets are for you and root alone:
     one for operators, one for workers. A tls: address is for everybody who was invited (skep invite). The

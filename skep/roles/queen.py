@@ -32,7 +32,7 @@ from skep.roles.alone import Held, alone
 from skep.roles.gate import Doorkeeper
 from skep.roles.manifest import Manifest, load
 from skep.roles.sealed import Source
-from skep.roles.signals import told_signals
+from skep.roles.signals import on_hangup, told_signals
 from skep.trace.clock import SECOND, SystemClock, parse_duration
 from skep.trace.ledger import LedgerError, LedgerTampered, open_ledger
 from skep.trace.turn import Turn, TurnStopped
@@ -79,6 +79,7 @@ async def serve(plan: Plan, say: Callable[[str], None]) -> None:
                 keeper = Doorkeeper(hive, root, manifest)
                 listener = await stack.enter_async_context(_listening(hive, keeper, address))
                 say(f"serving {listener.address} as {manifest.role if manifest else AS_CERTIFIED}")
+            stack.enter_context(on_hangup(lambda: hive.later(_reload_limits(hive))))
             say("ready")
             await _until_told(hive, told)
 
@@ -102,6 +103,13 @@ def _listening(
     identity = Identity(authority.queen_pem, hive.clock)
     authority.changed.append(lambda: _reload(identity))
     return listen(keeper, address, identity=identity, refused=hive.refused, enrol=True)
+
+
+async def _reload_limits(hive: Hive) -> None:
+    try:
+        await hive.say("/ctl", "reload")
+    except FsError as error:
+        log.warning("reload: %s", error)
 
 
 def _reload(identity: Identity) -> None:

@@ -1,11 +1,11 @@
-"""Being told to stop."""
+"""Being told to stop, or to look again at one's files."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final
 
 STOPPING: Final = (signal.SIGTERM, signal.SIGINT)
@@ -23,3 +23,14 @@ def told_signals() -> Iterator[asyncio.Event]:
     finally:
         for number in STOPPING:
             loop.remove_signal_handler(number)
+
+
+@contextlib.contextmanager
+def on_hangup(do: Callable[[], object]) -> Iterator[None]:
+    """Within it, SIGHUP does this, and ends nothing."""
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGHUP, do)
+    try:
+        yield
+    finally:
+        loop.remove_signal_handler(signal.SIGHUP)

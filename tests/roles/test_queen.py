@@ -59,6 +59,16 @@ def test_a_signal_ends_it_in_order_and_nothing_is_lost(tmp_path: Path, number: s
         assert "online" == hive.ask("cat", "/state")
 
 
+def test_a_hangup_ends_nothing_and_has_it_take_its_limits_anew(tmp_path: Path) -> None:
+    with daemon("ready", "serve", "--dir", str(tmp_path)) as began:
+        (tmp_path / "limits.toml").write_text("[limits]\ncalls = 1\n")
+        began.process.send_signal(signal.SIGHUP)
+        assert began.process.stdout is not None
+        said = next(line for line in began.process.stdout if "skep.limits" in line)
+        assert "limits stay as they were: " in said
+        assert "online\n" == run("cat", "-H", f"unix:{tmp_path}/hive.sock", "/state").stdout
+
+
 def test_shutdown_written_to_ctl_ends_it(tmp_path: Path) -> None:
     with daemon("ready", "serve", "--dir", str(tmp_path)) as began:
         assert 0 == run("write", "-H", f"unix:{tmp_path}/hive.sock", "/ctl", "shutdown grace=5s").returncode
