@@ -218,17 +218,26 @@ def check(command: Command, table: Verbs) -> Verb:
         known = " ".join(table) or "no verb"
         raise FsError(E.USAGE, f"line {command.number}: {command.verb}: unknown verb, expected {known}")
     where = f"line {command.number}: {row.name}"
+    json = command.text.startswith("{")
     known_args = {arg.name: arg for arg in (*row.args, IF_REV)}
     for name, value in command.args.items():
         arg = known_args.get(name)
         if arg is None:
-            raise FsError(E.USAGE, f"{where}: {name}=: unknown argument, expected {synopsis(row)}")
+            said = f"{pointer(name)}: unknown field" if json else f"{name}=: unknown argument"
+            raise FsError(E.USAGE, f"{where}: {said}, expected {synopsis(row)}")
         if not _accepts(arg.kind, value):
-            raise FsError(E.USAGE, f"{where}: {name}={quote(value)}: expected {_expected(arg.kind)}")
+            said = f"{pointer(name)}: {quote(value)}" if json else f"{name}={quote(value)}"
+            raise FsError(E.USAGE, f"{where}: {said}: expected {_expected(arg.kind)}")
     for arg in row.args:
         if arg.required and arg.name not in command.args:
-            raise FsError(E.USAGE, f"{where}: {arg.name}= is missing, expected {synopsis(row)}")
+            said = pointer(arg.name) if json else f"{arg.name}="
+            raise FsError(E.USAGE, f"{where}: {said} is missing, expected {synopsis(row)}")
     return row
+
+
+def pointer(name: str) -> str:
+    """The JSON pointer (RFC 6901) of a member of the line's object."""
+    return "/" + name.replace("~", "~0").replace("/", "~1")
 
 
 def _accepts(kind: str, value: str) -> bool:

@@ -123,6 +123,18 @@ def test_broken_json_is_a_usage_error() -> None:
     assert E.USAGE == refusal(b'{"verb":')[0] == refusal(b'{"verb":3}')[0] == refusal(b"{}")[0]
 
 
+def test_what_is_wrong_with_an_object_is_told_with_a_pointer() -> None:
+    for text, expected in (
+        (
+            b'{"verb":"submit","topic":"t","a/b~c":1}',
+            "submit: /a~1b~0c: unknown field, expected submit topic=",
+        ),
+        (b'{"verb":"submit","topic":"a/b"}', "submit: /topic: a/b: expected a name of at most"),
+        (b'{"verb":"submit"}', "submit: /topic is missing, expected submit topic="),
+    ):
+        assert expected in refusal(text)[1]
+
+
 def test_a_revision_may_be_asked_for_by_any_verb() -> None:
     assert TABLE["drain"] == check(parse_line("drain if-rev=7"), TABLE)
 

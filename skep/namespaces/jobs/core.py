@@ -33,7 +33,7 @@ from skep.namespaces.jobs.record import (
     Woken,
     visible,
 )
-from skep.namespaces.jobs.verbs import PRIORITY
+from skep.namespaces.jobs.verbs import PRIORITY, VERSION
 from skep.namespaces.order import HIVE, HIVE_TENANT, Order, refusal
 from skep.trace.clock import MINUTE, SECOND, duration, parse_duration
 from skep.trace.rules import Decision
@@ -80,6 +80,8 @@ def decide(jobs: Jobs, order: Order, world: World) -> Decided:
 
 def _submit(jobs: Jobs, order: Order, world: World) -> Decided:
     args = order.args
+    if int(args.get("v", VERSION)) != VERSION:
+        raise refusal(E.VERSION, f"/v: {args['v']}, expected {VERSION}")
     key = args.get("key", "")
     if earlier := jobs.by_key.get(order.tenant, {}).get(key) if key else None:
         if jobs.by_id[earlier].request.body != _body(args):
@@ -123,7 +125,7 @@ def accepted(order: Order, job: str, world: World) -> Submitted:
 
 def _body(args: Mapping[str, str]) -> str:
     """The hash of a request as it was written: what must be the same under the same key."""
-    said = sorted((name, value) for name, value in args.items() if name not in ("key", "if-rev"))
+    said = sorted((name, value) for name, value in args.items() if name not in ("key", "if-rev", "v"))
     return sha256(msgspec.json.encode(said)).hexdigest()
 
 

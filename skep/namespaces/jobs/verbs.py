@@ -9,6 +9,7 @@ from skep.fs import ctl
 from skep.fs.ctl import Arg, Verb
 
 PRIORITY_MAX: Final = 9
+VERSION: Final = 1  # of the request's form; another has other fields, or others mean something else.
 PRIORITY: Final = 5  # when none is given; 9 is served first.
 
 JOB: Final = Arg("job", required=True, kind="name")
@@ -27,6 +28,7 @@ SUBMIT: Final = Verb(
         Arg("deadline", kind="duration", help="how long it may take in all, from now"),
         Arg("input", help="text, or artifact:<name> as sealed last"),
         Arg("artifact", kind="sha256", help="the input by its hash"),
+        Arg("v", kind="number", help=f"the form that the request has, {VERSION} when it does not say"),
     ),
     "submit topic=sha256 input=artifact:notes.txt key=notes-1",
     "queue a job; the reply is its id",
