@@ -27,6 +27,7 @@ from skep.trace.entry import Entry, entry_decoder
 
 READ_MAX: Final = 64  # entries read in one step: 4 MiB at the most, and a pause for the others.
 READERS: Final = frozenset({OPERATOR, "observer"})  # roles that see what is no job's
+TRACERS: Final = READERS | {"validator", "simulator-test"}  # roles that see what others wrote
 AUDITORS: Final = frozenset({OPERATOR, "validator"})  # roles that see what was refused, and to whom
 REFUSALS: Final = "/log/"  # what is written there is of refusals
 # Events that are every tenant's to see: what the hive has, and whether it works. Others without a tenant are
@@ -122,7 +123,7 @@ def trace(hive: Hive, caller: Caller) -> Callable[[Plain], bytes]:
     actor = actor_of(caller.principal, caller.node)
 
     def render(entry: Plain) -> bytes:
-        if caller.role not in READERS and entry.actor != actor:
+        if caller.role not in TRACERS and entry.actor != actor:
             return b""
         if entry.path.startswith(REFUSALS) and caller.role not in AUDITORS:
             return b""
