@@ -13,7 +13,9 @@ from skep.fs.errors import E, FsError
 from skep.fs.local import local
 
 ROOT = Path(__file__).parent.parent
-NOUNS = ["jobs", "dlq", "pools", "nodes", "artifacts", "sessions", "trust", "tokens", "policy", "log"]
+NOUNS = [
+    "jobs", "dlq", "pools", "locks", "nodes", "artifacts", "sessions", "trust", "tokens", "policy", "log",
+]  # fmt: skip
 MARK = "<!-- {} generated: {} -->"
 
 

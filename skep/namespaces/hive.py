@@ -20,6 +20,7 @@ from skep.namespaces.jobs import core as jobs
 from skep.namespaces.jobs import letters
 from skep.namespaces.jobs import record as job_record
 from skep.namespaces.jobs import verbs as job_verbs
+from skep.namespaces.locks import core as locks
 from skep.namespaces.log import core as log
 from skep.namespaces.nodes import core as nodes
 from skep.namespaces.order import HIVE, HIVE_TENANT, Order, covers, refusal
@@ -101,6 +102,7 @@ Event = (
     | policy.Event
     | tokens.Event
     | trust_record.Event
+    | locks.Event
 )
 
 
@@ -117,6 +119,7 @@ class HiveState:
     policy: policy.Policy = field(default_factory=policy.Policy)
     tokens: tokens.Tokens = field(default_factory=tokens.Tokens)
     trust: trust_record.Trust = field(default_factory=trust_record.Trust)
+    locks: locks.Locks = field(default_factory=locks.Locks)
 
     def copy(self) -> HiveState:
         return HiveState(
@@ -129,6 +132,7 @@ class HiveState:
             self.policy.copy(),
             self.tokens.copy(),
             self.trust.copy(),
+            self.locks.copy(),
         )
 
     @property
@@ -247,12 +251,13 @@ TABLES: Final[Mapping[str, Mapping[str, ctl.Verbs]]] = {
     "artifacts": artifacts.TABLES,
     "log": log.TABLES,
     "trust": {**tokens.TABLES, **trust_verbs.TABLES},
+    "locks": locks.TABLES,
 }
 
 # The argument that names a noun's object where the path does not.
 NAMED_BY: Final[Mapping[str, str]] = {
     "jobs": "job", "dlq": "id", "pools": "pool", "nodes": "node", "artifacts": "name", "policy": "bundle",
-    "trust": "node",
+    "trust": "node", "locks": "name",
 }  # fmt: skip
 
 # What the hive alone may write, as /noun/place/verb; the policies are asked about the rest.
@@ -263,6 +268,7 @@ OWN_VERBS: Final[frozenset[str]] = frozenset(
         "//start",
         *(f"/nodes/*/{verb}" for verb in nodes.TABLES["*"]),
         *(f"/trust/*/{verb}" for verb in trust_verbs.OWN_VERBS),
+        *(f"/locks/*/{verb}" for verb in locks.TABLES["*"]),
     }
 )
 
@@ -270,6 +276,7 @@ OWN_VERBS: Final[frozenset[str]] = frozenset(
 TENANT_VERBS: Final[frozenset[str]] = frozenset({
     "/ctl/kick", "/pools/*/next/lease", "/artifacts/ctl/seal", "/trust/*/clone/mint", "/trust/*/renew",
     *(f"/jobs/{place}/{verb}" for place in ("ctl", "*/ctl") for verb in job_verbs.TABLES[place]),
+    *(f"/locks/ctl/{verb}" for verb in locks.TABLES["ctl"]),
     *(f"/dlq/ctl/{verb}" for verb in letters.TABLES["ctl"]),
 })  # fmt: skip
 
@@ -353,6 +360,8 @@ class HiveRules:
                 return tokens.decide(state.tokens, order)
             case "trust":
                 return trust.decide(state.trust, order)
+            case "locks":
+                return locks.decide(state.locks, order)
             case _:
                 return decide_hive(state, order)
 
@@ -386,6 +395,7 @@ _APPLY: Final[Mapping[type, Callable[[HiveState, Any, Meta], None]]] = {
     **dict.fromkeys(get_args(policy.Event), _applying("policy", policy.apply)),
     **dict.fromkeys(get_args(tokens.Event), _applying("tokens", tokens.apply)),
     **dict.fromkeys(get_args(trust_record.Event), _applying("trust", trust_record.apply)),
+    **dict.fromkeys(get_args(locks.Event), _applying("locks", locks.apply)),
 }
 
 

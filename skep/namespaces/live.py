@@ -26,13 +26,15 @@ from skep.namespaces.hive import HiveState
 from skep.namespaces.jobs import record as jobs
 from skep.namespaces.jobs.logs import Logs
 from skep.namespaces.leases import Leases
+from skep.namespaces.locks.core import Granted, Withdrawn
+from skep.namespaces.locks.ends import Ends
 from skep.namespaces.log.core import LOG
 from skep.namespaces.log.denials import Denials
 from skep.namespaces.nodes.core import Removed
 from skep.namespaces.order import HIVE, actor_of
 from skep.namespaces.policy.core import HIVE_KEYS, first_lines, key_lines, mending_lines
 from skep.namespaces.policy.keys import Signer, load_or_create
-from skep.namespaces.sessions.core import Sessions
+from skep.namespaces.sessions.core import Session, Sessions
 from skep.namespaces.sessions.limits import FILE, Limiter
 from skep.namespaces.tokens.desk import Desk, Keys
 from skep.namespaces.trust.authority import Authority
@@ -107,6 +109,8 @@ class Hive:
         self.denials = Denials(clock, self._denied)
         self.limits = Limiter(directory / FILE, self.sessions, clock.monotonic_ns)
         self.leases = Leases(lambda: turn.state)
+        self.lock_ends = Ends(lambda: turn.state.locks, self.sessions.by_id)
+        self.sessions.on_end.append(self._unlock)
         self.agenda = Agenda(lambda id: turn.state.jobs.by_id.get(id), turn.state.jobs.by_id.values())
         self.started_ns = clock.now_ns()
         self.shutdown: asyncio.Future[str] = asyncio.get_running_loop().create_future()  # the grace asked for
@@ -186,6 +190,7 @@ class Hive:
             # On a full disk what is written is read on; only who was stopped must be told that it goes on.
             if error.kind is not E.NOSPACE or self.state.mode == "stopping":
                 raise
+        await asyncio.gather(*(self._own(*said) for said in self.lock_ends.of_start()))
         signer = self.signer or load_or_create(self.directory / "policy.key")
         for lines in (
             first_lines(self.state.policy, signer.public, signer.sign),
@@ -257,10 +262,23 @@ class Hive:
         """The lease did not reach its reader: the job goes back to the head of its queue, soon."""
         self.later(self._own(f"/jobs/{job.id}", f"release fence={job.fence}", job.request.tenant))
 
+    # locks
+
+    def _unlock(self, session: Session) -> None:
+        """The session has ended."""
+        for said in self.lock_ends.of_session(session.id):
+            self.later(self._own(*said))
+
+    async def withdraw(self, tenant: str, lock: str, waiter: str) -> None:
+        """Undo an acquire whose writer has given up; it is undone, whoever gives up waiting for that."""
+        undoing = self.later(self._own(f"/locks/{lock}", f"withdraw waiter={waiter}", tenant))
+        await asyncio.wait([undoing])
+
     # waiting
 
     async def wait_news(self, job: str) -> None:
-        """Return when the job's state, log or progress has moved after this call."""
+        """Return when the job's state, log or progress has moved after this call; or what became of a lock's
+        waiter."""
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         waiting = self._waiting.setdefault(job, set())
         waiting.add(future)
@@ -307,6 +325,9 @@ class Hive:
                         self.heartbeats.pop(event.node, None)
                     case Revoked() | Retired() if self.tokens is not None:
                         self.tokens.recheck()
+                    case Granted() | Withdrawn():
+                        for waiter in event.waiters:
+                            self.news(waiter)
                     case _ if job := getattr(event, "job", ""):
                         if (record := self.state.jobs.by_id.get(job)) is not None:
                             self.agenda.moved(record)
@@ -331,6 +352,7 @@ class Hive:
         await self.denials.flush()
         self.limits.sweep()
         due = [*self._due_jobs(now_ns), *self._silent_nodes(now_ns)]
+        due += self.lock_ends.due(now_ns)
         if due:
             await asyncio.gather(*(self._own(*said) for said in due))
         await self.keep_policy_keys()
@@ -361,11 +383,12 @@ class Hive:
             if isinstance(error.__cause__, TurnStopped):
                 raise
 
-    def later(self, work: Coroutine[Any, Any, None]) -> None:
-        """Do it without anybody waiting; ``close`` waits for it."""
+    def later(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Do it, whether or not anybody waits for it; ``close`` does."""
         task = asyncio.ensure_future(work)
         self._later.add(task)
         task.add_done_callback(self._done)
+        return task
 
     def _done(self, task: asyncio.Task[None]) -> None:
         self._later.discard(task)

@@ -9,7 +9,7 @@ events          R events up to now, a JSON line each; events@N those after ledge
                 with {"seq":N} when nothing comes
 health/live     R ok
 health/ready    R ok, or why it takes no work
-artifacts dlq jobs log nodes policy pools sessions
+artifacts dlq jobs locks log nodes policy pools sessions
 
 echo drain > ctl
 """
@@ -29,6 +29,7 @@ from skep.namespaces.follow import Feed, events
 from skep.namespaces.hive import HIVE_TABLES
 from skep.namespaces.jobs import files as jobs
 from skep.namespaces.live import Hive
+from skep.namespaces.locks import files as locks
 from skep.namespaces.log import files as log
 from skep.namespaces.nodes import files as nodes
 from skep.namespaces.order import HIVE_TENANT
@@ -66,6 +67,7 @@ def hive_tree(hive: Hive) -> Dir:
         "artifacts": artifacts.files(hive),
         "log": log.files(hive),
         "trust": {**trust.files(hive), "tokens": tokens.files(hive)},
+        "locks": locks.files(hive),
         "health": {"live": "ok\n", "ready": Text(lambda caller: ready(hive, caller))},
     }
     root = Followed(children, {"events": events_at})

@@ -171,9 +171,9 @@ def test_a_worker_sees_itself_and_no_more(hive: Doors) -> None:
 
     found, root, nodes, kinds = asyncio.run(look())
     assert ("drone-worker", "w1") == (found["role"], found["node"])
-    assert ["artifacts", "jobs", "nodes", "ns", "pools", "state", "trust", "version", "whoami"] == sorted(
-        root
-    )
+    assert [
+        "artifacts", "jobs", "locks", "nodes", "ns", "pools", "state", "trust", "version", "whoami",
+    ] == sorted(root)  # fmt: skip
     assert ["w1"] == nodes
     assert [E.MISSING] * 7 == kinds
 

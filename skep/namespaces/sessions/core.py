@@ -34,6 +34,7 @@ class Sessions:
         self.by_id: dict[str, Session] = {}
         self.of_principal: Counter[str] = Counter()
         self.of_network: Counter[str] = Counter()
+        self.on_end: list[Callable[[Session], None]] = []  # called when one has ended
 
     def add(self, session: Session) -> None:
         assert session.id not in self.by_id, session.id
@@ -49,6 +50,8 @@ class Sessions:
             counter[name] -= 1
             if not counter[name]:
                 del counter[name]
+        for listener in self.on_end:
+            listener(session)
 
     def of(self, caller: Caller) -> Session | None:
         """The caller's own session; None: it has none, it calls in process."""

@@ -1,0 +1,1 @@
+"""Locks: exclusive and shared, for a time, with fences."""

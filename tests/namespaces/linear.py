@@ -1,0 +1,124 @@
+"""Is a history of concurrent operations one that a sequential object could have given?
+
+A history is linearizable when each operation can be given one moment between its call and its answer such
+that, done one after the other at those moments, they give the answers that were given. What was never
+answered may have been done at any moment after its call, or not at all.
+
+The search tries operations whose call comes before every answer that is still to be placed, depth first, and
+remembers which sets of done operations led to which state in vain.
+Sources: J. M. Wing, C. Gong, "Testing and Verifying Concurrent Objects" (1993); G. Lowe, "Testing for
+linearizability" (2017), for the memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Generic, NamedTuple, TypeVar
+
+S = TypeVar("S", bound=Hashable)
+
+NEVER: Final = 1 << 62  # the moment of an answer that did not come
+
+
+@dataclass(frozen=True)
+class Op:
+    """One operation: what was asked, what was answered (None: nothing was), and when, in any unit."""
+
+    client: int
+    asked: tuple[Any, ...]
+    answer: Any
+    called: int
+    answered: int = NEVER
+
+
+class Object(NamedTuple, Generic[S]):
+    """A sequential object: its first state, and the states that an operation with its answer may lead to
+    (none: it cannot have given that answer)."""
+
+    first: S
+    step: Callable[[S, Op], Iterable[S]]
+
+
+def linearization(history: Sequence[Op], of: Object[S]) -> list[Op] | None:
+    """An order that explains the history; None: there is none, it is not linearizable."""
+    ops = sorted(history, key=lambda op: op.called)
+    wanted = sum(1 << i for i, op in enumerate(ops) if op.answered != NEVER)
+    seen: set[tuple[int, S]] = set()
+    # Each level: what is done, the state then, and what may still be tried there.
+    path: list[int] = []
+    levels = [(0, _choices(ops, 0, of.first, of.step))]
+    while levels:
+        done, choices = levels[-1]
+        if done & wanted == wanted:
+            return [ops[i] for i in path]
+        for i, state in choices:
+            after = done | 1 << i
+            if (after, state) not in seen:
+                seen.add((after, state))
+                path.append(i)
+                levels.append((after, _choices(ops, after, state, of.step)))
+                break
+        else:
+            levels.pop()
+            if path:
+                path.pop()
+    return None
+
+
+def _choices(
+    ops: Sequence[Op], done: int, state: S, step: Callable[[S, Op], Iterable[S]]
+) -> Iterable[tuple[int, S]]:
+    """What can come next: operations that were called before any that is not done was answered."""
+    left = [i for i in range(len(ops)) if not done >> i & 1]
+    first = min((ops[i].answered for i in left), default=NEVER)
+    near = [i for i in left if ops[i].called < first]
+    return iter([(i, after) for i in near for after in step(state, ops[i])])
+
+
+# a lock
+
+
+class Held(NamedTuple):
+    """``holders``: client, mode and fence of each grant; the fence None: it was not told. ``newest``: the
+    highest fence that was told."""
+
+    holders: frozenset[tuple[int, str, int | None]] = frozenset()
+    newest: int = 0
+
+
+def _acquire(held: Held, op: Op) -> Iterable[Held]:
+    _, mode = op.asked
+    if op.answer == "BUSY":
+        # A queue counts as busy too, and it is not to be seen from here; nobody queues for a free lock.
+        return [held] if held.holders else []
+    together = all(other == "s" for _, other, _ in held.holders) and (mode == "s" or not held.holders)
+    if not together or (op.answer is not None and op.answer <= held.newest):
+        return []
+    grant = (op.client, mode, op.answer)
+    return [Held(held.holders | {grant}, max(held.newest, op.answer or 0))]
+
+
+def _by_fence(held: Held, op: Op) -> set[tuple[int, str, int | None]]:
+    return {grant for grant in held.holders if grant[2] == op.asked[1]}
+
+
+def _release(held: Held, op: Op) -> Iterable[Held]:
+    grants = _by_fence(held, op)
+    if op.answer == "FENCED":
+        return [] if grants else [held]
+    return [Held(held.holders - grants, held.newest)] if grants else []
+
+
+def _check(held: Held, op: Op) -> Iterable[Held]:
+    return [held] if (op.answer == "FENCED") is not bool(_by_fence(held, op)) else []
+
+
+def _die(held: Held, op: Op) -> Iterable[Held]:
+    """The client's session ends, sooner or later: all it holds goes at once."""
+    return [Held(frozenset(grant for grant in held.holders if grant[0] != op.client), held.newest)]
+
+
+_STEPS: Final = {"acquire": _acquire, "release": _release, "check": _check, "die": _die}
+
+LOCK: Final = Object(Held(), lambda held, op: _STEPS[op.asked[0]](held, op))
