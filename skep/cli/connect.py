@@ -175,6 +175,19 @@ def reaching(hive: Address) -> Iterator[None]:
         ) from error
 
 
+async def reached_at(client: Client) -> list[str]:
+    """The addresses by which others reach the hive; HOST stands for a host that it does not know."""
+    try:
+        told = await client.read_file("/trust/addresses")
+    except FsError:
+        return []  # it tells us nothing, or is older than the file
+    return [_from_elsewhere(parse(word)) for word in told.decode().split()]
+
+
+def _from_elsewhere(address: Address) -> str:
+    return f"tls:HOST:{address.port}" if address.host in ("0.0.0.0", "::") else str(address)
+
+
 def coroutine(command: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
     """What click calls, from a coroutine function."""
 

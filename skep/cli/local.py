@@ -7,6 +7,7 @@ DIR/handlers.toml what the worker does; written when missing, then yours
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import fcntl
 import os
@@ -19,9 +20,9 @@ from typing import Final, NamedTuple
 
 import click
 
-from skep.cli.connect import ADDRESS
+from skep.cli.connect import ADDRESS, dialled, reached_at
 from skep.cli.exits import Failed
-from skep.fs.address import Address
+from skep.fs.address import Address, parse
 
 READY_S: Final = 30.0  # a ledger of a million entries is read in less
 STOP_S: Final = 60.0  # a worker ends what it runs
@@ -121,8 +122,15 @@ def up_command(directory: Path, mount: Path, listen: tuple[Address, ...], name: 
             continue
         pid = start(directory, part)
         click.echo(f"{part.name:6} started (pid {pid}), its log is {directory / part.name}.log")
+    for address in asyncio.run(_reached_at(parse(f"unix:{directory}/hive.sock"))):
+        click.echo(f"others reach it at {address}")
     click.echo(f"the hive is mounted at {mount}; without the mount:")
     click.echo(f"  export SKEP_HIVE=unix:{(directory / 'hive.sock').absolute()}")
+
+
+async def _reached_at(hive: Address) -> list[str]:
+    async with dialled(hive) as client:
+        return await reached_at(client)
 
 
 @click.command()

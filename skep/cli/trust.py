@@ -18,6 +18,7 @@ from skep.cli.connect import (
     hive_option,
     identity_option,
     json_option,
+    reached_at,
     reaching,
 )
 from skep.cli.exits import Failed, told
@@ -49,7 +50,9 @@ async def invite_command(
     said = {"role": role, "node": node, "ttl": ttl} | ({"tenant": tenant} if tenant else {})
     async with dialled(hive) as client:
         invite = (await _say(client, line("invite", said))).partition(" ")[0]
-    place = address or (hive if hive.kind == "tls" else "tls:HOST:PORT")
+        told = address or hive
+        places = [str(told)] if told.kind == "tls" else await reached_at(client)
+    place = places[0] if len(places) == 1 else "tls:HOST:PORT"
     click.echo(invite)
     # Without the invite, which is a secret, and standard error may be a log.
     click.echo(f"on {node}, within {ttl}, and paste it:\n  skep enroll {place} --invite -", err=True)

@@ -112,6 +112,7 @@ class Hive:
         self.lock_ends = Ends(lambda: turn.state.locks, self.sessions.by_id)
         self.sessions.on_end.append(self._unlock)
         self.agenda = Agenda(lambda id: turn.state.jobs.by_id.get(id), turn.state.jobs.by_id.values())
+        self.reached_at: list[str] = []  # the addresses it serves by TLS
         self.started_ns = clock.now_ns()
         self.shutdown: asyncio.Future[str] = asyncio.get_running_loop().create_future()  # the grace asked for
         self.heartbeats: dict[str, Ring[Heard]] = {}

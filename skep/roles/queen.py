@@ -78,6 +78,8 @@ async def serve(plan: Plan, say: Callable[[str], None]) -> None:
             for address, manifest in _doors(plan):
                 keeper = Doorkeeper(hive, root, manifest)
                 listener = await stack.enter_async_context(_listening(hive, keeper, address))
+                if address.kind == "tls":
+                    hive.reached_at.append(str(listener.address))
                 say(f"serving {listener.address} as {manifest.role if manifest else AS_CERTIFIED}")
             stack.enter_context(on_hangup(lambda: hive.later(_reload_limits(hive))))
             say("ready")

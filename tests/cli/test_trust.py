@@ -39,6 +39,20 @@ def test_an_invite_is_printed_for_a_program_and_the_line_to_type_for_a_person(hi
     assert f"on eve, within 5m, and paste it:\n  skep enroll {hive.tls} --invite -\n" == done.stderr
 
 
+def test_the_line_to_type_names_where_the_hive_serves_if_that_is_one_place(
+    hive: Networked, tmp_path: Path
+) -> None:
+    asked = ("invite", "--role", "observer", "--node", "eve")
+    assert hive.tls == hive.ask("cat", "/trust/addresses")
+    assert f"  skep enroll {hive.tls} --invite -" == hive.skep(*asked).stderr.splitlines()[-1]
+    with networked(tmp_path, "--listen", "tls:127.0.0.1:0") as two:
+        assert 2 == len(two.ask("cat", "/trust/addresses").splitlines())
+        assert "  skep enroll tls:HOST:PORT --invite -" == two.skep(*asked).stderr.splitlines()[-1]
+    with networked(tmp_path, tls="tls:0.0.0.0:0") as every:
+        port = every.tls.rpartition(":")[2]
+        assert f"  skep enroll tls:HOST:{port} --invite -" == every.skep(*asked).stderr.splitlines()[-1]
+
+
 def test_who_was_invited_enrolls_and_is_who_the_certificate_says(hive: Networked) -> None:
     ann = hive.enroll("operator", "ann")
     assert 0o600 == stat.S_IMODE((ann.directory / "key.pem").stat().st_mode)

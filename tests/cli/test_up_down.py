@@ -76,6 +76,7 @@ def test_a_hive_may_be_brought_up_for_others_to_reach(place: Place) -> None:
     assert 0 == done.returncode, done
     log = (place.state / "queen.log").read_text()
     tls = next(line.split()[1] for line in log.splitlines() if line.startswith("serving tls:"))
+    assert f"others reach it at {tls}" in done.stdout.splitlines()
     hive = {"SKEP_HIVE": f"unix:{place.state}/hive.sock", "SKEP_IDENTITY": str(place.state.parent / "ann")}
     invite = run("invite", "--role", "operator", "--node", "ann", env=hive).stdout
     assert 0 == run("enroll", tls, "--invite", "-", stdin=invite, env=hive).returncode

@@ -4,6 +4,7 @@
     crl.pem             R a CRL of each: what is revoked
     spki                R the pin: SHA-256 of the public key of the CA that signs, in hex
     keys                R a line for each public key: its use, active, overlap or retired, its id, times
+    addresses           R a line for each address that this queen serves by TLS; 0.0.0.0 is each of its hosts
     ctl                 W invite, revoke, rotate; R usage. The reply to invite is the invite, told only here
     enroll              transaction: W {"invite": id, "secret": text, "csr": PEM}, R {"certificate": PEM,
                         "bundle": PEM}. Once; asked again with the same key, the answer is the same
@@ -70,6 +71,7 @@ def files(hive: Hive) -> Mapping[str, Any]:
         "crl.pem": Text(lambda: _authority(hive).crl()),
         "spki": Text(lambda: f"{_authority(hive).pin}\n"),
         "keys": Text(lambda: _keys(hive)),
+        "addresses": Text(lambda caller: _addresses(hive, caller)),
         "ctl": Ctl(VERBS, lambda caller, commands: _order(hive, caller, commands)),
         "enroll": Transaction(lambda caller, data: _enroll(hive, lockout, caller, data)),
         "renew": Transaction(lambda caller, data: _renew(hive, caller, data)),
@@ -222,6 +224,10 @@ def _key_line(key: Key) -> str:
     state = "retired" if key.retired else "overlap" if key.until_ns else "active"
     until = f" until={rfc3339(key.until_ns)}" if key.until_ns else ""
     return f"{key.what} {state} {key.id} since={rfc3339(key.since_ns)}{until}"
+
+
+def _addresses(hive: Hive, caller: Caller) -> str:
+    return "".join(f"{address}\n" for address in hive.reached_at) if caller.tenant == HIVE_TENANT else ""
 
 
 def _told(caller: Caller, rows: Iterable[Mapping[str, object]]) -> bytes:
