@@ -45,6 +45,12 @@ DURATION: Final = DurationType()
 )
 @click.option("--ledger", default="", help="Its URL, sqlite:///path. Default: ledger.db in --dir.")
 @click.option(
+    "--artifacts",
+    default="",
+    envvar="SKEP_ARTIFACTS",
+    help="An object store's URL, s3://bucket/path, for what is sealed. Default: SKEP_ARTIFACTS, else --dir.",
+)
+@click.option(
     "--listen",
     type=ADDRESS,
     multiple=True,
@@ -88,6 +94,7 @@ def serve_command(
     role: str,
     directory: Path | None,
     ledger: str,
+    artifacts: str,
     listen: tuple[Address, ...],
     listen_workers: tuple[Address, ...],
     tcp_role: str,
@@ -129,6 +136,7 @@ def serve_command(
         name or "",
         os.environ.get("SKEP_KMS", ""),
         certificate_ttl,
+        artifacts,
     )
     try:
         _run(serve(plan, lambda line: print(line, flush=True)))

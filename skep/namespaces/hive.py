@@ -194,6 +194,16 @@ class HiveState:
                 found += [(job.request.tenant, sha256) for sha256 in hashes if sha256]
         return found
 
+    def artifacts_used(self, tenant: str) -> frozenset[str]:
+        """The hashes of the inputs and outputs of the tenant's jobs that have not ended, and of its dead
+        letters, which may be tried again."""
+        dead = self.jobs.dead.get(tenant, {})
+        found: set[str] = set()
+        for job in self.jobs.by_id.values():
+            if job.request.tenant == tenant and (job.state not in job_record.TERMINAL or job.id in dead):
+                found.update((job.request.artifact, *self.artifacts.outputs.get(job.id, {}).values()))
+        return frozenset(found)
+
     def sees_node(self, tenant: str, node: str) -> bool:
         """Whether the node exists for the tenant. One that was removed was somebody's; whose is forgotten."""
         found = self.nodes.by_id.get(node)
@@ -264,6 +274,7 @@ NAMED_BY: Final[Mapping[str, str]] = {
 OWN_VERBS: Final[frozenset[str]] = frozenset(
     {
         *(f"/jobs/*/{verb}" for verb in job_verbs.TABLES["*"]),
+        "/artifacts/ctl/expire",
         "/log/*/denied",
         "//start",
         *(f"/nodes/*/{verb}" for verb in nodes.TABLES["*"]),
@@ -274,10 +285,11 @@ OWN_VERBS: Final[frozenset[str]] = frozenset(
 
 # What may be written in any tenant. All else is about the hive, and for its own tenant alone.
 TENANT_VERBS: Final[frozenset[str]] = frozenset({
-    "/ctl/kick", "/pools/*/next/lease", "/artifacts/ctl/seal", "/trust/*/clone/mint", "/trust/*/renew",
+    "/ctl/kick", "/pools/*/next/lease", "/trust/*/clone/mint", "/trust/*/renew",
+    *(f"/artifacts/ctl/{verb}" for verb in artifacts.VERBS),
     *(f"/jobs/{place}/{verb}" for place in ("ctl", "*/ctl") for verb in job_verbs.TABLES[place]),
-    *(f"/locks/ctl/{verb}" for verb in locks.TABLES["ctl"]),
     *(f"/dlq/ctl/{verb}" for verb in letters.TABLES["ctl"]),
+    *(f"/locks/ctl/{verb}" for verb in locks.TABLES["ctl"]),
 })  # fmt: skip
 
 
@@ -390,7 +402,7 @@ _APPLY: Final[Mapping[type, Callable[[HiveState, Any, Meta], None]]] = {
     **dict.fromkeys(get_args(job_record.Event), _applying("jobs", job_record.apply)),
     **dict.fromkeys(get_args(pools.Event), _applying("pools", pools.apply)),
     **dict.fromkeys(get_args(nodes.Event), _applying("nodes", nodes.apply)),
-    artifacts.Event: _applying("artifacts", artifacts.apply),
+    **dict.fromkeys(get_args(artifacts.Event), _applying("artifacts", artifacts.apply)),
     log.Event: _applying("log", log.apply),
     **dict.fromkeys(get_args(policy.Event), _applying("policy", policy.apply)),
     **dict.fromkeys(get_args(tokens.Event), _applying("tokens", tokens.apply)),

@@ -7,6 +7,7 @@ now). It alone speaks as ``hive``: leases that end, nodes that are not heard.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,7 @@ from skep.fs.node import Caller
 from skep.fs.spiffe import Spiffe
 from skep.namespaces import hive
 from skep.namespaces.agenda import Agenda
+from skep.namespaces.artifacts.shelf import shelf_at
 from skep.namespaces.artifacts.store import Store
 from skep.namespaces.hive import HiveState
 from skep.namespaces.jobs import record as jobs
@@ -39,7 +41,7 @@ from skep.namespaces.sessions.limits import FILE, Limiter
 from skep.namespaces.tokens.desk import Desk, Keys
 from skep.namespaces.trust.authority import Authority
 from skep.namespaces.trust.record import Retired, Revoked
-from skep.trace.clock import HOUR, SECOND, Clock
+from skep.trace.clock import HOUR, MINUTE, SECOND, Clock
 from skep.trace.entry import Entry, Line
 from skep.trace.ring import Ring
 from skep.trace.turn import Refused, Turn, TurnStopped
@@ -47,11 +49,13 @@ from skep.trace.turn import Refused, Turn, TurnStopped
 if TYPE_CHECKING:  # OpenSSL takes a tenth of a second to import
     from skep.fs.trust import Refusal
 
+log = logging.getLogger("skep.hive")
 TICK_S: Final = 0.5  # how late a lease's end or a silent node is noticed, at most.
 SUSPECT_NS: Final = 15 * SECOND  # without a heartbeat: three missed ones of a worker's.
 LOST_NS: Final = 45 * SECOND  # then its leases are about to end.
 START_GRACE_NS: Final = 10 * SECOND  # holders find their way back after a start before leases end.
 SWEEP_NS: Final = HOUR
+EXPIRE_NS: Final = MINUTE  # how late an artifact ends, at most: looking takes 10 ms for 100,000.
 BOOKMARK_S: Final = 15.0  # an idle follower hears where it is this often: middleboxes forget in 30 s.
 HEARTBEATS: Final = 128  # kept of each node.
 PROGRESS_MAX: Final = 65536  # jobs whose progress is remembered: those running, and some that ended.
@@ -83,7 +87,8 @@ class Progress(msgspec.Struct, frozen=True):
 
 
 class Hive:
-    """The hive of a turn. ``directory`` holds what is too big for the ledger: artifacts, logs.
+    """The hive of a turn. ``directory`` holds what is too big for the ledger: artifacts, logs. ``artifacts``:
+    the URL of an object store that holds them instead, once they are sealed.
 
     Made and used on the turn's event loop. ``run`` is its timers' task."""
 
@@ -94,12 +99,13 @@ class Hive:
         directory: Path,
         version: str = "",
         bookmark_s: float = BOOKMARK_S,
+        artifacts: str = "",
     ) -> None:
         self.turn = turn
         self.clock = clock
         self.version = version
         self.bookmark_s = bookmark_s
-        self.store = Store(directory / "artifacts")
+        self.store = Store(directory / "artifacts", shelf_at(artifacts, directory / "artifacts"))
         self.directory = directory
         self.signer: Signer | None = None  # of policies; None: policy.key's, made when it is needed
         self.logs = Logs(directory / "jobs")
@@ -119,7 +125,8 @@ class Hive:
         self.progress: dict[str, Progress] = {}
         self._waiting: dict[str, set[asyncio.Future[None]]] = {}  # job -> who waits for news of it
         self._later: set[asyncio.Task[None]] = set()
-        self._swept_ns = self.started_ns
+        self._swept_ns = self._expired_ns = self.started_ns
+        self._sweeping: asyncio.Task[None] | None = None
         turn.on_commit.append(self._moved)
 
     async def establish(self, authority: Authority, queen: Spiffe) -> None:
@@ -359,9 +366,31 @@ class Hive:
         await self.keep_policy_keys()
         if self.authority is not None:
             await self.authority.tend()
+        if now_ns - self._expired_ns >= EXPIRE_NS:
+            await self._expire(now_ns)
         if now_ns - self._swept_ns >= SWEEP_NS:
             self._swept_ns = now_ns
-            await asyncio.to_thread(self.store.sweep, now_ns, self.state.artifacts.sealed.__contains__)
+            if self._sweeping is None or self._sweeping.done():
+                self._sweeping = self.later(self._sweep(now_ns))
+
+    async def _expire(self, now_ns: int) -> None:
+        """End artifacts whose time is over: some of each tenant, and more at the next tick."""
+        found = False
+        for tenant in list(self.state.artifacts.by_hash):
+            # Who uses what is asked only when something could end.
+            if any(self.state.artifacts.due(tenant, now_ns, ())) and any(
+                self.state.artifacts.due(tenant, now_ns, self.state.artifacts_used(tenant))
+            ):
+                found = True
+                await self._own("/artifacts/ctl", "expire", tenant)
+        if not found:
+            self._expired_ns = now_ns
+
+    async def _sweep(self, now_ns: int) -> None:
+        try:
+            await self.store.sweep(now_ns, lambda digest: digest in self.state.artifacts.sealed)
+        except OSError as error:
+            log.warning("artifacts are swept again in an hour: %s", error)
 
     def _due_jobs(self, now_ns: int) -> Iterator[tuple[str, str, str]]:
         for job, line in self.agenda.take(now_ns, self.started_ns + START_GRACE_NS):
@@ -400,6 +429,8 @@ class Hive:
     async def close(self) -> None:
         """Return when what was left for later is done, and what was refused is recorded; call it before the
         turn's close."""
+        if self._sweeping is not None:
+            self._sweeping.cancel()  # it takes as long as there are artifacts, and the next one finds them
         if self._later:
             await asyncio.gather(*self._later, return_exceptions=True)
         await self.denials.close()

@@ -63,6 +63,7 @@ class Plan(msgspec.Struct, frozen=True):
     name: str = ""  # of the hive; "": the one it has, else one made up
     kms: str = ""  # what its keys are encrypted with, or kept in; "": in the directory as they are
     certificate_ttl_ns: int = NODE_TTL_NS  # of a node's
+    artifacts: str = ""  # the URL of an object store for them; "": in the directory
 
 
 async def serve(plan: Plan, say: Callable[[str], None]) -> None:
@@ -155,7 +156,8 @@ async def _hive(plan: Plan) -> AsyncIterator[Hive]:
         with contextlib.closing(ledger):
             turn = Turn(ledger, HiveRules(), UNRECORDED)
             try:
-                hive = Hive(turn, SystemClock(), plan.directory, metadata.version("skep"))
+                version = metadata.version("skep")
+                hive = Hive(turn, SystemClock(), plan.directory, version, artifacts=plan.artifacts)
                 try:
                     async with _authority(plan, hive):
                         yield hive

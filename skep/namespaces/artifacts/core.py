@@ -1,10 +1,15 @@
-"""Artifacts as a fold: whose bytes they are and what they are called. The bytes are store.py's."""
+"""Artifacts as a fold: whose bytes they are, their names, how long they stay. The bytes are store.py's.
+
+An artifact ends when its time is over, or when it is removed before that; not while it is held, nor while a
+job that has not ended or a dead letter needs it, and one of the class audit by its time alone. Then its
+tenant knows it no more, and the bytes go when no tenant does.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 import msgspec
 
@@ -12,24 +17,54 @@ from skep.fs import ctl
 from skep.fs.ctl import Arg, Verb
 from skep.fs.errors import E
 from skep.namespaces.order import Order, refusal
+from skep.trace.clock import HOUR, MINUTE, duration, parse_duration, rfc3339
 from skep.trace.rules import Decision, Meta
 
-CLASSES: Final = ("short", "standard", "audit")  # how long it must be kept, the longest last.
+DAY: Final = 24 * HOUR
+YEAR: Final = 365 * DAY
+EXPIRED_MAX: Final = 64  # artifacts that one line ends: their events share a ledger entry of 64 KiB.
 
+
+class Class(NamedTuple):
+    """How long an artifact is kept when nothing is said, and between what one may say; ns."""
+
+    kept_ns: int
+    least_ns: int
+    most_ns: int
+    removable: bool = True  # before its time
+
+
+CLASSES: Final[Mapping[str, Class]] = {  # the longest last
+    "short": Class(24 * HOUR, MINUTE, 7 * DAY),
+    "standard": Class(30 * DAY, HOUR, YEAR),
+    "audit": Class(7 * YEAR, 7 * YEAR, 30 * YEAR, removable=False),
+}
+_ORDER: Final = tuple(CLASSES)
+
+_SHA256: Final = Arg("sha256", required=True, kind="sha256")
 SEAL: Final = Verb(
     "seal",
     (
         Arg("name", required=True, kind="name", help="a file in /artifacts/stage"),
         Arg("sha256", kind="sha256", help="refuse if the bytes are others"),
         Arg("class", kind="|".join(CLASSES), help="how long it is kept, else standard"),
+        Arg("ttl", kind="duration", help="how long exactly, within what its class allows"),
         Arg("type", help="its media type"),
         Arg("job", kind="name", help="it is an output of this job, which the writer holds"),
     ),
     "seal name=notes.txt",
     "make a staged file an artifact; the reply is its hash",
 )
+HOLD: Final = Verb(
+    "hold",
+    (_SHA256, Arg("reason", required=True)),
+    "hold sha256=ab12… reason='case 7'",
+    "it stays until it is released",
+)
+RELEASE: Final = Verb("release", (_SHA256,), "release sha256=ab12…", "its time counts again")
+REMOVE: Final = Verb("remove", (_SHA256,), "remove sha256=ab12…", "end it early, as its class allows")
 
-VERBS: Final = ctl.verbs(SEAL)
+VERBS: Final = ctl.verbs(SEAL, HOLD, RELEASE, REMOVE)
 # As written down: the door has hashed the bytes and put them away, and says so.
 TABLES: Final[Mapping[str, ctl.Verbs]] = {
     "ctl": ctl.verbs(
@@ -37,9 +72,14 @@ TABLES: Final[Mapping[str, ctl.Verbs]] = {
             args=(
                 *(arg._replace(required=arg.name in ("name", "sha256")) for arg in SEAL.args),
                 Arg("size", required=True, kind="number"),
+                Arg("chunks", kind="sha256"),
             )
-        )
-    )
+        ),
+        HOLD,
+        RELEASE,
+        REMOVE,
+        Verb("expire"),  # the hive's own: end what is due
+    ),
 }
 
 
@@ -52,9 +92,30 @@ class Sealed(msgspec.Struct, frozen=True, tag_field="type", tag="artifact.sealed
     kind: str = "standard"  # one of CLASSES
     media: str = ""
     job: str = ""  # whose output it is; "": nobody's
+    chunks: str = ""  # sha256 of its manifest; "": it has none
+    until_ns: int = 0  # 0: it has no end
 
 
-Event = Sealed
+class Held(msgspec.Struct, frozen=True, tag_field="type", tag="artifact.held"):
+    sha256: str
+    tenant: str
+    reason: str
+
+
+class Released(msgspec.Struct, frozen=True, tag_field="type", tag="artifact.released"):
+    sha256: str
+    tenant: str
+
+
+class Ended(msgspec.Struct, frozen=True, tag_field="type", tag="artifact.ended"):
+    """Its tenant has it no more. ``why``: expired or removed."""
+
+    sha256: str
+    tenant: str
+    why: str
+
+
+Event = Sealed | Held | Released | Ended
 
 
 class Artifact(msgspec.Struct, frozen=True):
@@ -69,34 +130,66 @@ class Artifact(msgspec.Struct, frozen=True):
     media: str
     sealed_ns: int  # the first time
     rev: int
+    chunks: str = ""
+    until_ns: int = 0  # 0: it has no end
+    hold: str = ""  # the reason; "": it is not held
+
+    def due(self, now_ns: int) -> bool:
+        return 0 < self.until_ns <= now_ns and not self.hold
 
 
 @dataclass
 class Artifacts:
     by_hash: dict[str, dict[str, Artifact]] = field(default_factory=dict)  # tenant -> sha256
     by_name: dict[str, dict[str, str]] = field(default_factory=dict)  # tenant -> name -> sha256
+    names: dict[tuple[str, str], dict[str, None]] = field(default_factory=dict)  # by_name from its other end
     outputs: dict[str, dict[str, str]] = field(default_factory=dict)  # job -> name -> sha256, never changed
-    sealed: dict[str, None] = field(default_factory=dict)  # every sha256, whoever's
+    sealed: dict[str, int] = field(default_factory=dict)  # sha256 -> how many tenants have it
 
     def copy(self) -> Artifacts:
         return Artifacts(
             {tenant: table.copy() for tenant, table in self.by_hash.items()},
             {tenant: names.copy() for tenant, names in self.by_name.items()},
+            {of: names.copy() for of, names in self.names.items()},
             self.outputs.copy(),
             self.sealed.copy(),
         )
+
+    def due(self, tenant: str, now_ns: int, used: Collection[str]) -> Iterator[Artifact]:
+        """The tenant's artifacts whose time is over and that no job uses."""
+        for artifact in self.by_hash.get(tenant, {}).values():
+            if artifact.due(now_ns) and artifact.sha256 not in used:
+                yield artifact
 
 
 class World(Protocol):
     def held_tenant(self, job: str, node: str) -> str | None:
         """The tenant of a job that the node holds; None: it does not hold it."""
 
+    def artifacts_used(self, tenant: str) -> Collection[str]:
+        """The hashes of inputs and outputs of the tenant's jobs that have not ended or may be retried."""
+
 
 Decided = Decision[Event, str]
 
 
 def decide(artifacts: Artifacts, order: Order, world: World) -> Decided:
-    """What follows from ``seal``; raises Refusal. A job's outputs are its tenant's, whoever runs it."""
+    """What follows from an order; raises Refusal."""
+    if order.verb == "expire":
+        due = artifacts.due(order.tenant, order.time_ns, world.artifacts_used(order.tenant))
+        ended = [Ended(a.sha256, a.tenant, "expired") for a, _ in zip(due, range(EXPIRED_MAX), strict=False)]
+        return Decision(tuple(ended), "ok")
+    digest = order.args["sha256"].removeprefix("sha256:")
+    if order.verb == "seal":
+        return Decision((_seal(digest, order, world),), f"sha256:{digest}")
+    artifact = artifacts.by_hash.get(order.tenant, {}).get(digest)
+    if artifact is None or order.node:
+        raise refusal(E.MISSING, digest)
+    return Decision((_DECIDE[order.verb](artifact, order, world),), f"sha256:{digest}")
+
+
+def _seal(digest: str, order: Order, world: World) -> Sealed:
+    """A job's outputs are its tenant's, whoever runs it."""
     args, tenant = order.args, order.tenant
     if job := args.get("job", ""):
         # The door has put the write into the job's tenant's trace: one write, one tenant.
@@ -104,27 +197,114 @@ def decide(artifacts: Artifacts, order: Order, world: World) -> Decided:
             raise refusal(E.DENIED, "rule=lease-holder")
     elif order.node:
         raise refusal(E.USAGE, f"seal: job= is missing: {order.node} seals for the jobs it holds")
-    digest = args["sha256"].removeprefix("sha256:")
-    event = Sealed(
-        digest, int(args["size"]), tenant, args["name"], order.actor, args.get("class", "standard"),
-        args.get("type", ""), job,
+    kind = args.get("class", "standard")
+    return Sealed(
+        digest, int(args["size"]), tenant, args["name"], order.actor, kind, args.get("type", ""), job,
+        args.get("chunks", "").removeprefix("sha256:"), order.time_ns + _kept_ns(kind, args.get("ttl")),
     )  # fmt: skip
-    return Decision((event,), f"sha256:{digest}")
+
+
+def _kept_ns(kind: str, ttl: str | None) -> int:
+    of = CLASSES[kind]
+    if ttl is None:
+        return of.kept_ns
+    if not of.least_ns <= (asked_ns := parse_duration(ttl)) <= of.most_ns:
+        bounds = f"{duration(of.least_ns)} to {duration(of.most_ns)}"
+        raise refusal(E.USAGE, f"seal: ttl={ttl}: expected {bounds} for class={kind}")
+    return asked_ns
+
+
+def _hold(artifact: Artifact, order: Order, world: World) -> Held:
+    if artifact.hold:
+        # One who holds it must not end another's hold by taking it over.
+        raise refusal(E.CONFLICT, f"it is held: {artifact.hold}")
+    if not order.args["reason"].strip():
+        raise refusal(E.USAGE, "hold: reason= is empty")
+    return Held(artifact.sha256, order.tenant, order.args["reason"])
+
+
+def _release(artifact: Artifact, order: Order, world: World) -> Released:
+    if not artifact.hold:
+        raise refusal(E.CONFLICT, "it is not held")
+    return Released(artifact.sha256, order.tenant)
+
+
+def _remove(artifact: Artifact, order: Order, world: World) -> Ended:
+    if artifact.hold:
+        raise refusal(E.DENIED, f"rule=legal-hold {artifact.hold}")
+    if not CLASSES[artifact.kind].removable and not artifact.due(order.time_ns):
+        until = rfc3339(artifact.until_ns) if artifact.until_ns else "for ever"
+        raise refusal(E.DENIED, f"rule=retention class={artifact.kind} until={until}")
+    if artifact.sha256 in world.artifacts_used(order.tenant):
+        raise refusal(E.BUSY, "a job that has not ended uses it")
+    return Ended(artifact.sha256, order.tenant, "removed")
+
+
+_DECIDE: Final[Mapping[str, Callable[[Artifact, Order, World], Event]]] = {
+    "hold": _hold,
+    "release": _release,
+    "remove": _remove,
+}
 
 
 def apply(artifacts: Artifacts, event: Event, meta: Meta) -> None:
     """Change ``artifacts`` by ``event``."""
+    _APPLY[type(event)](artifacts, event, meta)
+
+
+def _apply_sealed(artifacts: Artifacts, event: Sealed, meta: Meta) -> None:
     table = artifacts.by_hash.setdefault(event.tenant, {})
     before = table.get(event.sha256)
-    kind, since_ns = event.kind, meta.time_ns
-    if before is not None:
-        kind, since_ns = max(kind, before.kind, key=CLASSES.index), before.sealed_ns
-    table[event.sha256] = Artifact(
-        event.sha256, event.size, event.tenant, event.name, event.actor, kind, event.media, since_ns, meta.seq
-    )
-    artifacts.sealed[event.sha256] = None
+    artifact = Artifact(
+        event.sha256, event.size, event.tenant, event.name, event.actor, event.kind, event.media,
+        meta.time_ns, meta.seq, event.chunks, event.until_ns,
+    )  # fmt: skip
+    if before is None:
+        artifacts.sealed[event.sha256] = artifacts.sealed.get(event.sha256, 0) + 1
+    else:
+        artifact = msgspec.structs.replace(
+            artifact,
+            kind=max(event.kind, before.kind, key=_ORDER.index),
+            sealed_ns=before.sealed_ns,
+            # Promised once, it stays as long.
+            until_ns=max(event.until_ns, before.until_ns) if event.until_ns and before.until_ns else 0,
+            hold=before.hold,
+        )
+    table[event.sha256] = artifact
     if event.job:
         # A new dict: copies of the table share it.
         artifacts.outputs[event.job] = artifacts.outputs.get(event.job, {}) | {event.name: event.sha256}
     else:
-        artifacts.by_name.setdefault(event.tenant, {})[event.name] = event.sha256
+        _name(artifacts, event)
+
+
+def _name(artifacts: Artifacts, event: Sealed) -> None:
+    names = artifacts.by_name.setdefault(event.tenant, {})
+    before = names.get(event.name)
+    if before is not None:
+        artifacts.names[event.tenant, before].pop(event.name)
+    names[event.name] = event.sha256
+    artifacts.names.setdefault((event.tenant, event.sha256), {})[event.name] = None
+
+
+def _apply_hold(artifacts: Artifacts, event: Held | Released, meta: Meta) -> None:
+    table = artifacts.by_hash[event.tenant]
+    reason = event.reason if isinstance(event, Held) else ""
+    table[event.sha256] = msgspec.structs.replace(table[event.sha256], hold=reason, rev=meta.seq)
+
+
+def _apply_ended(artifacts: Artifacts, event: Ended, meta: Meta) -> None:
+    del artifacts.by_hash[event.tenant][event.sha256]
+    for name in artifacts.names.pop((event.tenant, event.sha256), ()):
+        del artifacts.by_name[event.tenant][name]
+    artifacts.sealed[event.sha256] -= 1
+    if not artifacts.sealed[event.sha256]:
+        del artifacts.sealed[event.sha256]
+
+
+_APPLY: Final[Mapping[type, Callable[[Artifacts, Any, Meta], None]]] = {
+    Sealed: _apply_sealed,
+    Held: _apply_hold,
+    Released: _apply_hold,
+    Ended: _apply_ended,
+}

@@ -2,10 +2,17 @@
 
     stage/<name>         created and written like any file, seen by its writer alone, gone after a day
                          unsealed. Modes and times may be set and mean nothing.
-    ctl                  W seal; R usage
+    ctl                  W seal hold release remove; R usage
     by-name/<name>       R the hash sealed last under that name
+    <sha256>/            removed (rmdir), it ends before its time: as its class allows
     <sha256>/data        R the bytes, at any offset; <sha256> is the hex, or sha256:<hex> as by-name tells it
-    <sha256>/meta.json   R size, name, class, type, who sealed it and when
+    <sha256>/meta.json   R size, name, class, type, who sealed it and when, until when, why it is held
+
+Classes, and what ttl= of seal may say: short 24h (1m to 168h), standard 720h (1h to 8760h), audit 61320h (no
+less, up to 262800h; ended by its time alone). Sealed again, an artifact has the longer of both. What is held
+stays until it is released, and what a job needs until that has ended and is no dead letter any more. Every
+read is checked by the hashes in the ledger: bytes that have changed on disk are an error (integrity), never
+an answer. limits.toml says how large one may be.
 
 An artifact exists for its tenant, and for the node that holds a job whose input or output it is. Bytes that
 several tenants sealed are kept once, and nothing tells: each has its own meta.json, and sealing what is there
@@ -17,10 +24,9 @@ already syncs, hashes and links it as if it were new.
 from __future__ import annotations
 
 import asyncio
-import os
 import re
 import stat
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from typing import Final
 
@@ -34,7 +40,7 @@ from skep.fs.node import Attr, Caller, Change, Entry, Handle, How, Maybe, Node, 
 from skep.fs.shapes import Ctl, File, Text
 from skep.fs.tree import Listing
 from skep.namespaces.artifacts.core import VERBS, Artifact
-from skep.namespaces.artifacts.store import Staged, Store
+from skep.namespaces.artifacts.store import SIZE_MAX, Put, Reading, Staged, Store
 from skep.namespaces.live import Hive
 from skep.namespaces.order import actor_of, covers
 from skep.namespaces.rows import Rows, fixed
@@ -47,8 +53,8 @@ def files(hive: Hive) -> Listing:
     """The tree of /artifacts."""
     children = fixed(
         {
-            "stage": _Stage(hive.store),
-            "ctl": Ctl(VERBS, lambda caller, commands: seal(hive, caller, commands)),
+            "stage": _Stage(hive),
+            "ctl": Ctl(VERBS, lambda caller, commands: command(hive, caller, commands)),
             "by-name": Listing(
                 lambda caller: list(hive.state.artifacts.by_name.get(caller.tenant, ())),
                 lambda name, caller: _by_name(hive, name, caller),
@@ -56,6 +62,7 @@ def files(hive: Hive) -> Listing:
         }
     )
     return _Artifacts(
+        hive,
         lambda caller: [*children, *(artifact.sha256 for artifact in _visible(hive, caller))],
         lambda name, caller: children.get(name) or _artifact(hive, name, caller),
     )
@@ -64,8 +71,26 @@ def files(hive: Hive) -> Listing:
 class _Artifacts(Listing):
     """``sha256:<hex>``, as by-name tells it, leads to the same place as the listed ``<hex>``."""
 
+    def __init__(
+        self,
+        hive: Hive,
+        names: Callable[[Caller], Iterable[str]],
+        walk: Callable[[str, Caller], object],
+    ) -> None:
+        super().__init__(names, walk, 0o755)
+        self.hive = hive
+
     def walk(self, name: str, caller: Caller) -> Maybe[Node]:
         return super().walk(name.removeprefix("sha256:"), caller)
+
+    async def unlink(self, name: str, directory: bool | None, caller: Caller) -> None:
+        digest = name.removeprefix("sha256:")
+        if HASH.fullmatch(digest) is None:
+            raise FsError(E.READONLY)
+        _artifact(self.hive, digest, caller)
+        if directory is False:
+            raise FsError(E.ISDIR)
+        await self.hive.command(caller, "/artifacts/ctl", [ctl.line("remove", {"sha256": digest})])
 
 
 def owner_of(caller: Caller) -> str:
@@ -116,6 +141,7 @@ def _meta(hive: Hive, artifact: Artifact, caller: Caller) -> str:
         "sha256": f"sha256:{artifact.sha256}", "size": artifact.size, "name": artifact.name,
         "class": artifact.kind, "type": artifact.media, "tenant": artifact.tenant,
         "sealed_by": artifact.actor, "sealed": rfc3339(artifact.sealed_ns),
+        "until": rfc3339(artifact.until_ns) if artifact.until_ns else None, "hold": artifact.hold or None,
     }  # fmt: skip
     return msgspec.json.encode(shown).decode() + "\n"
 
@@ -134,31 +160,39 @@ class _Data(File):
 
     def opened(self, how: How, caller: Caller) -> Handle:
         _artifact(self.hive, self.artifact.sha256, caller)
-        return _Reading(self.hive.store.open_sealed(self.artifact.sha256))
+        artifact = self.artifact
+        return _Reading(self.hive.store.reading(Put(artifact.sha256, artifact.size, artifact.chunks)))
 
 
 class _Reading(Handle):
-    def __init__(self, fd: int) -> None:
-        self.fd = fd
+    def __init__(self, reading: Reading) -> None:
+        self.reading = reading
 
-    def read(self, offset: int, count: int) -> bytes:
-        return os.pread(self.fd, count, offset)
+    def read(self, offset: int, count: int) -> Maybe[bytes]:
+        return self.reading.read(offset, count)
 
     def close(self) -> None:
-        os.close(self.fd)
+        self.reading.close()
 
 
 # sealing
 
 
-async def seal(hive: Hive, caller: Caller, commands: list[Command]) -> list[str]:
-    """Put the staged files away, then write the lines down with each one's hash and size."""
+async def command(hive: Hive, caller: Caller, commands: list[Command]) -> list[str]:
+    """Put the staged files away, then write the lines down, those of seal with each one's hash and size."""
     owner = owner_of(caller)
     with ExitStack() as sealing:
-        files = [sealing.enter_context(_staged(hive.store, owner, command)) for command in commands]
-        lines = [await _put(hive.store, *each) for each in zip(commands, files, strict=True)]
+        files = {
+            command.number: sealing.enter_context(_staged(hive.store, owner, command))
+            for command in commands
+            if command.verb == "seal"
+        }
+        lines = [
+            await _put(hive.store, each, files[each.number]) if each.number in files else each.text
+            for each in commands
+        ]
         replies = await hive.command(caller, "/artifacts/ctl", lines)
-        for file in files:
+        for file in files.values():
             hive.store.settle(file)
     return replies
 
@@ -172,11 +206,12 @@ def _staged(store: Store, owner: str, command: Command) -> AbstractContextManage
 
 async def _put(store: Store, command: Command, file: Staged) -> str:
     """The line to write down: the command with the hash and size found."""
-    sha256, size = await store.put(file)
-    expected = command.args.get("sha256", sha256).removeprefix("sha256:")
-    if sha256 != expected:
-        raise FsError(E.TAMPER, f"{command.args['name']} has sha256:{sha256}, not sha256:{expected}")
-    return ctl.line("seal", command.args | {"sha256": sha256, "size": str(size)})
+    put = await store.put(file)
+    expected = command.args.get("sha256", put.sha256).removeprefix("sha256:")
+    if put.sha256 != expected:
+        raise FsError(E.TAMPER, f"{command.args['name']} has sha256:{put.sha256}, not sha256:{expected}")
+    chunks = {"chunks": put.chunks} if put.chunks else {}
+    return ctl.line("seal", command.args | {"sha256": put.sha256, "size": str(put.size)} | chunks)
 
 
 # staging
@@ -187,9 +222,10 @@ class _Stage(File):
 
     kind = stat.S_IFDIR
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, hive: Hive) -> None:
         super().__init__(0o777)
-        self.store = store
+        self.hive = hive
+        self.store = hive.store
         self.numbers: dict[tuple[str, str], int] = {}  # owner, name -> qid path, while it is there
 
     def walk(self, name: str, caller: Caller) -> Node:
@@ -197,12 +233,15 @@ class _Stage(File):
         if name not in self.store.staged(owner):
             self.numbers.pop((owner, name), None)
             raise FsError(E.MISSING, name)
-        return self._file(owner, name)
+        return self._file(owner, name, self._size_max(caller))
 
-    def _file(self, owner: str, name: str) -> _Staged:
+    def _size_max(self, caller: Caller) -> int:
+        return min(SIZE_MAX, self.hive.limits.artifact_max(caller))
+
+    def _file(self, owner: str, name: str, size_max: int = SIZE_MAX) -> _Staged:
         number = self.numbers.setdefault((owner, name), 0) or new_path()
         self.numbers[owner, name] = number
-        return _Staged(self.store, owner, name, number)
+        return _Staged(self.store, owner, name, number, size_max)
 
     def opened(self, how: How, caller: Caller) -> Handle:
         return _StageNames(self, caller)
@@ -212,11 +251,12 @@ class _Stage(File):
             raise FsError(E.NAMETOOLONG, f"max={ctl.NAME_MAX}")
         owner = owner_of(caller)
         if name in self.store.staged(owner) and how.flags & LO.CREAT and not how.flags & LO.EXCL:
-            node = self._file(owner, name)
+            node = self._file(owner, name, self._size_max(caller))
             return node, node.open(how, caller)
         file = self.store.create(owner, name)
         self.numbers.pop((owner, name), None)
-        return self._file(owner, name), _Writing(self.store, file, how)
+        size_max = self._size_max(caller)
+        return self._file(owner, name, size_max), _Writing(self.store, file, how, size_max)
 
     def unlink(self, name: str, directory: bool | None, caller: Caller) -> None:
         owner = owner_of(caller)
@@ -242,11 +282,12 @@ class _StageNames(Handle):
 class _Staged(Node):
     """One staged file, as its writer has it."""
 
-    def __init__(self, store: Store, owner: str, name: str, number: int) -> None:
+    def __init__(self, store: Store, owner: str, name: str, number: int, size_max: int) -> None:
         self.store = store
         self.owner = owner
         self.name = name
         self.number = number
+        self.size_max = size_max
 
     def attr(self, caller: Caller) -> Attr:
         is_there = self.store.stat(self.owner, self.name)
@@ -258,7 +299,7 @@ class _Staged(Node):
         )  # fmt: skip
 
     def open(self, how: How, caller: Caller) -> Handle:
-        handle = _Writing(self.store, self.store.open(self.owner, self.name), how)
+        handle = _Writing(self.store, self.store.open(self.owner, self.name), how, self.size_max)
         if how.trunc:
             handle.truncate()
         return handle
@@ -269,16 +310,17 @@ class _Staged(Node):
         if change.size is not None:
             file = self.store.open(self.owner, self.name)
             try:
-                file.truncate(change.size)
+                file.truncate(change.size, self.size_max)
             finally:
                 self.store.close(file)
 
 
 class _Writing(Handle):
-    def __init__(self, store: Store, file: Staged, how: How) -> None:
+    def __init__(self, store: Store, file: Staged, how: How, size_max: int) -> None:
         self.store = store
         self.file = file
         self.how = how
+        self.size_max = size_max
 
     def truncate(self) -> None:
         try:
@@ -291,7 +333,9 @@ class _Writing(Handle):
         return self.file.read(offset, count)
 
     def write(self, offset: int, data: memoryview) -> int:
-        return self.file.append(data) if self.how.append else self.file.write(offset, data)
+        if self.how.append:
+            return self.file.append(data, self.size_max)
+        return self.file.write(offset, data, self.size_max)
 
     async def fsync(self, datasync: bool) -> None:
         await asyncio.to_thread(self.file.sync)

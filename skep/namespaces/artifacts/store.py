@@ -1,33 +1,45 @@
-"""Where artifacts' bytes are: a directory of files named by their SHA-256, and of files being staged.
+"""Artifacts' bytes: files being staged in a directory, sealed bytes on a shelf by their SHA-256.
 
-    sha256/ab/ab12…       sealed, never written again
     stage/<owner>/<name>  being written; <owner> is a hash of who stages
 
-Sealing syncs, hashes and links the file before anybody is told; the staged name goes when the ledger has it.
-Once linked it cannot be written, even when the ledger refused: it can be sealed again, or removed. A crash
-between the two leaves bytes that no line names: the sweep takes them after a day.
+Sealing syncs, hashes and shelves the file before anybody is told; the staged name goes when the ledger has
+it. Once shelved it cannot be written, even when the ledger refused: it can be sealed again, or removed. A
+crash between the two leaves bytes that no line names: the sweep takes them after a day. So it does with those
+of artifacts that have ended: a crash after the ledger's word loses no space.
+
+Equal artifacts are kept once, equal pieces of different ones are not: docs/decisions/0015-whole-artifacts.md.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, closing, contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final, NamedTuple
+from weakref import WeakValueDictionary
 
+from skep.fs.chan import settle
 from skep.fs.errors import E, FsError
+from skep.fs.node import Maybe
+from skep.namespaces.artifacts.chunks import CHUNK, Chunks, manifest_size, measure, single, unpack
+from skep.namespaces.artifacts.shelf import BYTES, CHUNKS, Directory, Shelf, Source, sync_directory
 from skep.trace.clock import HOUR
 
-if TYPE_CHECKING:
-    from hashlib import _Hash as Hash
-
 STAGED_MAX: Final = 256  # files one writer stages at a time: each has a place in a directory.
-SIZE_MAX: Final = 1 << 40  # bytes of one artifact: a larger file is a mistake.
+SIZE_MAX: Final = 1 << 40  # bytes of one artifact: a larger file is a mistake. limits.toml may say less.
 KEPT_NS: Final = 24 * HOUR  # how long what nobody sealed stays.
-CHUNK: Final = 16 * 1024 * 1024  # bytes hashed in one go on a thread: some ten milliseconds.
+MEASURED_MAX: Final = 64  # manifests kept in memory, of bytes sealed before the ledger had their hashes.
+
+
+class Put(NamedTuple):
+    """Sealed bytes: their hash in hex, how many, and the hash of the manifest of their chunks ("": none)."""
+
+    sha256: str
+    size: int
+    chunks: str = ""
 
 
 class Staged:
@@ -44,26 +56,26 @@ class Staged:
     def read(self, offset: int, count: int) -> bytes:
         return os.pread(self.fd, count, offset)
 
-    def write(self, offset: int, data: memoryview) -> int:
-        self._check(offset + len(data))
+    def write(self, offset: int, data: memoryview, size_max: int = SIZE_MAX) -> int:
+        self._check(offset + len(data), size_max)
         return os.pwrite(self.fd, data, offset)
 
-    def append(self, data: memoryview) -> int:
-        return self.write(os.fstat(self.fd).st_size, data)
+    def append(self, data: memoryview, size_max: int = SIZE_MAX) -> int:
+        return self.write(os.fstat(self.fd).st_size, data, size_max)
 
-    def truncate(self, size: int) -> None:
-        self._check(size)
+    def truncate(self, size: int, size_max: int = SIZE_MAX) -> None:
+        self._check(size, size_max)
         os.ftruncate(self.fd, size)
 
     def sync(self) -> None:
         os.fsync(self.fd)
 
-    def _check(self, size: int) -> None:
+    def _check(self, size: int, size_max: int) -> None:
         if self.closed:
             raise FsError(E.BUSY, f"{self.path.name} is sealed")
         self.check_idle()
-        if size > SIZE_MAX:
-            raise FsError(E.TOOBIG, f"max={SIZE_MAX}")
+        if size > size_max:
+            raise FsError(E.TOOBIG, f"max={size_max} bytes of one artifact")
 
     def check_idle(self) -> None:
         if self.sealing:
@@ -71,14 +83,18 @@ class Staged:
 
 
 class Store:
-    """The directory. Its methods block for a file system call at most, hashing runs on threads."""
+    """The directory ``root`` for staging, and a shelf, by default of the same directory.
 
-    def __init__(self, root: Path) -> None:
+    Its methods block for a file system call at most, hashing runs on threads."""
+
+    def __init__(self, root: Path, shelf: Shelf | None = None) -> None:
         self.root = root
+        self.shelf: Shelf = shelf or Directory(root)
         self._open: dict[Path, Staged] = {}
-        for name in ("stage", "sha256"):
-            (root / name).mkdir(parents=True, exist_ok=True)
-        _sync_directory(root)
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._measured: dict[str, Chunks] = {}
+        (root / "stage").mkdir(parents=True, exist_ok=True)
+        sync_directory(root)
 
     # staging
 
@@ -149,14 +165,18 @@ class Store:
         finally:
             self.close(file)
 
-    async def put(self, file: Staged) -> tuple[str, int]:
-        """The hash and size of a file that is being sealed, whose bytes are now on disk under the hash."""
+    async def put(self, file: Staged) -> Put:
+        """Of a file that is being sealed: its bytes are now on the shelf under their hash."""
         await asyncio.to_thread(os.fsync, file.fd)
-        digest = await _hash(file.fd)
-        target = self.path(digest)
+        chunks, size = await measure(
+            lambda offset, count: asyncio.to_thread(os.pread, file.fd, count, offset)
+        )
         file.closed = True
-        await asyncio.to_thread(_link, file.path, target)
-        return digest, os.fstat(file.fd).st_size
+        async with self._moving(chunks.name):
+            if chunks.root:
+                await self.shelf.write(place(CHUNKS, chunks.name), chunks.pack())
+            await self.shelf.take(place(BYTES, chunks.name), file.path)
+        return Put(chunks.name, size, chunks.root)
 
     def settle(self, file: Staged) -> None:
         """The ledger has it: the staged name goes."""
@@ -166,33 +186,163 @@ class Store:
 
     # sealed
 
-    def path(self, digest: str) -> Path:
-        return self.root / "sha256" / digest[:2] / digest
+    def reading(self, put: Put) -> Reading:
+        """Sealed bytes, to be read and closed."""
+        return Reading(self, put)
 
-    def open_sealed(self, digest: str) -> int:
-        """A descriptor to read it by. Raises FileNotFoundError."""
-        return os.open(self.path(digest), os.O_RDONLY | os.O_CLOEXEC)
+    async def chunks(self, put: Put, source: Source) -> Chunks:
+        """The hashes by which to check what ``source`` gives.
 
-    async def verify(self, digest: str) -> bool:
-        """Whether the bytes are still those that were sealed. Raises FileNotFoundError."""
-        fd = self.open_sealed(digest)
+        Lost ones, and those of bytes sealed before there were any, are made from the bytes, all of which are
+        read for it. Raises FsError(E.TAMPER) when they are not what was sealed."""
+        if not put.chunks and put.size <= CHUNK:
+            return single(put.sha256)
+        async with self._moving(put.sha256):
+            return (
+                await self._manifest(put) or self._measured.get(put.sha256) or await self._again(put, source)
+            )
+
+    async def _manifest(self, put: Put) -> Chunks | None:
         try:
-            return await _hash(fd) == digest
-        finally:
-            os.close(fd)
+            file = await self.shelf.open(place(CHUNKS, put.sha256))
+        except FileNotFoundError:
+            return None
+        with closing(file):
+            # One byte more than it should have: a longer one has another hash.
+            packed = await settle(file.read(0, manifest_size(put.size) + 1))
+        return unpack(put.sha256, packed, put.chunks)
 
-    def sweep(self, now_ns: int, known: Callable[[str], bool]) -> list[Path]:
-        """Remove what was not sealed in a day, and sealed bytes that the ledger does not know; both."""
+    async def _again(self, put: Put, source: Source) -> Chunks:
+        found, _ = await measure(lambda offset, count: _off_loop(source, offset, count))
+        if found.name != put.sha256:
+            raise FsError(E.TAMPER, f"sha256:{put.sha256}: the bytes are not what was sealed")
+        if found.root == put.chunks:
+            with suppress(OSError):  # it is a saving: a full disk can do without
+                await self.shelf.write(place(CHUNKS, put.sha256), found.pack())
+                return found
+        self._measured[put.sha256] = found
+        if len(self._measured) > MEASURED_MAX:
+            del self._measured[next(iter(self._measured))]
+        return found
+
+    async def sweep(self, now_ns: int, known: Callable[[str], bool]) -> list[str]:
+        """Remove what was not sealed in a day, and what has stood for a day of bytes that the ledger does not
+        know, by hash; the names of all that went."""
+        gone = [path.name for path in await asyncio.to_thread(self._stale, now_ns)]
+        async for kept in self.shelf.kept():
+            if now_ns - kept.since_ns > KEPT_NS and await self._removed(kept.name, now_ns, known):
+                gone.append(kept.name)
+        return gone
+
+    def _stale(self, now_ns: int) -> list[Path]:
         gone = []
-        for path in [*self.root.glob("stage/*/*"), *self.root.glob("sha256/*/*")]:
-            if path in self._open or (path.parent.parent.name == "sha256" and known(path.name)):
-                continue
+        for path in self.root.glob("stage/*/*"):
             with suppress(FileNotFoundError):
-                # Not mtime: linking under the hash must count.
-                if now_ns - path.stat().st_ctime_ns > KEPT_NS:
+                if path not in self._open and now_ns - path.stat().st_ctime_ns > KEPT_NS:
                     path.unlink()
                     gone.append(path)
         return gone
+
+    async def _removed(self, name: str, now_ns: int, known: Callable[[str], bool]) -> bool:
+        """Whether it was not needed, and went. Asked again: it may have been sealed since it was listed."""
+        digest = name.rpartition("/")[2]
+        async with self._moving(digest):
+            with suppress(FileNotFoundError):
+                if not known(digest) and now_ns - await self.shelf.since_ns(name) > KEPT_NS:
+                    await self.shelf.remove(name)
+                    return True
+        return False
+
+    @asynccontextmanager
+    async def _moving(self, digest: str) -> AsyncIterator[None]:
+        """Within it no other puts these bytes on the shelf, or takes them from there."""
+        lock = self._locks.setdefault(digest, asyncio.Lock())
+        async with lock:
+            yield
+
+
+class Reading:
+    """One open of sealed bytes: what it gives has been checked. Calls come one at a time."""
+
+    def __init__(self, store: Store, put: Put) -> None:
+        self.store = store
+        self.put = put
+        self._source: Source | None = None  # None: nothing was read yet
+        self._chunks = single(put.sha256)
+        self._have: dict[int, bytes] = {}  # the checked chunks of the last read, and those fetched ahead
+
+    def read(self, offset: int, count: int) -> Maybe[bytes]:
+        """Raises FsError(E.TAMPER) when the bytes there are not those that were sealed, or are gone."""
+        end = min(offset + count, self.put.size)
+        if offset >= end:
+            return b""
+        if self._source is None:
+            return self._begin(offset, end)
+        return self._between(offset, end, self._source)
+
+    async def _begin(self, offset: int, end: int) -> bytes:
+        try:
+            source = await self.store.shelf.open(place(BYTES, self.put.sha256))
+        except FileNotFoundError as error:
+            raise FsError(E.TAMPER, f"sha256:{self.put.sha256}: the bytes are gone") from error
+        try:
+            self._chunks = await self.store.chunks(self.put, source)
+        except BaseException:
+            source.close()
+            raise
+        self._source = source
+        return await settle(self._between(offset, end, source))
+
+    def _between(self, offset: int, end: int, source: Source) -> Maybe[bytes]:
+        length = self._chunks.length
+        first, last = offset // length, (end - 1) // length
+        until = last + source.ahead // length
+        self._have = {k: data for k, data in self._have.items() if first - 1 <= k <= until}
+        missing = next((k for k in range(first, last + 1) if k not in self._have), None)
+        if missing is None:
+            return self._cut(offset, end)
+        # Who goes on where he was, reads on.
+        ahead = source.ahead if missing - 1 in self._have else 0
+        start, stop = missing * length, min((last + 1) * length + ahead, self.put.size)
+        found = source.read(start, stop - start)
+        if isinstance(found, bytes):
+            return self._taken(start, stop, found, offset, end)
+        return self._late(start, stop, found, offset, end)
+
+    async def _late(self, start: int, stop: int, found: Maybe[bytes], offset: int, end: int) -> bytes:
+        return self._taken(start, stop, await settle(found), offset, end)
+
+    def _taken(self, start: int, stop: int, found: bytes, offset: int, end: int) -> bytes:
+        """Check the chunks of what was found between ``start`` and ``stop``; what was asked for."""
+        length = self._chunks.length
+        for at in range(0, stop - start, length):
+            data = found[at : at + length]
+            k = (start + at) // length
+            self._chunks.check(k, data)
+            self._have[k] = data
+        return self._cut(offset, end)
+
+    def _cut(self, offset: int, end: int) -> bytes:
+        length = self._chunks.length
+        first, last = offset // length, (end - 1) // length
+        start = first * length
+        data = self._have[first]
+        if last > first:
+            data = b"".join(self._have[k] for k in range(first, last + 1))
+        return data[offset - start : end - start]
+
+    def close(self) -> None:
+        if self._source is not None:
+            self._source.close()
+
+
+def place(folder: str, digest: str) -> str:
+    """Where on a shelf the bytes of a hash stand, or the hashes of their chunks."""
+    return f"{folder}/{digest[:2]}/{digest}"
+
+
+async def _off_loop(source: Source, offset: int, count: int) -> bytes:
+    return await settle(await asyncio.to_thread(source.read, offset, count))
 
 
 @contextmanager
@@ -202,40 +352,3 @@ def _flagged(file: Staged) -> Iterator[None]:
         yield
     finally:
         file.sealing = False
-
-
-async def _hash(fd: int) -> str:
-    digest = sha256()
-    offset = 0
-    while taken := await asyncio.to_thread(_hash_chunk, digest, fd, offset):
-        offset += taken
-    return digest.hexdigest()
-
-
-def _hash_chunk(digest: Hash, fd: int, offset: int) -> int:
-    data = os.pread(fd, CHUNK, offset)
-    digest.update(data)
-    return len(data)
-
-
-def _link(path: Path, target: Path) -> None:
-    """``target`` is ``path``'s file too, and survives a crash."""
-    if not target.parent.exists():
-        target.parent.mkdir(exist_ok=True)
-        _sync_directory(target.parent.parent)
-    # Whatever stood there, a crash's remains or a rotten copy, these bytes are known to be right.
-    fresh = target.with_name(f"{target.name}.{os.stat(path).st_ino}")
-    with suppress(FileExistsError):
-        os.link(path, fresh)
-    os.replace(fresh, target)
-    # Renaming one name of a file over another of the same file does nothing.
-    fresh.unlink(missing_ok=True)
-    _sync_directory(target.parent)
-
-
-def _sync_directory(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
