@@ -158,6 +158,9 @@ class HiveState:
     def lease_ns(self, pool: str) -> int:
         return self.pools.by_name[pool].lease_ns
 
+    def queue_max(self, pool: str) -> int:
+        return self.pools.by_name[pool].queue_max
+
     def artifact_named(self, tenant: str, name: str) -> str | None:
         return self.artifacts.by_name.get(tenant, {}).get(name)
 

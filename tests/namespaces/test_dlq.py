@@ -121,6 +121,17 @@ def test_a_retry_has_no_route_when_its_topic_has_none(hive: Folded) -> None:
     assert [job] == letters(hive)
 
 
+def test_a_retry_waits_for_a_place_in_the_queue(hive: Folded) -> None:
+    hive.write("/pools/ctl", "create pool=p queue=1")
+    hive.write("/pools/ctl", "map topic=sum pool=p")
+    job = hive.write("/jobs/ctl", "submit topic=sum")
+    hive.write("/pools/p/next", "lease", W1)
+    hive.write(f"/jobs/{job}/ctl", "nack fence=1 error=broken", W1)
+    hive.write("/jobs/ctl", "submit topic=sum")
+    assert "OVERLOAD: pool_overloaded" in refused(hive, "/dlq/ctl", f"retry id={job}")
+    assert [job] == letters(hive)
+
+
 def test_a_letter_is_thrown_away_with_a_reason_and_the_job_stays(hive: Folded) -> None:
     job = failed(hive)
     assert "USAGE" == refused(hive, "/dlq/ctl", f"discard id={job}").split(":")[0]

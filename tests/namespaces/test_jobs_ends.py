@@ -143,6 +143,21 @@ def test_a_delayed_job_can_be_cancelled(hive: Folded) -> None:
         hive.hive(f"/jobs/{job}", "wake")
 
 
+def test_a_full_queue_takes_no_more_and_what_comes_back_has_a_place(hive: Folded) -> None:
+    hive.write("/pools/ctl", "create pool=p queue=2")
+    hive.write("/pools/ctl", "map topic=t pool=p")
+    first = hive.write("/jobs/ctl", "submit topic=t")
+    hive.write("/jobs/ctl", "submit topic=t key=k")
+    with pytest.raises(Refusal, match="pool_overloaded: pool=p max=2"):
+        hive.write("/jobs/ctl", "submit topic=t key=free")
+    # The same job again is no more to wait for.
+    hive.write("/jobs/ctl", "submit topic=t key=k")
+    hive.write("/pools/p/next", "lease", W1)
+    hive.write("/jobs/ctl", "submit topic=t key=free")
+    hive.hive(f"/jobs/{first}", "release fence=1")
+    assert 3 == hive.state.jobs.count_waiting("p")
+
+
 # by the hive's timers
 
 

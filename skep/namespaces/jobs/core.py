@@ -60,6 +60,9 @@ class World(Protocol):
     def lease_ns(self, pool: str) -> int:
         """How long the pool's leases last."""
 
+    def queue_max(self, pool: str) -> int:
+        """How many jobs may wait in the pool."""
+
     def artifact_named(self, tenant: str, name: str) -> str | None:
         """The hash that the tenant sealed last under the name."""
 
@@ -91,7 +94,17 @@ def _submit(jobs: Jobs, order: Order, world: World) -> Decided:
     if job in jobs.by_id:
         _job(jobs, order, job)
         raise refusal(E.EXISTS, f"job={job} was submitted")
-    return Decision((accepted(order, job, world),), job)
+    event = accepted(order, job, world)
+    check_space(jobs, event.pool, world)
+    return Decision((event,), job)
+
+
+def check_space(jobs: Jobs, pool: str, world: World) -> None:
+    """Refuse when the pool's queue is full. What comes back to it, having been there, always has a place."""
+    most = world.queue_max(pool)
+    if jobs.count_waiting(pool) >= most:
+        # How many wait in all is no tenant's business.
+        raise refusal(E.OVERLOAD, f"pool={pool} max={most}")
 
 
 def accepted(order: Order, job: str, world: World) -> Submitted:

@@ -22,10 +22,10 @@ A job has:
     log, out          R what it printed; appended by its holder; log@N follows from byte N to the job's end
     ctl               W cancel; by the holder of its lease start, progress, renew, ack, nack
 
-``submit`` may be a JSON object, ``{"verb":"submit","v":1,"topic":"sum","input":"x"}``; what is wrong with it is
-told with a JSON pointer, and another version than 1 is refused. A ``key=`` is kept as long as the ledger: with
-the same arguments it is the same job, with others it is refused; a submit that was refused leaves its key
-free. The key of a job that was retried from /dlq names the retry.
+``submit`` may be a JSON object, ``{"verb":"submit","v":1,"topic":"sum","input":"x"}``; what is wrong with
+it is told with a JSON pointer, and another version than 1 is refused. A ``key=`` is kept as long as the
+ledger: with the same arguments it is the same job, with others it is refused; a submit that was refused
+leaves its key free. The key of a job that was retried from /dlq names the retry.
 
 A job ends once, whatever dies. ``nack`` says that an attempt failed: after ``delay=``, else after a second
 that doubles with each failure, less up to half by chance, at most 5 minutes, another follows, ``retries=``

@@ -17,6 +17,7 @@ from skep.trace.rules import Decision, Meta
 
 LEASE_NS: Final = 30 * SECOND  # when a pool says nothing: a worker renews three times in it.
 LEASE_MIN_NS: Final = SECOND  # shorter ones would end before a busy hive has heard their renewal.
+QUEUE_MAX: Final = 1_000_000  # jobs that wait, when a pool says nothing: each takes 1.2 KiB of memory.
 POOLS_MAX: Final = 1024  # each has readers' queues in memory.
 TOPICS_MAX: Final = 65536  # the table is read whole by /pools/<p>/topics.
 
@@ -37,6 +38,7 @@ TABLES: Final[Mapping[str, ctl.Verbs]] = {
             (
                 POOL,
                 Arg("lease", kind="duration", help="how long a lease lasts unless renewed, else 30s"),
+                Arg("queue", kind="number", help=f"how many jobs may wait in it, else {QUEUE_MAX}"),
                 *DEFAULTS,
             ),
             "create pool=images lease=1m",
@@ -61,6 +63,7 @@ class Created(msgspec.Struct, frozen=True, tag_field="type", tag="pool.created",
     pool: str
     lease_ns: int
     defaults: dict[str, str] = {}
+    queue_max: int = QUEUE_MAX
 
 
 class Mapped(msgspec.Struct, frozen=True, tag_field="type", tag="pool.mapped", omit_defaults=True):
@@ -91,6 +94,7 @@ class Pool(msgspec.Struct, frozen=True):
     rev: int
     draining: bool = False
     defaults: Mapping[str, str] = {}
+    queue_max: int = QUEUE_MAX
 
 
 @dataclass
@@ -125,7 +129,9 @@ def _create(pools: Pools, order: Order) -> Decided:
     lease_ns = parse_duration(order.args["lease"]) if "lease" in order.args else LEASE_NS
     if lease_ns < LEASE_MIN_NS:
         raise refusal(E.USAGE, f"create: lease={order.args['lease']}: expected 1s or more")
-    return Decision((Created(name, lease_ns, _defaults(order)),), name)
+    return Decision(
+        (Created(name, lease_ns, _defaults(order), int(order.args.get("queue", QUEUE_MAX))),), name
+    )
 
 
 def _defaults(order: Order) -> dict[str, str]:
@@ -174,7 +180,9 @@ def apply(pools: Pools, event: Event, meta: Meta) -> None:
     """Change ``pools`` by ``event``."""
     match event:
         case Created():
-            pools.by_name[event.pool] = Pool(event.pool, event.lease_ns, meta.seq, defaults=event.defaults)
+            pools.by_name[event.pool] = Pool(
+                event.pool, event.lease_ns, meta.seq, defaults=event.defaults, queue_max=event.queue_max
+            )
         case Mapped():
             pools.topics[event.topic] = event.pool
             pools.defaults[event.topic] = event.defaults

@@ -14,6 +14,9 @@ Pools and topics are the hive's, the same for every tenant. What goes on in them
 and its nodes are counted, and no other's. The hive's own tenant, whose nodes run everybody's jobs, gets the
 sum of all. A node that has joined for one tenant gets leases of that tenant's jobs alone.
 
+``create queue=`` bounds how many jobs wait; one more is refused, ``pool_overloaded``, and its key stays free.
+A job that comes back, from a lost lease or a delay, is never refused.
+
     echo map topic=sha256 pool=default > pools/ctl
 """
 
