@@ -14,7 +14,8 @@ from skep.fs.local import local
 
 ROOT = Path(__file__).parent.parent
 NOUNS = [
-    "jobs", "dlq", "pools", "locks", "nodes", "artifacts", "sessions", "trust", "tokens", "policy", "log",
+    "jobs", "dlq", "pools", "locks", "nodes", "artifacts", "config", "schemas",
+    "sessions", "trust", "tokens", "policy", "log",
 ]  # fmt: skip
 MARK = "<!-- {} generated: {} -->"
 

@@ -16,6 +16,7 @@ from skep.fs import ctl
 from skep.fs.ctl import Arg, Verb
 from skep.fs.errors import E, FsError
 from skep.namespaces.artifacts import core as artifacts
+from skep.namespaces.config import core as config
 from skep.namespaces.jobs import core as jobs
 from skep.namespaces.jobs import letters
 from skep.namespaces.jobs import record as job_record
@@ -28,6 +29,7 @@ from skep.namespaces.policy import core as policy
 from skep.namespaces.policy.asked import About, Asked
 from skep.namespaces.policy.schema import verb_path
 from skep.namespaces.pools import core as pools
+from skep.namespaces.schemas import core as schemas
 from skep.namespaces.tokens import core as tokens
 from skep.namespaces.trust import core as trust
 from skep.namespaces.trust import record as trust_record
@@ -100,6 +102,8 @@ Event = (
     | artifacts.Event
     | log.Event
     | policy.Event
+    | config.Event
+    | schemas.Event
     | tokens.Event
     | trust_record.Event
     | locks.Event
@@ -119,6 +123,8 @@ class HiveState:
     policy: policy.Policy = field(default_factory=policy.Policy)
     tokens: tokens.Tokens = field(default_factory=tokens.Tokens)
     trust: trust_record.Trust = field(default_factory=trust_record.Trust)
+    config: config.Config = field(default_factory=config.Config)
+    schemas: schemas.Schemas = field(default_factory=schemas.Schemas)
     locks: locks.Locks = field(default_factory=locks.Locks)
 
     def copy(self) -> HiveState:
@@ -132,6 +138,8 @@ class HiveState:
             self.policy.copy(),
             self.tokens.copy(),
             self.trust.copy(),
+            self.config.copy(),
+            self.schemas.copy(),
             self.locks.copy(),
         )
 
@@ -259,6 +267,8 @@ TABLES: Final[Mapping[str, Mapping[str, ctl.Verbs]]] = {
     "jobs": job_verbs.TABLES,
     "dlq": letters.TABLES,
     "policy": policy.TABLES,
+    "config": config.TABLES,
+    "schemas": schemas.TABLES,
     "pools": pools.TABLES,
     "nodes": nodes.TABLES,
     "artifacts": artifacts.TABLES,
@@ -270,7 +280,7 @@ TABLES: Final[Mapping[str, Mapping[str, ctl.Verbs]]] = {
 # The argument that names a noun's object where the path does not.
 NAMED_BY: Final[Mapping[str, str]] = {
     "jobs": "job", "dlq": "id", "pools": "pool", "nodes": "node", "artifacts": "name", "policy": "bundle",
-    "trust": "node", "locks": "name",
+    "trust": "node", "config": "scope", "schemas": "id", "locks": "name",
 }  # fmt: skip
 
 # What the hive alone may write, as /noun/place/verb; the policies are asked about the rest.
@@ -290,6 +300,7 @@ OWN_VERBS: Final[frozenset[str]] = frozenset(
 TENANT_VERBS: Final[frozenset[str]] = frozenset({
     "/ctl/kick", "/pools/*/next/lease", "/trust/*/clone/mint", "/trust/*/renew",
     *(f"/artifacts/ctl/{verb}" for verb in artifacts.VERBS),
+    *(f"/config/ctl/{verb}" for verb in config.TABLES["ctl"]),
     *(f"/jobs/{place}/{verb}" for place in ("ctl", "*/ctl") for verb in job_verbs.TABLES[place]),
     *(f"/dlq/ctl/{verb}" for verb in letters.TABLES["ctl"]),
     *(f"/locks/ctl/{verb}" for verb in locks.TABLES["ctl"]),
@@ -371,6 +382,10 @@ class HiveRules:
                 return log.decide(state.log, order)
             case "policy":
                 return policy.decide(state.policy, order, asked)
+            case "config":
+                return config.decide(state.config, order)
+            case "schemas":
+                return schemas.decide(state.schemas, order)
             case "trust" if order.place == "*/clone":
                 return tokens.decide(state.tokens, order)
             case "trust":
@@ -408,6 +423,8 @@ _APPLY: Final[Mapping[type, Callable[[HiveState, Any, Meta], None]]] = {
     **dict.fromkeys(get_args(artifacts.Event), _applying("artifacts", artifacts.apply)),
     log.Event: _applying("log", log.apply),
     **dict.fromkeys(get_args(policy.Event), _applying("policy", policy.apply)),
+    **dict.fromkeys(get_args(config.Event), _applying("config", config.apply)),
+    schemas.Event: _applying("schemas", schemas.apply),
     **dict.fromkeys(get_args(tokens.Event), _applying("tokens", tokens.apply)),
     **dict.fromkeys(get_args(trust_record.Event), _applying("trust", trust_record.apply)),
     **dict.fromkeys(get_args(locks.Event), _applying("locks", locks.apply)),

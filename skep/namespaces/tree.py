@@ -9,7 +9,7 @@ events          R events up to now, a JSON line each; events@N those after ledge
                 with {"seq":N} when nothing comes
 health/live     R ok
 health/ready    R ok, or why it takes no work
-artifacts dlq jobs locks log nodes policy pools sessions
+artifacts config dlq jobs locks log nodes policy pools schemas sessions
 
 echo drain > ctl
 """
@@ -24,6 +24,7 @@ from skep.fs.node import Caller
 from skep.fs.shapes import Ctl, Stream, Text
 from skep.fs.tree import Dir, new_block, number
 from skep.namespaces.artifacts import files as artifacts
+from skep.namespaces.config import files as config
 from skep.namespaces.dlq import files as dlq
 from skep.namespaces.follow import Feed, events
 from skep.namespaces.hive import HIVE_TABLES
@@ -36,6 +37,7 @@ from skep.namespaces.order import HIVE_TENANT
 from skep.namespaces.policy import files as policy
 from skep.namespaces.pools import files as pools
 from skep.namespaces.rows import Followed
+from skep.namespaces.schemas import files as schemas
 from skep.namespaces.sessions import files as sessions
 from skep.namespaces.tokens import files as tokens
 from skep.namespaces.trust import files as trust
@@ -61,6 +63,8 @@ def hive_tree(hive: Hive) -> Dir:
         "nodes": nodes.files(hive),
         "sessions": sessions.files(hive),
         "policy": policy.files(hive),
+        "config": config.files(hive),
+        "schemas": schemas.files(hive),
         "pools": pools.files(hive),
         "jobs": jobs.files(hive),
         "dlq": dlq.files(hive),

@@ -64,7 +64,8 @@ def test_the_root_lists_the_nouns_and_no_followers() -> None:
     async def story(hive: Served) -> None:
         assert [
             "ctl", "version", "whoami", "state", "ns", "events",
-            "nodes", "sessions", "policy", "pools", "jobs", "dlq", "artifacts", "log", "trust",
+            "nodes", "sessions", "policy", "config", "schemas", "pools", "jobs", "dlq", "artifacts",
+            "log", "trust",
             "locks", "health",
         ] == await hive.ann.names("/")  # fmt: skip
         assert "skep 0.1\n9P2000 9P2000.u 9P2000.L\n" == await hive.ann.read("/version")

@@ -1,0 +1,1 @@
+"""Configuration: documents of scopes, merged, each value with its source."""
