@@ -12,13 +12,15 @@ import msgspec
 import pytest
 from door import Door, rest, say
 from hives import ANN, BOB, W1, Folded, Living, living
+from test_session_limits import come
 
 from skep.fs.errors import E, FsError
-from skep.fs.node import Caller
+from skep.fs.node import Caller, Change
 from skep.namespaces.artifacts.chunks import CHUNK
 from skep.namespaces.artifacts.core import CLASSES, DAY, EXPIRED_MAX, Artifact, Sealed
 from skep.namespaces.artifacts.store import KEPT_NS, place
 from skep.namespaces.live import EXPIRE_NS, SWEEP_NS
+from skep.namespaces.sessions.limits import FILE
 from skep.namespaces.tree import hive_tree
 from skep.trace.clock import HOUR, MINUTE, SECOND, ManualClock, SystemClock
 from skep.trace.rules import Meta, Refusal
@@ -303,5 +305,23 @@ def test_seal_and_hold_are_one_write(tmp_path: Path) -> None:
             digest = sha256(b"hello").hexdigest()
             await ann.write("/artifacts/ctl", f"seal name=f\nhold sha256={digest} reason=case\n")
             assert "case" == alive.state.artifacts.by_hash[ANN.tenant][digest].hold
+
+    asyncio.run(run())
+
+
+def test_limits_toml_says_how_large_a_staged_file_may_be(tmp_path: Path) -> None:
+    async def run() -> None:
+        (tmp_path / FILE).write_text("[role.operator]\nartifact = 5\n")
+        async with living(tmp_path) as alive:
+            await come(alive)
+            (session,) = alive.hive.sessions.by_id.values()
+            near, far = door(alive), door(alive, session.caller)
+            chan = await far.create("/artifacts/stage", "f")
+            await say(chan, "12345")
+            assert "too large: max=5 bytes of one artifact" == (await refused(say(chan, "6", 5))).text
+            assert E.TOOBIG is (await refused(chan.setattr(Change(size=6)))).kind
+            await chan.clunk()
+            assert "12345" == await far.read("/artifacts/stage/f")
+            await put(near, b"123456")
 
     asyncio.run(run())
