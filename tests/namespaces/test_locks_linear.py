@@ -31,8 +31,8 @@ from skep.trace.sqlite import SqliteLedger
 from skep.trace.turn import Turn
 
 CLIENTS = 4
-ROUNDS = 8  # operations of each
-KILLS = 3
+ROUNDS = 14  # operations of each
+KILLS = 4
 
 
 class Serving:
@@ -138,7 +138,7 @@ async def acquire(at: Serving, caller: Calling, chance: random.Random) -> tuple[
     mode, wait = chance.choice("xs"), chance.choice(("", "wait=1h"))
     line = f"acquire name=db mode={mode} ttl=1h session=true {wait}"
     asking = asyncio.ensure_future(at.ask(caller, ("acquire", mode), "/locks/ctl", line))
-    if wait and at.kills and chance.random() < 0.3:
+    if wait and at.kills and chance.random() < 0.5:
         for _ in range(chance.randint(0, 30)):
             await asyncio.sleep(0)
         if not asking.done():
@@ -196,7 +196,9 @@ class Forgetful(HiveRules):
         super().apply(state, event, meta)
         if isinstance(event, Granted) and event.fences[0] % 2:
             locks = state.locks.by_tenant[event.tenant]
-            locks[event.lock] = replace(locks[event.lock], holders=())
+            # Whoever waits would wait for ever, and there would be no history.
+            if not locks[event.lock].waiters:
+                locks[event.lock] = replace(locks[event.lock], holders=())
 
 
 class Recounting(HiveRules):
