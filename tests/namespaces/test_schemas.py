@@ -236,7 +236,7 @@ def takes(schema: Any) -> jsonschema_rs.Draft202012Validator:
 
 
 @pytest.mark.slow
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(changes(), st.lists(instances, min_size=20, max_size=20))
 def test_a_minor_version_takes_all_that_the_one_before_took(
     pair: tuple[Any, Any], documents: list[Any]

@@ -55,13 +55,13 @@ SCOPE: Final = Arg("scope", help="else system for the hive's own tenant, the ten
 PUBLISH: Final = Verb(
     "publish",
     (SCOPE, Arg("sha256", required=True, kind="sha256", help="of the draft, as sha256sum tells it")),
-    "publish scope=acme/web/prod sha256=0f… if-rev=12",
+    "publish scope=lab/web/prod sha256=0f…",
     "make the scope's draft live, when it is good; the reply is its version",
 )
 ROLLBACK: Final = Verb(
     "rollback",
     (SCOPE, Arg("v", required=True, kind="number")),
-    "rollback scope=acme/web/prod v=3",
+    "rollback scope=lab/web/prod v=3",
     "make an earlier version live again",
 )
 # What people write. The door adds the draft to the line.
