@@ -29,9 +29,9 @@ from skep.namespaces.order import HIVE_TENANT
 from skep.namespaces.tree import hive_tree
 from skep.trace.clock import MINUTE, ManualClock, ulid
 
-ACME = "acme/web/prod"
-ZOE = Caller("spiffe://hive/operator/zoe", "operator", ACME)
-NODE = Caller("spiffe://hive/drone-worker/canary-node", "drone-worker", ACME, node="canary-node")
+ZEBRA = "zebra/web/prod"
+ZOE = Caller("spiffe://hive/operator/zoe", "operator", ZEBRA)
+NODE = Caller("spiffe://hive/drone-worker/canary-node", "drone-worker", ZEBRA, node="canary-node")
 # The operator is the same person: what one may see is a matter of the tenant one has attached to.
 SPIES = {
     "operator": Caller(ZOE.principal, "operator", BOB.tenant),
@@ -63,7 +63,7 @@ class Known:
 
     @property
     def canaries(self) -> list[str]:
-        return ["canary", "acme", str(SIZE), *self.jobs, *self.keys, *self.hashes, *self.files]
+        return ["canary", "zebra", str(SIZE), *self.jobs, *self.keys, *self.hashes, *self.files]
 
 
 class Stage:
@@ -118,6 +118,8 @@ class Stage:
         assert ["succeeded", "failed", "cancelled", "leased", "queued"] == [
             hive.job_state(job) for job in (first, second, third, fourth, last)
         ]
+        await zoe.write("/locks/ctl", f"acquire name=canary-lock-{n} mode=x ttl=1h\n")
+        await refused(hive.write("/locks/ctl", f"acquire name=canary-lock-{n} mode=s ttl=1h", who=ZOE))
         await zoe.write(f"/sessions/session-of-canary-session-{n}/ctl", "kick\n")
         digest = sha256(f"canary {n}".ljust(SIZE).encode()).hexdigest()
         for path in (f"/jobs/by-key/{key}", f"/artifacts/by-name/{name}", f"/artifacts/{digest}/data"):
@@ -181,6 +183,11 @@ async def guess(spy: Spy, known: Known) -> None:
         await spy.look(f"/sessions/{session}/peer")
         await spy.write("/ctl", f"kick session={session}\n")
         await spy.write(f"/sessions/{session}/ctl", "kick\n")
+    for n in range(ROUNDS):
+        for path in (f"canary-lock-{n}", f"canary-lock-{n}/state", f"canary-lock-{n}/holders"):
+            await spy.look(f"/locks/{path}")
+        for line in ("release name={} fence=1", "acquire name={} mode=x ttl=1h", "renew name={} fence=1"):
+            await spy.write("/locks/ctl", f"{line.format(f'canary-lock-{n}')}\n")
     for line in ("drain", "resume", "shutdown"):
         await spy.write("/ctl", f"{line}\n")
     for line in ("create pool=canary", "map topic=canary-topic pool=default", "drain pool=default"):
@@ -202,7 +209,7 @@ async def spied(who: Caller, dialect: Dialect, known: Known | None) -> tuple[lis
             for n in range(ROUNDS):
                 clock.advance(MINUTE)
                 if known is None:
-                    clock.turn_to(f"acme {n}")
+                    clock.turn_to(f"zebra {n}")
                     await stage.work(n, did)
                 clock.turn_to(f"spy {n}")
                 if n == 0:
@@ -247,7 +254,7 @@ def test_a_foreign_tenant_finds_nothing(role: str, dialect: Dialect) -> None:
 
 @pytest.mark.slow
 def test_the_same_spy_finds_everything_in_its_own_tenant() -> None:
-    colleague = msgspec.structs.replace(SPIES["observer"], tenant=ACME)
+    colleague = msgspec.structs.replace(SPIES["observer"], tenant=ZEBRA)
     seen, did = asyncio.run(spied(colleague, Dialect.L, None))
     missed = set(did.canaries) - set(found(did.canaries, seen))
     # What is staged is its writer's alone.
@@ -258,9 +265,9 @@ def test_the_same_spy_finds_everything_in_its_own_tenant() -> None:
 def test_the_hives_own_tenant_sees_its_machines_and_nobodys_work() -> None:
     watchman = msgspec.structs.replace(SPIES["observer"], tenant=HIVE_TENANT)
     seen, did = asyncio.run(spied(watchman, Dialect.L, None))
-    assert ["canary", "acme"] == found(did.canaries, seen)
+    assert ["canary", "zebra"] == found(did.canaries, seen)
     allowed = re.compile(r"/nodes/|/pools/default/(load|workers) |/(events|log/trace/live.jsonl)(@0)? ")
-    told = [line for line in seen[0] + seen[1] if "canary" in line or "acme" in line]
+    told = [line for line in seen[0] + seen[1] if "canary" in line or "zebra" in line]
     assert [] == [line for line in told if not allowed.match(line) and not line.startswith("/nodes ")]
     for line in told:
         for event in re.findall(r"\\\"type\\\":\\\"([a-z.]+)", line):
