@@ -311,3 +311,18 @@ def test_a_device_sees_the_jobs_it_submitted_and_no_others(hive: Networked, boss
     assert 1 == len({(error.kind, error.detail) for error in spite}), spite
     doing(booth, writing("/jobs/ctl", f"cancel job={mine} reason=enough\n"))
     assert b"cancelled\n" == doing(booth, reading(f"/jobs/{mine}/state"))
+
+
+def test_a_device_seals_the_input_of_its_job(hive: Networked) -> None:
+    hive.ask("write", "/pools/ctl", "create pool=gpu-2")
+    hive.ask("write", "/pools/ctl", "map topic=gaze pool=gpu-2")
+    glasses = hive.enroll("glasses-agent", "glasses")
+
+    async def seal_and_submit(client: Client) -> str:
+        async with await client.create("/artifacts/stage/frame") as fid:
+            await fid.write_all(b"what it sees")
+        sealed = (await write(client, "/artifacts/ctl", "seal name=frame\n")).split()[0]
+        return await write(client, "/jobs/ctl", f"submit topic=gaze artifact={sealed}\n")
+
+    job = doing(glasses, seal_and_submit).split()[0]
+    assert b"queued\n" == doing(glasses, reading(f"/jobs/{job}/state"))

@@ -81,6 +81,7 @@ TABLES: Final[Mapping[str, ctl.Verbs]] = {
         Verb("expire"),  # the hive's own: end what is due
     ),
 }
+LEASING: Final = frozenset({"drone-worker", "cuda-annex"})  # what they seal is their jobs' output
 
 
 class Sealed(msgspec.Struct, frozen=True, tag_field="type", tag="artifact.sealed", omit_defaults=True):
@@ -195,7 +196,7 @@ def _seal(digest: str, order: Order, world: World) -> Sealed:
         # The door has put the write into the job's tenant's trace: one write, one tenant.
         if world.held_tenant(job, order.node) != tenant:
             raise refusal(E.DENIED, "rule=lease-holder")
-    elif order.node:
+    elif order.role in LEASING:
         raise refusal(E.USAGE, f"seal: job= is missing: {order.node} seals for the jobs it holds")
     kind = args.get("class", "standard")
     return Sealed(
