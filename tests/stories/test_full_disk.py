@@ -18,7 +18,7 @@ from queens import LEASES, events_of, history, read, reigning, say
 from skep.fs.dial import Client
 from skep.fs.errors import E, FsError
 from skep.namespaces.artifacts.core import Sealed
-from skep.namespaces.jobs import core as jobs
+from skep.namespaces.jobs import record as jobs
 
 DISK = 8 * 1024 * 1024
 SUBMITS_MAX = 2000  # each of some twenty KiB: more than the disk holds

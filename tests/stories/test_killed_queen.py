@@ -29,7 +29,7 @@ from queens import LEASES, Queen, events_of, history, read, reigning, say
 from skep.fs.connection import ConnectionLost
 from skep.fs.dial import Client
 from skep.fs.errors import E, FsError
-from skep.namespaces.jobs import core as jobs
+from skep.namespaces.jobs import record as jobs
 
 T = TypeVar("T")
 KILLS = 50  # of queens that were ready; some more die while they start
