@@ -264,6 +264,7 @@ actions = st.one_of(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(st.lists(actions, max_size=40))
 def test_whatever_is_written_a_job_ends_once_and_fences_and_attempts_only_grow(

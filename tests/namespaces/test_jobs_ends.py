@@ -302,6 +302,7 @@ ACTIONS = (
 )  # fmt: skip
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(ACTIONS), st.integers(0, 5), st.integers(0, 3)), max_size=50))
 def test_whatever_is_written_killed_and_restarted_a_job_ends_once(script: list[tuple[str, int, int]]) -> None:
