@@ -12,6 +12,8 @@ LENGTH_MAX = 64
 
 def seeds() -> Iterator[bytes]:
     yield b"take length=3 of=abc"
+    # A byte less of the text is the mistake.
+    yield b"take length=30 of=abcdefghijklmnopqrstuvwxyzabcd"
 
 
 def one(data: bytes) -> None:
