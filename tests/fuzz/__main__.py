@@ -26,8 +26,9 @@ ONE_S = 10  # that one input may take
 KEPT_MAX = 8 << 10  # bytes of a corpus: it is for starting from, coverage is found again in seconds
 
 
-def fuzz(target: str, seconds: int, keep: bool = False) -> int:
-    """Run a target on a fresh copy of its corpus; its exit status, 0 when nothing was found."""
+def fuzz(target: str, seconds: int, keep: bool = False, seed: int = 0) -> int:
+    """Run a target on a fresh copy of its corpus; its exit status, 0 when nothing was found. ``seed``: of the
+    search; 0: another each time."""
     with tempfile.TemporaryDirectory(prefix="skep-fuzz-") as folder:
         work = Path(folder)
         found = work / "found"
@@ -37,7 +38,9 @@ def fuzz(target: str, seconds: int, keep: bool = False) -> int:
                 shutil.copytree(place, found, dirs_exist_ok=True)
         # Kept when something is found: then it is what the reader wants.
         remains = Path(tempfile.mkdtemp(prefix=f"skep-fuzz-{target}-"))
-        status = _run(target, f"-max_total_time={seconds}", f"-artifact_prefix={remains}/", str(found))
+        status = _run(
+            target, f"-max_total_time={seconds}", f"-artifact_prefix={remains}/", f"-seed={seed}", str(found)
+        )
         if status:
             for path in sorted(remains.iterdir()):
                 print(f"{target}: python -m tests.fuzz.child {target} {path}", flush=True)

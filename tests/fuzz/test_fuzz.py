@@ -22,8 +22,8 @@ def test_nothing_that_is_sent_breaks_a_reader(target: str) -> None:
 
 @pytest.mark.slow
 def test_a_planted_mistake_is_found_and_can_be_played_again(capfd: pytest.CaptureFixture[str]) -> None:
-    # A search begins with a number picked by chance, and some lose their way: hardly all of them.
-    assert any(0 != fuzz("planted", 20) for _ in range(3))
+    # A search is the same for the same seed. Some lose their way, so one that does not is named.
+    assert any(0 != fuzz("planted", 10, seed=seed) for seed in (1, 2, 4))
     printed = capfd.readouterr().out
     found = re.search(r"planted: python -m (tests\.fuzz\.child) (planted) (\S+)", printed)
     assert found is not None, printed
