@@ -11,7 +11,8 @@ from collections.abc import Iterator
 
 import msgspec
 
-from skep.namespaces.policy.bundle import TEXT_MAX, BundleError, rules_of, shipped, tests_of, unpack
+from skep.namespaces.packed import TEXT_MAX
+from skep.namespaces.policy.bundle import BundleError, rules_of, shipped, tests_of, unpack
 
 LENGTH_MAX = 1024
 

@@ -37,6 +37,7 @@ from skep.namespaces.config.document import (
 from skep.namespaces.config.keys import KEYS, is_within, row, told
 from skep.namespaces.order import HIVE, HIVE_TENANT, Order, refusal
 from skep.namespaces.packed import PackError, unpack, unpack_as
+from skep.namespaces.versions import with_new
 from skep.trace.entry import canonical
 from skep.trace.rules import Decision, Meta
 
@@ -329,9 +330,8 @@ def apply(config: Config, event: Event, meta: Meta) -> None:
     match event:
         case Published():
             version = Version(event.v, event.sha256, event.actor, meta.time_ns, event.content)
-            kept = {} if record is None else record.versions
-            oldest = sorted(set(kept) - {0 if record is None else record.live})[:-VERSIONS_MAX]
-            versions = {v: each for v, each in kept.items() if v not in oldest} | {event.v: version}
+            kept, live = ({}, 0) if record is None else (record.versions, record.live)
+            versions = with_new(kept, live, event.v, version, VERSIONS_MAX)
             config.scopes[scope] = Record(scope, event.v, meta.seq, versions)
         case RolledBack():
             assert record is not None, scope

@@ -14,9 +14,7 @@ who signed it for one name did not sign it for another.
 
 from __future__ import annotations
 
-import base64
 import re
-import zlib
 from collections.abc import Iterator, Mapping
 from hashlib import sha256
 from importlib import resources
@@ -27,12 +25,12 @@ import cedarpy
 import msgspec
 from cedarpy import pst
 
+from skep.namespaces.packed import PackError, pack
+from skep.namespaces.packed import unpack as unpack_text
 from skep.namespaces.policy.constraint import Constraint, parse_constraints
 from skep.namespaces.policy.request import Stated
 from skep.trace.entry import canonical
 
-TEXT_MAX: Final = 48 * 1024  # bytes of a bundle's canonical JSON: people read it.
-PACKED_MAX: Final = 24 * 1024  # bytes, packed: it stands twice in an entry of 64 KiB.
 POLICIES_MAX: Final = 1024
 DECISIONS: Final = (
     "DENY",
@@ -99,24 +97,18 @@ class Bundle(msgspec.Struct, frozen=True):
 
     def pack(self) -> str:
         """As a ledger line holds it. Raises BundleError when it is too large."""
-        if len(self.text) > TEXT_MAX:
-            raise BundleError(f"{len(self.text)} bytes, at most {TEXT_MAX} were expected")
-        packed = base64.b64encode(zlib.compress(self.text, 9)).decode()
-        if len(packed) > PACKED_MAX:
-            raise BundleError(f"{len(packed)} bytes packed, at most {PACKED_MAX} were expected")
-        return packed
+        try:
+            return pack(self.text)
+        except PackError as error:
+            raise BundleError(str(error)) from error
 
 
 def unpack(packed: str) -> Bundle:
     """The bundle that was packed. Raises BundleError."""
     try:
-        reader = zlib.decompressobj()
-        text = reader.decompress(base64.b64decode(packed, validate=True), TEXT_MAX + 1)
-        if len(text) > TEXT_MAX or not reader.eof:
-            raise BundleError(f"content: more than {TEXT_MAX} bytes, or cut short")
-        return Bundle(msgspec.json.decode(text, type=dict[str, str]))
-    # ValueError: base64's own, msgspec's and UTF-8's.
-    except (ValueError, zlib.error) as error:
+        return Bundle(msgspec.json.decode(unpack_text(packed), type=dict[str, str]))
+    # ValueError: msgspec's and UTF-8's.
+    except (ValueError, PackError) as error:
         raise BundleError(f"content: {error}") from error
 
 

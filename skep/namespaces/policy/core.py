@@ -34,6 +34,7 @@ from skep.namespaces.policy.constraint import broken
 from skep.namespaces.policy.engine import Engine, Live, Ruling, approval_ref, engine
 from skep.namespaces.policy.keys import is_key, is_signature, verify
 from skep.namespaces.policy.request import Principal, Request, written
+from skep.namespaces.versions import with_new
 from skep.trace.rules import Decision, Meta
 
 BUNDLES_MAX: Final = 64
@@ -360,9 +361,8 @@ def apply(policy: Policy, event: Event, meta: Meta) -> None:
                 event.v, event.sha256, event.sig, event.key, event.actor, meta.time_ns, event.content
             )
             record = policy.bundles.get(name)
-            kept = {} if record is None else record.versions
-            oldest = sorted(set(kept) - {0 if record is None else record.live})[:-VERSIONS_MAX]
-            versions = {v: each for v, each in kept.items() if v not in oldest} | {event.v: version}
+            kept, live = ({}, 0) if record is None else (record.versions, record.live)
+            versions = with_new(kept, live, event.v, version, VERSIONS_MAX)
             policy.bundles[name] = Record(name, event.v, meta.seq, versions)
             policy.live = engine(lives(policy))
         case RolledBack(name, v):

@@ -38,8 +38,9 @@ from skep.fs.shapes import Ctl, File, Memory, Text, Transaction
 from skep.fs.tree import Dir, Listing
 from skep.namespaces.live import Hive
 from skep.namespaces.order import HIVE_TENANT, Order, actor_of
+from skep.namespaces.packed import TEXT_MAX
 from skep.namespaces.policy.asked import Asked
-from skep.namespaces.policy.bundle import TESTS, TEXT_MAX, Bundle, BundleError, check, check_file, unpack
+from skep.namespaces.policy.bundle import TESTS, Bundle, BundleError, check, check_file, unpack
 from skep.namespaces.policy.constraint import broken
 from skep.namespaces.policy.core import BUNDLES_MAX, VERBS, Record, Version, hive_schema, lives
 from skep.namespaces.policy.engine import Engine, Live, Ruling, approval_ref, told
