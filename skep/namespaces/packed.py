@@ -15,6 +15,10 @@ class PackError(Exception):
     """It is too large, or is no packed document."""
 
 
+class Altered(PackError):
+    """It is another document than its hash says."""
+
+
 def pack(text: bytes) -> str:
     """``text`` for a line. Raises PackError when it is too large."""
     if len(text) > TEXT_MAX:
@@ -39,9 +43,9 @@ def unpack(packed: str) -> bytes:
 
 
 def unpack_as(packed: str, digest: str) -> bytes:
-    """The text, when its SHA-256 is ``digest``, in hex. Raises PackError."""
+    """The text, when its SHA-256 is ``digest``, in hex. Raises PackError, Altered."""
     text = unpack(packed)
     found = sha256(text).hexdigest()
     if found != digest:
-        raise PackError(f"sha256={digest}: the draft is {found}")
+        raise Altered(f"sha256={digest}: the draft is {found}")
     return text

@@ -47,9 +47,10 @@ from skep.namespaces.config.core import (
     snapshot,
 )
 from skep.namespaces.config.keys import KEYS, row, told
+from skep.namespaces.drafts import packed
 from skep.namespaces.live import Hive
 from skep.namespaces.order import HIVE_TENANT
-from skep.namespaces.packed import TEXT_MAX, PackError, pack, unpack
+from skep.namespaces.packed import TEXT_MAX, unpack
 from skep.namespaces.rows import fixed
 
 SLASH: Final = ":"  # for the slashes of a scope in a directory's name
@@ -158,12 +159,7 @@ class Scopes(Listing):
 
     def _packed(self, scope: str, caller: Caller) -> str:
         draft = self.drafts.get(scope) if owner(scope) == caller.tenant else None
-        if draft is None:
-            raise FsError(E.SCHEMA, f"/: there is no draft of {scope}")
-        try:
-            return pack(draft.data.read(0, TEXT_MAX + 1))
-        except PackError as error:
-            raise FsError(E.TOOBIG, str(error)) from error
+        return packed(draft, scope)
 
     # what is asked
 

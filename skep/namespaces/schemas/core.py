@@ -25,7 +25,7 @@ from skep.fs import ctl
 from skep.fs.ctl import Arg, Verb
 from skep.fs.errors import E
 from skep.namespaces.order import Order, refusal
-from skep.namespaces.packed import PackError, unpack, unpack_as
+from skep.namespaces.packed import Altered, PackError, unpack, unpack_as
 from skep.namespaces.schemas.compat import KEYWORDS, breaks, pointed, resolve, within
 from skep.trace.rules import Decision, Meta
 
@@ -237,13 +237,11 @@ def decide(schemas: Schemas, order: Order) -> Decided:
     if "@" in id or id in ("ctl", "check"):
         raise refusal(E.USAGE, f"publish: id={id}: expected a name without @, not ctl or check")
     try:
-        unpack(content)
+        text = unpack_as(content, digest)
+    except Altered as error:
+        raise refusal(E.TAMPER, str(error)) from error
     except PackError as error:
         raise refusal(E.SCHEMA, f"/: {error}") from error
-    try:
-        text = unpack_as(content, digest)
-    except PackError as error:
-        raise refusal(E.TAMPER, str(error)) from error
     if record is not None and record.newest.sha256 == digest:
         return Decision((), f"{id}@{record.newest}")
     try:

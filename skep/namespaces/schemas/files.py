@@ -25,9 +25,10 @@ from skep.fs.errors import E, FsError
 from skep.fs.node import Caller, Maybe, Node
 from skep.fs.shapes import Ctl, Memory, Text, Transaction
 from skep.fs.tree import Listing
+from skep.namespaces.drafts import packed
 from skep.namespaces.live import Hive
 from skep.namespaces.order import HIVE_TENANT
-from skep.namespaces.packed import TEXT_MAX, PackError, pack, unpack
+from skep.namespaces.packed import TEXT_MAX, unpack
 from skep.namespaces.rows import fixed
 from skep.namespaces.schemas.core import VERBS, Record, SchemaError
 from skep.trace.clock import rfc3339
@@ -146,12 +147,7 @@ class Ids(Listing):
 
     def _packed(self, id: str, caller: Caller) -> str:
         draft = self.drafts.get(id) if _writes(caller) else None
-        if draft is None:
-            raise FsError(E.SCHEMA, f"/: there is no draft of {id}")
-        try:
-            return pack(draft.data.read(0, TEXT_MAX + 1))
-        except PackError as error:
-            raise FsError(E.TOOBIG, str(error)) from error
+        return packed(draft, id)
 
     def _check(self, caller: Caller, said: bytes) -> bytes:
         schemas = self.hive.state.schemas
