@@ -17,14 +17,27 @@ from skep.namespaces.order import HIVE, covers, node_of
 from skep.trace.clock import duration
 from skep.trace.rules import Meta
 
-MOVES: Final[Mapping[str, frozenset[str]]] = {
-    "queued": frozenset({"leased", "failed", "cancelled"}),
-    "delayed": frozenset({"queued", "failed", "cancelled"}),
-    "leased": frozenset({"running", "failed", "cancelled", "queued", "delayed"}),
-    "running": frozenset({"succeeded", "failed", "cancelled", "queued", "delayed"}),
-    "succeeded": frozenset(),
-    "failed": frozenset(),
-    "cancelled": frozenset(),
+# Every legal move: from a state to another, and what brings it about.
+MOVES: Final[Mapping[str, Mapping[str, str]]] = {
+    "queued": {"leased": "next", "failed": "deadline", "cancelled": "cancel"},
+    "leased": {
+        "running": "start",
+        "queued": "lease lost",
+        "delayed": "nack",
+        "failed": "nack, deadline",
+        "cancelled": "cancel",
+    },
+    "running": {
+        "succeeded": "ack",
+        "queued": "lease lost",
+        "delayed": "nack, timeout",
+        "failed": "nack, timeout, deadline",
+        "cancelled": "cancel",
+    },
+    "delayed": {"queued": "its delay is over", "failed": "deadline", "cancelled": "cancel"},
+    "succeeded": {},
+    "failed": {},
+    "cancelled": {},
 }
 TERMINAL: Final = frozenset(state for state, moves in MOVES.items() if not moves)
 HELD: Final = frozenset({"leased", "running"})
