@@ -11,6 +11,7 @@ import pytest
 
 from skep.fs.errors import E, FsError
 from skep.fs.local import local
+from skep.namespaces.jobs.record import MOVES, TERMINAL
 
 ROOT = Path(__file__).parent.parent
 NOUNS = [
@@ -36,6 +37,17 @@ def errors() -> str:
     return "\n".join(["| class | text begins | errno | HTTP |", "|---|---|---|---|", *rows]) + "\n"
 
 
+def life() -> str:
+    """The jobs' state machine, as a picture and as a table."""
+    arrows = [f"    {of} --> {to}: {why}" for of, moves in MOVES.items() for to, why in moves.items()]
+    ends = [f"    {state} --> [*]" for state in sorted(TERMINAL)]
+    picture = "\n".join(["stateDiagram-v2", "    [*] --> queued: submit", *arrows, *ends])
+    head = f"| from, to | {' | '.join(MOVES)} |"
+    rows = [f"| **{of}** | {' | '.join(moves.get(to, '') for to in MOVES)} |" for of, moves in MOVES.items()]
+    table = "\n".join([head, "|---" * (len(MOVES) + 1) + "|", *rows])
+    return f"```mermaid\n{picture}\n```\n\n{table}\n"
+
+
 def generated(path: Path, name: str, content: str) -> None:
     """Assert that ``path`` holds ``content`` between the marks called ``name``."""
     begin, end = MARK.format("begin", name), MARK.format("end", name)
@@ -56,6 +68,10 @@ def test_the_errors_are_those_of_the_code() -> None:
 
 def test_the_tree_is_that_of_the_code() -> None:
     generated(ROOT / "docs" / "NAMESPACE.md", "tree", tree())
+
+
+def test_the_life_of_a_job_is_that_of_the_table() -> None:
+    generated(ROOT / "docs" / "JOBS.md", "life", life())
 
 
 def test_the_ten_line_program_is_the_example() -> None:
