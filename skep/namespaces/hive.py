@@ -17,6 +17,7 @@ from skep.fs.ctl import Arg, Verb
 from skep.fs.errors import E, FsError
 from skep.namespaces.artifacts import core as artifacts
 from skep.namespaces.config import core as config
+from skep.namespaces.config.keys import Value
 from skep.namespaces.jobs import core as jobs
 from skep.namespaces.jobs import letters
 from skep.namespaces.jobs import record as job_record
@@ -156,6 +157,17 @@ class HiveState:
         return "draining" if any(covers(tenant, of) for of in held) else "quiesced"
 
     # What the nouns ask of each other.
+
+    def setting(self, scope: str, key: str) -> Value:
+        """What /config has for ``key``, ``topics/sum/lease``, in ``scope``: a tenant's name, a workflow's
+        below it (``org/project/env/nightly``), a step's below that; "": the system's. A scope that nobody has
+        written a document for has what its tenant, its organisation, the system have, or the key's default.
+
+        A scope that cannot be read raises Refusal: what it forbids is not known. KeyError: no such key."""
+        try:
+            return self.config.value(scope or config.SYSTEM, key).value
+        except config.ConfigError as error:
+            raise refusal(E.CONFLICT, f"config: {error}") from error
 
     def pool_of(self, topic: str) -> str | None:
         return self.pools.topics.get(topic)
