@@ -29,6 +29,7 @@ _WORD: Final = re.compile(r"(?:[^ \t']|'(?:[^']|'')*')+")
 _QUOTED: Final = re.compile(r"'((?:[^']|'')*)'")
 _PLAIN: Final = re.compile(r"[^\x00-\x20\x7f']+")
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+_LIST: Final = re.compile(r"[A-Za-z0-9][\w.:+@-]{0,127}(?:,[A-Za-z0-9][\w.:+@-]{0,127})*", re.ASCII)
 _SHA256: Final = re.compile(r"(?:sha256:)?[0-9a-f]{64}")
 
 
@@ -194,6 +195,11 @@ def labels(value: str) -> dict[str, str]:
     return {name: text for name, _, text in pairs}
 
 
+def listed(value: str) -> tuple[str, ...]:
+    """The words of ``a,b,k:v``, each once, as they stand; none of ""."""
+    return tuple(dict.fromkeys(value.split(","))) if value else ()
+
+
 class Kind(NamedTuple):
     accepts: Callable[[str], bool]
     expected: str
@@ -204,6 +210,7 @@ KINDS: Final[Mapping[str, Kind]] = {
     "name": Kind(is_name, f"a name of at most {NAME_MAX} bytes without /"),
     "number": Kind(is_number, "a whole number"),
     "duration": Kind(is_duration, "a duration, like 30s"),
+    "list": Kind(lambda value: _LIST.fullmatch(value) is not None, "words, like a,b or k:v"),
     "labels": Kind(is_labels, "labels, like k:v,k:v"),
     "sha256": Kind(lambda value: _SHA256.fullmatch(value) is not None, "64 hex digits, sha256: before them"),
 }

@@ -171,7 +171,7 @@ def test_the_arguments_of_a_retry_leave_no_field_of_a_request_out() -> None:
     derived = {"job", "tenant", "actor", "role", "pool", "body", "retry_of"}
     full = Submitted(
         job="j", tenant="t", actor="a", topic="t", pool="p", body="b", priority=7, key="k", labels={"a": "b"},
-        timeout_ns=1, retries=1, deadline_ns=1, input="i",
+        timeout_ns=1, retries=1, deadline_ns=1, input="i", requires=("gpu",),
     )  # fmt: skip
     said = set(arguments(full)) | set(arguments(msgspec.structs.replace(full, artifact="ab" * 32)))
     assert {name.removesuffix("_ns") for name in Submitted.__struct_fields__} - derived == said

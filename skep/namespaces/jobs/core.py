@@ -133,6 +133,7 @@ def accepted(order: Order, job: str, world: World) -> Submitted:
         retries=int(args.get("retries", 0)),
         deadline_ns=parse_duration(args["deadline"]) if "deadline" in args else 0,
         role=order.role,
+        requires=tuple(sorted(ctl.listed(args.get("requires", "")))),
     )
 
 

@@ -67,6 +67,8 @@ def arguments(request: Submitted) -> dict[str, str]:
         args["key"] = request.key
     if request.labels:
         args["labels"] = msgspec.json.encode(request.labels).decode()
+    if request.requires:
+        args["requires"] = ",".join(request.requires)
     if request.timeout_ns:
         args["timeout"] = duration(request.timeout_ns)
     if request.deadline_ns:

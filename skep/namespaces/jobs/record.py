@@ -59,6 +59,7 @@ class Submitted(msgspec.Struct, frozen=True, tag_field="type", tag="job.submitte
     retries: int = 0  # how often it is tried again after it failed
     deadline_ns: int = 0  # how long it may take in all, from its submission; 0: for ever
     role: str = ""  # its submitter's; "": a ledger that did not say
+    requires: tuple[str, ...] = ()  # labels that its node must have, sorted: ``k``, or ``k:v``
     retry_of: str = ""  # the dead letter that this job is the retry of; "": it is none
 
 

@@ -23,6 +23,7 @@ SUBMIT: Final = Verb(
         Arg("key", kind="name", help="idempotency: the same key and request is the same job"),
         Arg("priority", kind="|".join(map(str, range(PRIORITY_MAX + 1))), help=f"9 first, else {PRIORITY}"),
         Arg("labels", kind="labels"),
+        Arg("requires", kind="list", help="labels that its node must have: gpu,zone:eu"),
         Arg("retries", kind="number", help="how often it is tried again after it failed, else 0"),
         Arg("timeout", kind="duration", help="how long an attempt may run"),
         Arg("deadline", kind="duration", help="how long it may take in all, from now"),
