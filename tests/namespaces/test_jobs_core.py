@@ -305,3 +305,16 @@ def act(hive: Folded, ids: list[str], verb: str, n: int, fence: int) -> None:
                 told(hive, job, f"{verb} fence={fence}", W1)
     except Refusal:
         pass
+
+
+@pytest.mark.parametrize(
+    "spelled",
+    [
+        "submit topic=sum key=k labels=c:d,a:b timeout=1m retries=03",
+        '{"verb":"submit","topic":"sum","key":"k","labels":{"a":"b","c":"d"},"timeout":"60s","retries":3}',
+    ],
+)
+def test_a_request_under_its_key_is_compared_by_what_it_says(hive: Folded, spelled: str) -> None:
+    job = submit(hive, "key=k labels=a:b,c:d timeout=60s retries=3")
+    assert job == hive.write("/jobs/ctl", spelled)
+    assert refusal(hive, "/jobs/ctl", "submit topic=sum key=k labels=a:b").startswith("IDEMPOTENCY")

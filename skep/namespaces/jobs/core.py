@@ -33,7 +33,7 @@ from skep.namespaces.jobs.record import (
     Woken,
     visible,
 )
-from skep.namespaces.jobs.verbs import PRIORITY, VERSION
+from skep.namespaces.jobs.verbs import PRIORITY, SUBMIT, VERSION
 from skep.namespaces.order import HIVE, HIVE_TENANT, Order, refusal
 from skep.trace.clock import MINUTE, SECOND, duration, parse_duration
 from skep.trace.rules import Decision
@@ -137,10 +137,25 @@ def accepted(order: Order, job: str, world: World) -> Submitted:
     )
 
 
+# What a value means, by its kind: the same may be spelled in several ways.
+_MEANT: Final[Mapping[str, Callable[[str], object]]] = {
+    "number": int,
+    "duration": parse_duration,
+    "labels": ctl.labels,
+    "list": lambda value: sorted(ctl.listed(value)),
+    "sha256": lambda value: value.removeprefix("sha256:"),
+}
+_SUBMIT_KINDS: Final = {arg.name: arg.kind for arg in SUBMIT.args}
+
+
 def _body(args: Mapping[str, str]) -> str:
-    """The hash of a request as it was written: what must be the same under the same key."""
-    said = sorted((name, value) for name, value in args.items() if name not in ("key", "if-rev", "v"))
-    return sha256(msgspec.json.encode(said)).hexdigest()
+    """The hash of what a request says, however it is spelled: what must be the same under the same key."""
+    said = [
+        (name, _MEANT.get(_SUBMIT_KINDS[name], str)(value))
+        for name, value in sorted(args.items())
+        if name not in ("key", "if-rev", "v")
+    ]
+    return sha256(msgspec.json.encode(said, order="sorted")).hexdigest()
 
 
 def _input(args: Mapping[str, str], tenant: str, world: World) -> tuple[str | None, str]:
