@@ -123,7 +123,8 @@ class Hive:
         self.shutdown: asyncio.Future[str] = asyncio.get_running_loop().create_future()  # the grace asked for
         self.heartbeats: dict[str, Ring[Heard]] = {}
         self.progress: dict[str, Progress] = {}
-        self._waiting: dict[str, set[asyncio.Future[None]]] = {}  # job -> who waits for news of it
+        # job -> who waits for news of it, in the order they came
+        self._waiting: dict[str, dict[asyncio.Future[None], None]] = {}
         self._later: set[asyncio.Task[None]] = set()
         self._swept_ns = self._expired_ns = self.started_ns
         self._sweeping: asyncio.Task[None] | None = None
@@ -288,12 +289,12 @@ class Hive:
         """Return when the job's state, log or progress has moved after this call; or what became of a lock's
         waiter."""
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        waiting = self._waiting.setdefault(job, set())
-        waiting.add(future)
+        waiting = self._waiting.setdefault(job, {})
+        waiting[future] = None
         try:
             await future
         finally:
-            waiting.discard(future)
+            del waiting[future]
             if not waiting and self._waiting.get(job) is waiting:
                 del self._waiting[job]
 

@@ -7,7 +7,8 @@ answers. Lines that come in meanwhile wait and are the next batch.
 There are two states. Lines are decided on the *working* state, where each sees what the lines before
 it in the same batch did. Readers see ``Turn.state``, where nothing is applied that is not on disk.
 
-Deciding and applying run on the event loop, between awaits; only the commit's fsync runs on a thread."""
+Deciding and applying run on the event loop, between awaits; only the commit's fsync runs on a thread.
+Whoever brings a loop of another kind says how commits run there (``Commits``)."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from queue import SimpleQueue
 from threading import Thread
-from typing import Generic, NamedTuple, TypeVar
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import msgspec
 
@@ -94,6 +95,49 @@ class _Waiting(Generic[E, R]):
             self.future.set_result(None)
 
 
+class Commits(Protocol):
+    """How a turn's commits run: one at a time."""
+
+    def begin(self, done: Callable[[Exception | None], None]) -> None:
+        """Commit; ``done`` is called on the turn's loop, later, with None or with what commit raised."""
+
+    def end(self) -> None:
+        """No commit comes any more; one under way goes on."""
+
+    def wait_ended(self) -> None:
+        """Return when none is under way; after ``end``."""
+
+
+class CommitThread:
+    """One fsync after the other on a thread, nothing else."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self._loop = asyncio.get_running_loop()
+        # What to call when it is done; None: end.
+        self._wanted: SimpleQueue[Callable[[Exception | None], None] | None] = SimpleQueue()
+        self._thread = Thread(target=self._run, name="ledger-commit", daemon=True)
+        self._thread.start()
+
+    def begin(self, done: Callable[[Exception | None], None]) -> None:
+        self._wanted.put(done)
+
+    def end(self) -> None:
+        self._wanted.put(None)
+
+    def wait_ended(self) -> None:
+        self._thread.join()
+
+    def _run(self) -> None:
+        while (done := self._wanted.get()) is not None:
+            failure: Exception | None = None
+            try:
+                self._ledger.commit()
+            except Exception as error:
+                failure = error
+            self._loop.call_soon_threadsafe(done, failure)
+
+
 class Turn(Generic[S, E, R]):
     """Submits lines to ``rules`` over ``ledger``; made, used and closed on one event loop.
 
@@ -101,7 +145,11 @@ class Turn(Generic[S, E, R]):
     ``unrecorded`` leave no entry. The ledger stays its opener's to close, after ``close``."""
 
     def __init__(
-        self, ledger: Ledger, rules: Rules[S, E, R], unrecorded: frozenset[str] = frozenset()
+        self,
+        ledger: Ledger,
+        rules: Rules[S, E, R],
+        unrecorded: frozenset[str] = frozenset(),
+        commits: Callable[[Ledger], Commits] = CommitThread,
     ) -> None:
         self.ledger = ledger
         self.rules = rules
@@ -121,14 +169,13 @@ class Turn(Generic[S, E, R]):
         self._scheduled = False  # a turn is going on or about to begin.
         self._closing = False
         self._busy_steps = 0
-        self._followers: set[tuple[int, asyncio.Future[None]]] = set()
+        # The number each has seen; woken in the order they came.
+        self._followers: dict[asyncio.Future[None], int] = {}
         self._poll: asyncio.TimerHandle | None = None  # None: nobody follows.
         self._stopped = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
-        self._commits: SimpleQueue[bool] = SimpleQueue()  # True: commit; False: end.
-        self._thread = Thread(target=self._commit_loop, name="ledger-commit", daemon=True)
-        self._thread.start()
+        self._commits = commits(ledger)
 
     async def submit(self, line: Line) -> Done[R]:
         """Write the lines; returns when their entry is on disk and applied.
@@ -163,14 +210,14 @@ class Turn(Generic[S, E, R]):
         if self.seq > seq:
             return
         self._check_going()
-        follower = (seq, self._loop.create_future())
-        self._followers.add(follower)
+        follower: asyncio.Future[None] = self._loop.create_future()
+        self._followers[follower] = seq
         if self._poll is None:
             self._follow_step()
         try:
-            await follower[1]
+            await follower
         finally:
-            self._followers.discard(follower)
+            del self._followers[follower]
 
     def read(self, after_seq: int, limit: int = READ_MAX) -> list[tuple[int, bytes]]:
         """(seq, body) of up to ``limit`` entries after ``after_seq``: all on disk and in ``state``."""
@@ -202,7 +249,7 @@ class Turn(Generic[S, E, R]):
         await self._idle.wait()
         if self.failed is None:
             self._stop(TurnStopped("closed"))
-        self._thread.join()
+        self._commits.wait_ended()
 
     def _check_going(self) -> None:
         if self._closing or self.failed is not None:
@@ -316,20 +363,10 @@ class Turn(Generic[S, E, R]):
         if bodies:
             self.ledger.append(bodies)
             self._idle.clear()
-            self._commits.put(True)
+            self._commits.begin(self._committed)
         else:
             self.ledger.rollback()
             self._leave()
-
-    def _commit_loop(self) -> None:
-        """The commit thread: one fsync after the other, nothing else."""
-        while self._commits.get():
-            failure: Exception | None = None
-            try:
-                self.ledger.commit()
-            except Exception as error:
-                failure = error
-            self._loop.call_soon_threadsafe(self._committed, failure)
 
     def _committed(self, failure: Exception | None) -> None:
         """The batch is on disk, or is not."""
@@ -365,7 +402,7 @@ class Turn(Generic[S, E, R]):
         self.seq = self.ledger.size
         for listener in self.on_commit:
             listener(entries)
-        for seq, future in self._followers:
+        for future, seq in self._followers.items():
             if seq < self.seq and not future.done():
                 future.set_result(None)
 
@@ -408,7 +445,7 @@ class Turn(Generic[S, E, R]):
         self._take(len(self._queue))
         if self._poll is not None:
             self._poll.cancel()
-        self._commits.put(False)
+        self._commits.end()
         # It has failed already, a second failure tells nothing.
         with suppress(LedgerError):
             self.ledger.rollback()
@@ -417,6 +454,6 @@ class Turn(Generic[S, E, R]):
         for waiting in self._batch:
             waiting.answer = stopped
             waiting.leave()
-        for _, future in self._followers:
+        for future in self._followers:
             if not future.done():
                 future.set_exception(stopped)
