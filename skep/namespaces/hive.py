@@ -19,9 +19,10 @@ from skep.namespaces.artifacts import core as artifacts
 from skep.namespaces.config import core as config
 from skep.namespaces.config.keys import Value
 from skep.namespaces.jobs import core as jobs
-from skep.namespaces.jobs import letters
+from skep.namespaces.jobs import letters, quotas
 from skep.namespaces.jobs import record as job_record
 from skep.namespaces.jobs import verbs as job_verbs
+from skep.namespaces.jobs.usage import ALL
 from skep.namespaces.locks import core as locks
 from skep.namespaces.log import core as log
 from skep.namespaces.nodes import core as nodes
@@ -168,6 +169,20 @@ class HiveState:
             return self.config.value(scope or config.SYSTEM, key).value
         except config.ConfigError as error:
             raise refusal(E.CONFLICT, f"config: {error}") from error
+
+    def limit(self, tenant: str, key: str) -> int | None:
+        """A number of ``setting``; None: there is no limit."""
+        found = self.setting(tenant, key)
+        assert found is None or isinstance(found, int)
+        return found
+
+    def why_not_held(self, tenant: str, actor: str = ALL, now_ns: int = 0, bound_ns: int = 0) -> str:
+        """Why the tenant's limits let no node have one more of the actor's jobs (ALL: of no actor in
+        particular) now, whose attempt may take ``bound_ns`` (0: there is no limit); "": they do."""
+        try:
+            return quotas.why_not_held(self.jobs.usage, self, tenant, actor, now_ns, bound_ns)
+        except Refusal as unreadable:
+            return unreadable.text
 
     def pool_of(self, topic: str) -> str | None:
         return self.pools.topics.get(topic)

@@ -71,7 +71,11 @@ KEYS: Final[Mapping[str, Key]] = {
     "limits/retries": Key("number", "less", None, "retries of one job, whatever it asks for"),
     "limits/artifact-bytes": Key("number", "less", None, "bytes of artifacts kept at a time"),
     "limits/artifact-size": Key("number", "less", None, "bytes of one artifact"),
+    "limits/day-runtime": Key("duration", "less", None, "the runtime of all its jobs in a day, of UTC"),
     "limits/actor-jobs": Key("number", "less", None, "jobs of one actor that are held at a time"),
+    "limits/actor-waiting": Key("number", "less", None, "jobs of one actor that wait at a time"),
+    "limits/actor-submits": Key("number", "less", None, "submissions of one actor in a second"),
+    "limits/actor-day-runtime": Key("duration", "less", None, "the runtime of one actor's jobs in a day"),
     "artifacts/classes": Key("set", "shrink", ("short", "standard", "audit"), "what seal may ask for"),
 }
 

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import msgspec
 
+from skep.namespaces.jobs.usage import Usage
 from skep.namespaces.jobs.verbs import PRIORITY, PRIORITY_MAX
 from skep.namespaces.order import HIVE, covers, node_of
 from skep.trace.clock import duration
@@ -61,6 +62,9 @@ class Submitted(msgspec.Struct, frozen=True, tag_field="type", tag="job.submitte
     role: str = ""  # its submitter's; "": a ledger that did not say
     requires: tuple[str, ...] = ()  # labels that its node must have, sorted: ``k``, or ``k:v``
     retry_of: str = ""  # the dead letter that this job is the retry of; "": it is none
+    # How long its tenant's, and its actor's, submissions take to be paid for; 0: their rate had no limit.
+    cost_ns: int = 0
+    actor_cost_ns: int = 0
 
 
 class Leased(msgspec.Struct, frozen=True, tag_field="type", tag="job.leased"):
@@ -204,6 +208,7 @@ class Jobs:
     # pool, tenant ("": every), priority -> waiting jobs, first to go first. An OrderedDict: a dict's first
     # key is found by passing all that were deleted before it.
     queues: dict[tuple[str, str, int], OrderedDict[str, None]] = field(default_factory=dict)
+    usage: Usage = field(default_factory=Usage)
 
     def copy(self) -> Jobs:
         return Jobs(
@@ -213,6 +218,7 @@ class Jobs:
             {tenant: jobs.copy() for tenant, jobs in self.dead.items()},
             self.held.copy(),
             {place: queue.copy() for place, queue in self.queues.items()},
+            self.usage.copy(),
         )
 
     def head(self, pool: str, tenant: str = "") -> str | None:
@@ -249,6 +255,14 @@ def visible(job: Job, role: str, tenant: str, node: str) -> bool:
 
 def apply(jobs: Jobs, event: Event, meta: Meta) -> None:
     """Change ``jobs`` by ``event``."""
+    before = jobs.by_id.get(event.job)
+    _apply(jobs, event, meta)
+    after = jobs.by_id.get(event.job)
+    if after is not None:
+        jobs.usage.moved(before, after, meta.time_ns)
+
+
+def _apply(jobs: Jobs, event: Event, meta: Meta) -> None:
     match event:
         case Submitted():
             jobs.by_id[event.job] = Job(event, meta.time_ns, meta.seq, meta.seq)

@@ -1,0 +1,124 @@
+"""What each tenant, and each of its actors, uses of the engine: a fold along with the jobs' events.
+
+Jobs that wait and jobs that are held, runtime of the day, submissions of the last second. What is used up to
+which limit is quotas.py's to say. No clock, no I/O.
+
+A day is one of UTC. Runtime is counted from an attempt's start to its end, and no more than the time limit it
+has: what its worker did after that was not the tenant's. While it is held its limit is reserved, so that no
+lease takes a tenant over what it may use in a day.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from skep.trace.clock import HOUR, MINUTE, SECOND
+
+if TYPE_CHECKING:  # what is counted here is a part of what is recorded there
+    from skep.namespaces.jobs.record import Attempt, Job, Submitted
+
+DAY: Final = 24 * HOUR
+ALL: Final = ""  # in an actor's place: all of the tenant's together.
+
+
+class Used(msgspec.Struct, frozen=True):
+    """What one actor of a tenant uses, or all of them."""
+
+    waiting: int = 0  # jobs that have not ended and are not held: queued or delayed
+    held: int = 0
+    reserved_ns: int = 0  # the time limits of the attempts that are held, together
+    ran_ns: int = 0  # of the attempts that ended on the day
+    paid_ns: int = 0  # when its submissions have been paid for; 0: it owes nothing
+
+    def owed_ns(self, now_ns: int) -> int:
+        """How long its submissions are still being paid for. More than a second's worth was never lent: then
+        the clock has been put back."""
+        return min(max(0, self.paid_ns - now_ns), SECOND)
+
+
+NOTHING: Final = Used()
+
+
+@dataclass
+class Usage:
+    by_tenant: dict[str, dict[str, Used]] = field(default_factory=dict)  # tenant -> actor, or ALL
+    day: int = 0  # of ``ran_ns``, from the epoch
+    swept: int = 0  # the minute in which rows that came to nothing were last looked for
+
+    def copy(self) -> Usage:
+        return Usage({tenant: rows.copy() for tenant, rows in self.by_tenant.items()}, self.day, self.swept)
+
+    def of(self, tenant: str, actor: str = ALL) -> Used:
+        return self.by_tenant.get(tenant, {}).get(actor, NOTHING)
+
+    def ran_ns(self, used: Used, now_ns: int) -> int:
+        """What ran on the day of ``now_ns``."""
+        return used.ran_ns if now_ns // DAY <= self.day else 0
+
+    def moved(self, before: Job | None, after: Job, time_ns: int) -> None:
+        """A job's record was ``before`` (None: it was not there) and is ``after``."""
+        self._turn_to(time_ns)
+        request = after.request
+        costs = (request.cost_ns, request.actor_cost_ns) if before is None else (0, 0)
+        held = after.held - (before is not None and before.held)
+        waiting = _waits(after) - (before is not None and _waits(before))
+        if not (held or waiting or any(costs)):
+            return
+        ran_ns = attempt_ns(request, after.attempts[-1], self.day) if held < 0 else 0
+        for actor, cost_ns in zip((ALL, request.actor), costs, strict=True):
+            used = self.of(request.tenant, actor)
+            paid_ns = time_ns + used.owed_ns(time_ns) + cost_ns
+            self._put(
+                request.tenant,
+                actor,
+                Used(
+                    used.waiting + waiting,
+                    used.held + held,
+                    used.reserved_ns + held * bound_ns(request),
+                    used.ran_ns + ran_ns,
+                    paid_ns if paid_ns > time_ns else 0,
+                ),
+            )
+
+    def _put(self, tenant: str, actor: str, used: Used) -> None:
+        if used != NOTHING:
+            self.by_tenant.setdefault(tenant, {})[actor] = used
+            return
+        rows = self.by_tenant.get(tenant, {})
+        rows.pop(actor, None)
+        if not rows:
+            self.by_tenant.pop(tenant, None)
+
+    def _turn_to(self, time_ns: int) -> None:
+        """Forget who uses nothing any more, every minute, and what ran, with the day."""
+        if time_ns // MINUTE <= self.swept:
+            return
+        self.swept = time_ns // MINUTE
+        is_new = time_ns // DAY > self.day
+        self.day = max(self.day, time_ns // DAY)
+        for tenant, rows in list(self.by_tenant.items()):
+            for actor, used in list(rows.items()):
+                ran_ns = 0 if is_new else used.ran_ns
+                paid_ns = used.paid_ns if used.paid_ns > time_ns else 0
+                if (ran_ns, paid_ns) != (used.ran_ns, used.paid_ns):
+                    self._put(tenant, actor, msgspec.structs.replace(used, ran_ns=ran_ns, paid_ns=paid_ns))
+
+
+def _waits(job: Job) -> bool:
+    return job.state in ("queued", "delayed")
+
+
+def bound_ns(request: Submitted) -> int:
+    """How long one attempt of the job may run, at most; 0: there is no limit."""
+    return request.timeout_ns
+
+
+def attempt_ns(request: Submitted, attempt: Attempt, day: int) -> int:
+    """How long an attempt that has ended ran on the day, as far as it counts."""
+    if not attempt.started_ns:
+        return 0
+    most_ns = attempt.started_ns + bound_ns(request) if bound_ns(request) else attempt.ended_ns
+    return max(0, min(attempt.ended_ns, most_ns) - max(attempt.started_ns, day * DAY))
