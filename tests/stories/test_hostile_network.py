@@ -7,8 +7,6 @@ token. Everything that goes over the wire is captured, and holds no 9P that coul
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -18,59 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from people import SKEP, Person, ready, wait_until
 from queens import ROOT
-from wires import Machine, Wires, wired
+from wires import Wires, wired
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
-SKEP = (sys.executable, "-m", "skep")
 CANARIES = (b"9P2000", b"honey", b"jobs", b"whoami", b"heartbeat", b"skep1.", b"sha256", b"spiffe://")
 """What goes through the hive in the story, as a plaintext conversation would have it."""
 OVERLAP_S = 20
-PLENTY_S = 60.0
-
-
-class Person:
-    """Somebody at a machine, who types commands."""
-
-    def __init__(self, machine: Machine, home: Path) -> None:
-        self.machine = machine
-        self.home = home
-        home.mkdir()
-        self.identity = home / "identity"
-        self.env = {name: os.environ[name] for name in ("PATH",)} | {
-            "HOME": str(home), "PYTHONPATH": str(ROOT), "SKEP_IDENTITY": str(self.identity),
-        }  # fmt: skip
-
-    def run(self, *words: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [*self.machine.prefix, *SKEP, *words],
-            env=self.env, input=stdin, capture_output=True, text=True, timeout=PLENTY_S, check=False,
-        )  # fmt: skip
-
-    def does(self, *words: str, stdin: str = "") -> str:
-        """What the command prints; it must succeed."""
-        done = self.run(*words, stdin=stdin)
-        assert (0, "") == (done.returncode, done.stderr if done.returncode else ""), words
-        return done.stdout
-
-    @contextmanager
-    def runs(self, *words: str, **more: Any) -> Iterator[subprocess.Popen[str]]:
-        """A command that goes on; told to stop afterwards."""
-        with (self.home / "said").open("a") as said:
-            process = subprocess.Popen(
-                [*self.machine.prefix, *words],
-                env=self.env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said, text=True, cwd=ROOT,
-            )  # fmt: skip
-        try:
-            yield process
-        finally:
-            process.send_signal(signal.SIGTERM)
-            try:
-                process.communicate(timeout=PLENTY_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.communicate()
 
 
 class Session:
@@ -101,28 +55,6 @@ def session(person: Person, address: str) -> Iterator[Session]:
     laptop = str(Path(__file__).with_name("laptop.py"))
     with person.runs(sys.executable, laptop, address, str(person.identity)) as process:
         yield Session(process)
-
-
-def ready(process: subprocess.Popen[str]) -> str:
-    """The address that a queen serves by TLS."""
-    assert process.stdout is not None
-    address = ""
-    for line in process.stdout:
-        if line.startswith("serving tls:"):
-            address = line.split()[1]
-        if line == "ready\n":
-            return address
-    raise AssertionError("the queen ended")
-
-
-def wait_until(what: str, found: Any) -> Any:
-    """What ``found`` gives once it gives something."""
-    until = time.monotonic() + PLENTY_S
-    while time.monotonic() < until:
-        if value := found():
-            return value
-        time.sleep(0.1)
-    raise AssertionError(f"waited in vain for {what}")
 
 
 @pytest.fixture
