@@ -12,7 +12,7 @@ from hives import ANN, BOB, W1, Folded, Living, live
 
 from skep.fs.errors import FsError
 from skep.fs.node import Caller
-from skep.namespaces.jobs.letters import arguments
+from skep.namespaces.jobs.envelope import arguments
 from skep.namespaces.jobs.record import Submitted
 from skep.namespaces.tree import hive_tree
 from skep.trace.clock import HOUR, MINUTE
@@ -168,7 +168,7 @@ def test_a_request_of_a_ledger_that_did_not_say_the_role_is_answered_for_by_who_
 
 
 def test_the_arguments_of_a_retry_leave_no_field_of_a_request_out() -> None:
-    derived = {"job", "tenant", "actor", "role", "pool", "body", "retry_of"}
+    derived = {"job", "tenant", "actor", "role", "pool", "body", "retry_of", "cost", "actor_cost"}
     full = Submitted(
         job="j", tenant="t", actor="a", topic="t", pool="p", body="b", priority=7, key="k", labels={"a": "b"},
         timeout_ns=1, retries=1, deadline_ns=1, input="i", requires=("gpu",),

@@ -17,7 +17,10 @@ import msgspec
 
 from skep.fs import ctl
 from skep.fs.errors import E
+from skep.namespaces.jobs import envelope
 from skep.namespaces.jobs.due import timeout_ns
+from skep.namespaces.jobs.envelope import scope_of
+from skep.namespaces.jobs.quotas import admitted
 from skep.namespaces.jobs.record import (
     MOVES,
     Delayed,
@@ -33,7 +36,7 @@ from skep.namespaces.jobs.record import (
     Woken,
     visible,
 )
-from skep.namespaces.jobs.verbs import PRIORITY, SUBMIT, VERSION
+from skep.namespaces.jobs.verbs import CHECKED, SUBMIT, VERSION
 from skep.namespaces.order import HIVE, HIVE_TENANT, Order, refusal
 from skep.trace.clock import MINUTE, SECOND, duration, parse_duration
 from skep.trace.rules import Decision
@@ -41,7 +44,6 @@ from skep.trace.rules import Decision
 INPUT_MAX: Final = 16 * 1024  # bytes: it stands twice in an entry of 64 KiB. Longer inputs are artifacts.
 RESULT_MAX: Final = 16 * 1024  # bytes, for the same reason.
 ERROR_MAX: Final = 4 * 1024  # bytes of what went wrong: the rest is in the job's log.
-RETRIES_MAX: Final = 100  # attempts are kept in the job's record, all of them.
 LOSSES_MAX: Final = 16  # leases of one job that may end without a word: for what kills its workers.
 BACKOFF_NS: Final = SECOND  # after the first failure, at most; then twice that, and so on.
 BACKOFF_MAX_NS: Final = 5 * MINUTE
@@ -68,6 +70,12 @@ class World(Protocol):
 
     def has_artifact(self, tenant: str, sha256: str) -> bool:
         """Whether the tenant sealed these bytes."""
+
+    def setting(self, scope: str, key: str) -> object:
+        """What /config has for the key in the scope; None: nothing. Raises Refusal when it cannot be read."""
+
+    def limit(self, tenant: str, key: str) -> int | None:
+        """The limit that /config has for the tenant; None: there is none. Raises Refusal."""
 
     def why_no_lease(self, pool: str, node: str) -> str:
         """Why the pool gives the node no lease now; "": it does."""
@@ -96,7 +104,7 @@ def _submit(jobs: Jobs, order: Order, world: World) -> Decided:
         raise refusal(E.EXISTS, f"job={job} was submitted")
     event = accepted(order, job, world)
     check_space(jobs, event.pool, world)
-    return Decision((event,), job)
+    return Decision((admitted(jobs.usage, event, order.time_ns, world),), job)
 
 
 def check_space(jobs: Jobs, pool: str, world: World) -> None:
@@ -109,31 +117,25 @@ def check_space(jobs: Jobs, pool: str, world: World) -> None:
 
 def accepted(order: Order, job: str, world: World) -> Submitted:
     """What a submit comes to, as the hive is now, whatever was submitted before; raises Refusal."""
-    args: Mapping[str, str] = order.args
+    args = order.args
     pool = world.pool_of(args["topic"])
     if pool is None:
         raise refusal(E.NOROUTE, f"topic={args['topic']}")
     text, artifact = _input(args, order.tenant, world)
-    args = {**world.defaults_of(args["topic"]), **args}
-    if int(args.get("retries", 0)) > RETRIES_MAX:
-        raise refusal(E.USAGE, f"submit: retries={args['retries']}: expected {RETRIES_MAX} or less")
+    said = {**world.defaults_of(args["topic"]), **args}
+    scope = scope_of(order.tenant, args.get("workflow", ""), args.get("step", ""))
     return Submitted(
         job=job,
         tenant=order.tenant,
         actor=order.actor,
         topic=args["topic"],
         pool=pool,
-        body=_body(order.args),
-        priority=int(args.get("priority", PRIORITY)),
+        body=_body(args),
         key=args.get("key", ""),
-        labels=ctl.labels(args.get("labels", "")),
-        timeout_ns=parse_duration(args["timeout"]) if "timeout" in args else 0,
         input=text,
         artifact=artifact,
-        retries=int(args.get("retries", 0)),
-        deadline_ns=parse_duration(args["deadline"]) if "deadline" in args else 0,
         role=order.role,
-        requires=tuple(sorted(ctl.listed(args.get("requires", "")))),
+        **envelope.fields(said, scope, world),
     )
 
 
@@ -153,7 +155,7 @@ def _body(args: Mapping[str, str]) -> str:
     said = [
         (name, _MEANT.get(_SUBMIT_KINDS[name], str)(value))
         for name, value in sorted(args.items())
-        if name not in ("key", "if-rev", "v")
+        if name not in ("key", "if-rev", "v", CHECKED.name)
     ]
     return sha256(msgspec.json.encode(said, order="sorted")).hexdigest()
 

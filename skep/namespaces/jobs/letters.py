@@ -15,9 +15,10 @@ from skep.fs import ctl
 from skep.fs.ctl import Arg, Verb
 from skep.fs.errors import E
 from skep.namespaces.jobs.core import Decided, World, accepted, check_space
-from skep.namespaces.jobs.record import Discarded, Job, Jobs, Submitted, visible
+from skep.namespaces.jobs.quotas import admitted
+from skep.namespaces.jobs.envelope import arguments
+from skep.namespaces.jobs.record import Discarded, Job, Jobs, visible
 from skep.namespaces.order import Order, refusal
-from skep.trace.clock import duration
 from skep.trace.rules import Decision
 
 LETTER: Final = Arg("id", required=True, kind="name", help="the job that has failed")
@@ -60,26 +61,6 @@ def resubmission(job: Job, order: Order) -> Order:
     )
 
 
-def arguments(request: Submitted) -> dict[str, str]:
-    """What was submitted, as arguments of submit, its defaults and the artifact it named found out."""
-    args = {"topic": request.topic, "priority": str(request.priority), "retries": str(request.retries)}
-    if request.key:
-        args["key"] = request.key
-    if request.labels:
-        args["labels"] = msgspec.json.encode(request.labels).decode()
-    if request.requires:
-        args["requires"] = ",".join(request.requires)
-    if request.timeout_ns:
-        args["timeout"] = duration(request.timeout_ns)
-    if request.deadline_ns:
-        args["deadline"] = duration(request.deadline_ns)
-    if request.artifact:
-        args["artifact"] = request.artifact
-    elif request.input is not None:
-        args["input"] = request.input
-    return args
-
-
 def decide(jobs: Jobs, order: Order, world: World) -> Decided:
     """What follows from an order to /dlq; raises Refusal. The policies have been asked, for a retry about
     its resubmission too."""
@@ -90,4 +71,4 @@ def decide(jobs: Jobs, order: Order, world: World) -> Decided:
     check_space(jobs, event.pool, world)
     # The key names the retry from now on: its request is the same, as it was written.
     event = msgspec.structs.replace(event, body=job.request.body, actor=job.request.actor, retry_of=job.id)
-    return Decision((event,), event.job)
+    return Decision((admitted(jobs.usage, event, order.time_ns, world),), event.job)

@@ -9,8 +9,13 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple, Protocol
 
-from skep.namespaces.jobs.usage import ALL, Usage
-from skep.trace.clock import duration
+import msgspec
+
+from skep.fs.errors import E
+from skep.namespaces.jobs.record import Submitted
+from skep.namespaces.jobs.usage import ALL, Usage, bound_ns
+from skep.namespaces.order import refusal
+from skep.trace.clock import MS, SECOND, duration
 
 
 class Limits(NamedTuple):
@@ -42,12 +47,59 @@ def why_not_held(usage: Usage, world: World, tenant: str, actor: str, now_ns: in
         used = usage.of(tenant, who)
         most = world.limit(tenant, keys.held)
         if most is not None and used.held >= most:
-            return over("held", used.held, most)
+            return over(_name(keys.held), used.held, most)
         most_ns = world.limit(tenant, keys.runtime)
         have_ns = usage.ran_ns(used, now_ns) + used.reserved_ns
         if most_ns is not None and have_ns + max(bound_ns, 1) > most_ns:
-            return over("day-runtime", duration(have_ns), duration(most_ns))
+            return over(_name(keys.runtime), duration(have_ns), duration(most_ns))
     return ""
+
+
+def admitted(usage: Usage, event: Submitted, now_ns: int, world: World) -> Submitted:
+    """The submission with what it costs its tenant and its actor, which may have one more. Raises Refusal.
+
+    What waits again after a lease always has a place; until as many have gone, nothing new has."""
+    most = world.limit(event.tenant, "limits/retries")
+    if most is not None and event.retries > most:
+        raise refusal(E.QUOTA, over("retries", event.retries, most))
+    costs = []
+    for actor, keys in ((ALL, TENANT), (event.actor, ACTOR)):
+        used = usage.of(event.tenant, actor)
+        most = world.limit(event.tenant, keys.waiting)
+        if most is not None and used.waiting >= most:
+            raise refusal(E.QUOTA, over(_name(keys.waiting), used.waiting, most))
+        _check_bound(event, keys, world)
+        costs.append(_cost_ns(used.owed_ns(now_ns), keys.submits, world.limit(event.tenant, keys.submits)))
+    return msgspec.structs.replace(event, cost_ns=costs[0], actor_cost_ns=costs[1])
+
+
+def _check_bound(event: Submitted, keys: Limits, world: World) -> None:
+    """A job that could never be leased is refused; its attempt's limit is reserved while it is held."""
+    most_ns = world.limit(event.tenant, keys.runtime)
+    if most_ns is None:
+        return
+    if not bound_ns(event):
+        raise refusal(E.USAGE, f"submit: timeout= is missing: {keys.runtime} is {duration(most_ns)}")
+    if bound_ns(event) > most_ns:
+        raise refusal(E.QUOTA, over(_name(keys.runtime), duration(bound_ns(event)), duration(most_ns)))
+
+
+def _cost_ns(owed_ns: int, key: str, most: int | None) -> int:
+    """What a submission costs where ``most`` may come in a second: they may come at once, and then one each
+    time that one has been paid for. So in any t seconds no more than ``most`` (1 + t) come."""
+    if most is None:
+        return 0
+    if most == 0:
+        raise refusal(E.QUOTA, over(_name(key), 0, 0))
+    cost_ns = -(-SECOND // most)
+    wait_ns = owed_ns - (most - 1) * cost_ns
+    if wait_ns > 0:
+        raise refusal(E.THROTTLED, f"retry-ms={-(-wait_ns // MS)}")
+    return cost_ns
+
+
+def _name(key: str) -> str:
+    return key.removeprefix("limits/")
 
 
 def over(what: str, have: object, most: object) -> str:
