@@ -236,10 +236,14 @@ class HiveState:
         """The hashes of the inputs and outputs of the tenant's jobs that have not ended, and of its dead
         letters, which may be tried again."""
         dead = self.jobs.dead.get(tenant, {})
-        found: set[str] = set()
-        for job in self.jobs.by_id.values():
-            if job.request.tenant == tenant and (job.state not in job_record.TERMINAL or job.id in dead):
-                found.update((job.request.artifact, *self.artifacts.outputs.get(job.id, {}).values()))
+        found = {letter.artifact for letter in dead.values() if letter is not None}
+        using = [id for id, letter in dead.items() if letter is not None]
+        for job in map(self.jobs.by_id.__getitem__, self.jobs.by_tenant.get(tenant, ())):
+            if job.state not in job_record.TERMINAL or job.id in dead:
+                found.add(job.request.artifact)
+                using.append(job.id)
+        for id in using:
+            found.update(self.artifacts.outputs.get(id, {}).values())
         return frozenset(found)
 
     def sees_node(self, tenant: str, node: str) -> bool:
@@ -437,6 +441,11 @@ def _applying(noun: str, apply: Callable[[Any, Any, Meta], None]) -> Callable[[H
     return lambda state, event, meta: apply(getattr(state, noun), event, meta)
 
 
+def _apply_job(state: HiveState, event: Any, meta: Meta) -> None:
+    for job in job_record.apply(state.jobs, event, meta):
+        state.artifacts.outputs.pop(job, None)
+
+
 _APPLY: Final[Mapping[type, Callable[[HiveState, Any, Meta], None]]] = {
     Drained: _set_mode("draining"),
     Resumed: _set_mode("online"),
@@ -444,7 +453,7 @@ _APPLY: Final[Mapping[type, Callable[[HiveState, Any, Meta], None]]] = {
     Started: _set_mode("online"),
     Kicked: lambda state, event, meta: None,  # sessions are not in the state
     Reloaded: lambda state, event, meta: None,
-    **dict.fromkeys(get_args(job_record.Event), _applying("jobs", job_record.apply)),
+    **dict.fromkeys(get_args(job_record.Event), _apply_job),
     **dict.fromkeys(get_args(pools.Event), _applying("pools", pools.apply)),
     **dict.fromkeys(get_args(nodes.Event), _applying("nodes", nodes.apply)),
     **dict.fromkeys(get_args(artifacts.Event), _applying("artifacts", artifacts.apply)),

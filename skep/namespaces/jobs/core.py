@@ -39,7 +39,7 @@ from skep.namespaces.jobs.record import (
 from skep.namespaces.jobs.verbs import CHECKED, SUBMIT, VERSION
 from skep.namespaces.order import HIVE, HIVE_TENANT, Order, refusal
 from skep.trace.clock import MINUTE, SECOND, duration, parse_duration
-from skep.trace.rules import Decision
+from skep.trace.rules import Decision, Refusal
 
 INPUT_MAX: Final = 16 * 1024  # bytes: it stands twice in an entry of 64 KiB. Longer inputs are artifacts.
 RESULT_MAX: Final = 16 * 1024  # bytes, for the same reason.
@@ -86,7 +86,21 @@ Decided = Decision[Event, str]
 
 def decide(jobs: Jobs, order: Order, world: World) -> Decided:
     """What follows from an order to /jobs; raises Refusal."""
-    return _DECIDE[order.place, order.verb](jobs, order, world)
+    decided = _DECIDE[order.place, order.verb](jobs, order, world)
+    return Decision(tuple(_kept(jobs, event, world) for event in decided.events), decided.reply)
+
+
+def _kept(jobs: Jobs, event: Event, world: World) -> Event:
+    """The event; a job's end says how long its record stays in memory."""
+    if not isinstance(event, Ended):
+        return event
+    request = jobs.by_id[event.job].request
+    try:
+        keep_ns = world.setting(scope_of(request.tenant, request.workflow, request.step), "jobs/history")
+    except Refusal:
+        return event  # no job goes on for want of a number: it stays as long as most do
+    assert isinstance(keep_ns, int), keep_ns
+    return msgspec.structs.replace(event, keep_ns=keep_ns)
 
 
 def _submit(jobs: Jobs, order: Order, world: World) -> Decided:
@@ -94,14 +108,17 @@ def _submit(jobs: Jobs, order: Order, world: World) -> Decided:
     if int(args.get("v", VERSION)) != VERSION:
         raise refusal(E.VERSION, f"/v: {args['v']}, expected {VERSION}")
     key = args.get("key", "")
-    if earlier := jobs.by_key.get(order.tenant, {}).get(key) if key else None:
-        if jobs.by_id[earlier].request.body != _body(args):
+    if earlier := jobs.keyed(order.tenant, key, order.time_ns):
+        if earlier.body != _body(args):
             raise refusal(E.IDEMPOTENCY, f"key={key}")
-        return Decision((), earlier)
+        return Decision((), earlier.job)
     job = order.name or order.id
     if job in jobs.by_id:
         _job(jobs, order, job)
         raise refusal(E.EXISTS, f"job={job} was submitted")
+    # It could be the id of a job that has left memory.
+    if order.name and order.name <= jobs.past.horizon:
+        raise refusal(E.GONE, f"job={job}: this draft is older than what is remembered; open clone again")
     event = accepted(order, job, world)
     check_space(jobs, event.pool, world)
     return Decision((admitted(jobs.usage, event, order.time_ns, world),), job)
@@ -132,11 +149,19 @@ def accepted(order: Order, job: str, world: World) -> Submitted:
         pool=pool,
         body=_body(args),
         key=args.get("key", ""),
+        key_ns=_window_ns(world, scope) if args.get("key") else 0,
         input=text,
         artifact=artifact,
         role=order.role,
         **envelope.fields(said, scope, world),
     )
+
+
+def _window_ns(world: World, scope: str) -> int:
+    """How long a key is kept in the scope."""
+    found = world.setting(scope, "jobs/key-window")
+    assert isinstance(found, int), found
+    return found
 
 
 # What a value means, by its kind: the same may be spelled in several ways.

@@ -55,8 +55,9 @@ from skep.fs.node import Caller, Handle, How
 from skep.fs.shapes import Append, Ctl, File, Reply, Stream, Text
 from skep.fs.tree import Clone, Listing
 from skep.namespaces.follow import Feed, events
+from skep.namespaces.jobs import envelope
 from skep.namespaces.jobs.record import MOVES, TERMINAL, Attempt, Job, shown_input, visible
-from skep.namespaces.jobs.verbs import SUBMIT, TABLES
+from skep.namespaces.jobs.verbs import SUBMIT, TABLES, VERSION
 from skep.namespaces.live import Hive, Progress
 from skep.namespaces.rows import Rows, fixed
 from skep.trace.clock import CROCKFORD, duration, rfc3339
@@ -121,10 +122,10 @@ def _job(hive: Hive, id: str, caller: Caller) -> Rows[Hive]:
 
 
 def _by_key(hive: Hive, key: str, caller: Caller) -> str | None:
-    id = hive.state.jobs.by_key.get(caller.tenant, {}).get(key)
-    if id is None or not _sees(hive.state.jobs.by_id[id], caller):
+    keyed = hive.state.jobs.keyed(caller.tenant, key, hive.clock.now_ns())
+    if keyed is None or not _sees(hive.state.jobs.by_id[keyed.job], caller):
         return None
-    return f"{id}\n"
+    return f"{keyed.job}\n"
 
 
 def _by_state(hive: Hive, state: str) -> Listing:
@@ -146,17 +147,15 @@ def _text(render: Callable[[Job], str]) -> Callable[[Hive, str], Text]:
 def request_json(job: Job) -> str:
     """What was asked for, one JSON line."""
     request = job.request
-    shown = {
-        "job": job.id, "tenant": request.tenant, "submitter": request.actor, "topic": request.topic,
-        "pool": request.pool, "priority": request.priority, "labels": request.labels,
-        "submitted": rfc3339(job.submitted_ns),
-    } | shown_input(job)  # fmt: skip
+    shown: dict[str, object] = {
+        "v": VERSION, "job": job.id, "tenant": request.tenant, "submitter": request.actor,
+        "role": request.role, "topic": request.topic, "pool": request.pool, "priority": request.priority,
+        "labels": request.labels, "submitted": rfc3339(job.submitted_ns),
+    } | envelope.shown(request) | shown_input(job)  # fmt: skip
+    shown["actor_id"] = request.actor_id or request.actor
+    shown["actor_type"] = envelope.type_of(request)
     if request.key:
         shown["key"] = request.key
-    if request.retries:
-        shown["retries"] = request.retries
-    if request.deadline_ns:
-        shown["deadline"] = duration(request.deadline_ns)
     if request.retry_of:
         shown["retry_of"] = request.retry_of
     return msgspec.json.encode(shown).decode() + "\n"

@@ -5,17 +5,20 @@ Which event follows from what is core.py. No clock, no I/O.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from hashlib import sha256
 from typing import Any, Final
 
 import msgspec
 
+from skep.namespaces.jobs.past import HISTORY_NS, KEY_NS, Keyed, Letter, Past
+from skep.namespaces.jobs.queues import AGEING_NS, Queues
 from skep.namespaces.jobs.usage import Usage
-from skep.namespaces.jobs.verbs import PRIORITY, PRIORITY_MAX
+from skep.namespaces.jobs.verbs import PRIORITY
 from skep.namespaces.order import HIVE, covers, node_of
 from skep.trace.clock import duration
+from skep.trace.entry import canonical
 from skep.trace.rules import Meta
 
 # Every legal move: from a state to another, and what brings it about.
@@ -61,7 +64,24 @@ class Submitted(msgspec.Struct, frozen=True, tag_field="type", tag="job.submitte
     deadline_ns: int = 0  # how long it may take in all, from its submission; 0: for ever
     role: str = ""  # its submitter's; "": a ledger that did not say
     requires: tuple[str, ...] = ()  # labels that its node must have, sorted: ``k``, or ``k:v``
+    runtime_ns: int = 0  # how long its attempts may run together; 0: for ever
+    bytes_max: int | None = None  # of its outputs together; None: as many as its tenant may have
+    capability: str = ""  # what it does besides its topic; "": nothing was said, as of all that follows
+    risk: tuple[str, ...] = ()  # sorted
+    pack: str = ""
+    actor_id: str = ""  # whom it is done for; "": its submitter
+    actor_type: str = ""  # "": what its submitter's role is
+    workflow: str = ""
+    run: str = ""
+    step: str = ""
+    traceparent: str = ""
+    tracestate: str = ""
+    checked: str = ""  # the version of the topic's schema, thumb@1.2, that its input was good by
+    result_schema: str = ""  # which its result must be good by, as /config named it
     retry_of: str = ""  # the dead letter that this job is the retry of; "": it is none
+    key_ns: int = 0  # how long its key is kept, from its submission; 0: a ledger that did not say
+    trigger: str = ""  # the trigger that submitted it; "": none did
+    depth: int = 0  # how many triggers there were on the way to it
     # How long its tenant's, and its actor's, submissions take to be paid for; 0: their rate had no limit.
     cost_ns: int = 0
     actor_cost_ns: int = 0
@@ -120,13 +140,15 @@ class Ended(msgspec.Struct, frozen=True, tag_field="type", tag="job.ended", omit
     text: str = ""
     code: str = ""
     end: str = ""
+    keep_ns: int = 0  # how long its record stays in memory; 0: a ledger that did not say
 
 
-class Discarded(msgspec.Struct, frozen=True, tag_field="type", tag="job.discarded"):
-    """A dead letter was thrown away."""
+class Discarded(msgspec.Struct, frozen=True, tag_field="type", tag="job.discarded", omit_defaults=True):
+    """A dead letter was thrown away. ``tenant``: its; "" in a ledger that did not say."""
 
     job: str
     reason: str
+    tenant: str = ""
 
 
 Event = Submitted | Leased | Started | Renewed | Returned | Delayed | Woken | Ended | Discarded
@@ -156,6 +178,8 @@ class Job(msgspec.Struct, frozen=True):
     text: str = ""  # the result, the error or the reason, once it has ended; the last error before
     code: str = ""  # of the error, once it has failed
     last_state: str = ""  # the one before its end
+    queued_ns: int = 0  # when it came to its queue; a lease that was lost leaves it as it was
+    place: int = 0  # its number among all that were ever queued
 
     @property
     def id(self) -> str:
@@ -173,6 +197,14 @@ class Job(msgspec.Struct, frozen=True):
     def count(self, *ends: str) -> int:
         """How many of its attempts ended so."""
         return sum(attempt.end in ends for attempt in self.attempts)
+
+    def ran_ns(self, now_ns: int = 0) -> int:
+        """How long its attempts ran together, the running one until ``now_ns`` (0: it is not counted)."""
+        return sum(
+            max((attempt.ended_ns or now_ns or attempt.started_ns) - attempt.started_ns, 0)
+            for attempt in self.attempts
+            if attempt.started_ns
+        )
 
     @property
     def node(self) -> str:
@@ -201,14 +233,14 @@ class Jobs:
     """The table of jobs and what is found by it."""
 
     by_id: dict[str, Job] = field(default_factory=dict)
-    by_key: dict[str, dict[str, str]] = field(default_factory=dict)  # tenant -> key -> job
+    by_key: dict[str, dict[str, Keyed]] = field(default_factory=dict)  # tenant -> key
     by_tenant: dict[str, dict[str, None]] = field(default_factory=dict)  # as they came
-    dead: dict[str, dict[str, None]] = field(default_factory=dict)  # tenant -> dead letters, oldest first
+    # tenant -> dead letters, oldest first; None: its record is in by_id
+    dead: dict[str, dict[str, Letter | None]] = field(default_factory=dict)
     held: dict[str, None] = field(default_factory=dict)  # leased and running, oldest lease first
-    # pool, tenant ("": every), priority -> waiting jobs, first to go first. An OrderedDict: a dict's first
-    # key is found by passing all that were deleted before it.
-    queues: dict[tuple[str, str, int], OrderedDict[str, None]] = field(default_factory=dict)
+    queues: Queues = field(default_factory=Queues)
     usage: Usage = field(default_factory=Usage)
+    past: Past = field(default_factory=Past)
 
     def copy(self) -> Jobs:
         return Jobs(
@@ -217,25 +249,22 @@ class Jobs:
             {tenant: jobs.copy() for tenant, jobs in self.by_tenant.items()},
             {tenant: jobs.copy() for tenant, jobs in self.dead.items()},
             self.held.copy(),
-            {place: queue.copy() for place, queue in self.queues.items()},
+            self.queues.copy(),
             self.usage.copy(),
+            past=self.past.copy(),
         )
 
-    def head(self, pool: str, tenant: str = "") -> str | None:
-        """The job that the pool's next lease gets, a lease of the tenant's jobs; None: none waits."""
-        for priority in range(PRIORITY_MAX, -1, -1):
-            queue = self.queues.get((pool, tenant, priority))
-            if queue:
-                return next(iter(queue))
-        return None
+    def keyed(self, tenant: str, key: str, now_ns: int) -> Keyed | None:
+        """Whose the tenant's key is; None: it is free."""
+        found = self.by_key.get(tenant, {}).get(key) if key else None
+        return found if found is not None and now_ns < found.until_ns else None
 
-    def waiting(self, pool: str, tenant: str = "") -> list[str]:
-        """The jobs queued in the pool, every tenant's or one's, in the order they go."""
-        places = [(pool, tenant, priority) for priority in range(PRIORITY_MAX, -1, -1)]
-        return [job for place in places for job in self.queues.get(place, ())]
+    def waiting(self, pool: str, tenant: str = "", ageing_ns: int = AGEING_NS) -> list[str]:
+        """The jobs queued in the pool, every tenant's or one's, in the order of their ranks."""
+        return self.queues.waiting(pool, tenant, ageing_ns)
 
     def count_waiting(self, pool: str, tenant: str = "") -> int:
-        return sum(len(self.queues.get((pool, tenant, priority), ())) for priority in range(PRIORITY_MAX + 1))
+        return self.queues.count_waiting(pool, tenant)
 
 
 def visible(job: Job, role: str, tenant: str, node: str) -> bool:
@@ -253,30 +282,42 @@ def visible(job: Job, role: str, tenant: str, node: str) -> bool:
 # applying
 
 
-def apply(jobs: Jobs, event: Event, meta: Meta) -> None:
-    """Change ``jobs`` by ``event``."""
+def apply(jobs: Jobs, event: Event, meta: Meta) -> list[str]:
+    """Change ``jobs`` by ``event``; the jobs of which nothing but the ledger's index knows any more."""
+    fold(jobs, event, meta)
+    gone = [job for job in _buried(event) if job not in jobs.by_id]
+    for _, tenant, key in jobs.past.free(meta.time_ns):
+        _free(jobs, tenant, key, meta.time_ns)
+    return gone + [job for job in jobs.past.leaving(meta.time_ns) if _leave(jobs, jobs.by_id.pop(job))]
+
+
+def fold(jobs: Jobs, event: Event, meta: Meta) -> None:
+    """Change ``jobs`` by ``event``, and let nothing leave."""
     before = jobs.by_id.get(event.job)
     _apply(jobs, event, meta)
     after = jobs.by_id.get(event.job)
     if after is not None:
         jobs.usage.moved(before, after, meta.time_ns)
+        jobs.queues.moved(before, after)
 
 
 def _apply(jobs: Jobs, event: Event, meta: Meta) -> None:
     match event:
         case Submitted():
-            jobs.by_id[event.job] = Job(event, meta.time_ns, meta.seq, meta.seq)
+            jobs.by_id[event.job] = Job(
+                event, meta.time_ns, meta.seq, meta.seq, queued_ns=meta.time_ns, place=jobs.queues.number()
+            )
             jobs.by_tenant.setdefault(event.tenant, {})[event.job] = None
             if event.retry_of:
                 _bury(jobs, event.tenant, event.retry_of)
             if event.key:
-                jobs.by_key.setdefault(event.tenant, {})[event.key] = event.job
-            _enqueue(jobs, event)
+                until_ns = meta.time_ns + (event.key_ns or KEY_NS)
+                jobs.by_key.setdefault(event.tenant, {})[event.key] = Keyed(event.job, event.body, until_ns)
+                jobs.past.keep(event.tenant, event.key, until_ns)
         case Leased():
             attempt = Attempt(event.node, event.fence, meta.time_ns)
             job = jobs.by_id[event.job]
             _put(jobs, job, meta, "leased", event.fence, event.until_ns, attempts=(*job.attempts, attempt))
-            _dequeue(jobs, job.request)
             jobs.held[event.job] = None
         case Started():
             job = jobs.by_id[event.job]
@@ -288,7 +329,6 @@ def _apply(jobs: Jobs, event: Event, meta: Meta) -> None:
             job = jobs.by_id[event.job]
             _put(jobs, job, meta, "queued", event.fence, 0, ended_ns=meta.time_ns, end=event.why)
             del jobs.held[event.job]
-            _enqueue(jobs, job.request, last=False)
         case Delayed():
             job = jobs.by_id[event.job]
             _put(
@@ -298,19 +338,58 @@ def _apply(jobs: Jobs, event: Event, meta: Meta) -> None:
             del jobs.held[event.job]
         case Woken():
             job = jobs.by_id[event.job]
-            _put(jobs, job, meta, "queued", job.fence, 0)
-            _enqueue(jobs, job.request)
+            _put(jobs, job, meta, "queued", job.fence, 0, queued_ns=meta.time_ns)
         case Discarded():
-            _bury(jobs, jobs.by_id[event.job].request.tenant, event.job)
+            tenants = (tenant for tenant, letters in jobs.dead.items() if event.job in letters)
+            _bury(jobs, event.tenant or next(tenants, ""), event.job)
         case Ended():
             _ended(jobs, jobs.by_id[event.job], event, meta)
 
 
 def _bury(jobs: Jobs, tenant: str, letter: str) -> None:
     """The letter is dead no more: it was retried or thrown away. The job's own record stays."""
-    del jobs.dead[tenant][letter]
-    if not jobs.dead[tenant]:
-        del jobs.dead[tenant]
+    letters = jobs.dead.get(tenant, {})
+    letters.pop(letter, None)
+    if not letters:
+        jobs.dead.pop(tenant, None)
+
+
+def _buried(event: Event) -> tuple[str, ...]:
+    """The dead letter that the event buries."""
+    match event:
+        case Submitted() if event.retry_of:
+            return (event.retry_of,)
+        case Discarded():
+            return (event.job,)
+        case _:
+            return ()
+
+
+def _free(jobs: Jobs, tenant: str, key: str, now_ns: int) -> None:
+    """The key is free, unless it was given anew meanwhile."""
+    keys = jobs.by_key.get(tenant, {})
+    if key in keys and keys[key].until_ns <= now_ns:
+        del keys[key]
+        if not keys:
+            del jobs.by_key[tenant]
+
+
+def _leave(jobs: Jobs, job: Job) -> bool:
+    """Forget the job; whether that is all of it: of a dead letter a little stays."""
+    tenant, id = job.request.tenant, job.id
+    del jobs.by_tenant[tenant][id]
+    if not jobs.by_tenant[tenant]:
+        del jobs.by_tenant[tenant]
+    jobs.past.left(id, job.rev)
+    if id not in jobs.dead.get(tenant, {}):
+        return True
+    jobs.dead[tenant][id] = Letter(job.rev, digest(job.request), job.request.artifact)
+    return False
+
+
+def digest(request: Submitted) -> str:
+    """The SHA-256 by which a request is known when it comes from the index."""
+    return sha256(canonical(request)).hexdigest()
 
 
 _END: Final = {"succeeded": "acked", "failed": "nacked", "cancelled": "cancelled"}
@@ -322,28 +401,10 @@ def _ended(jobs: Jobs, job: Job, event: Ended, meta: Meta) -> None:
         del jobs.held[job.id]
     else:
         changes = {}
-        if job.state == "queued":
-            _dequeue(jobs, job.request)
     if event.state == "failed":
         jobs.dead.setdefault(job.request.tenant, {})[job.id] = None
+    jobs.past.end(job.id, meta.time_ns + (event.keep_ns or HISTORY_NS))
     _put(jobs, job, meta, event.state, event.fence, 0, text=event.text, code=event.code, **changes)
-
-
-def _queues(jobs: Jobs, request: Submitted) -> list[OrderedDict[str, None]]:
-    """Where the job waits: among all of its pool, and among its tenant's there."""
-    places = [(request.pool, tenant, request.priority) for tenant in ("", request.tenant)]
-    return [jobs.queues.setdefault(place, OrderedDict()) for place in places]
-
-
-def _enqueue(jobs: Jobs, request: Submitted, last: bool = True) -> None:
-    for queue in _queues(jobs, request):
-        queue[request.job] = None
-        queue.move_to_end(request.job, last)
-
-
-def _dequeue(jobs: Jobs, request: Submitted) -> None:
-    for queue in _queues(jobs, request):
-        del queue[request.job]
 
 
 def _put(
@@ -356,6 +417,7 @@ def _put(
     attempts: tuple[Attempt, ...] | None = None,  # None: those it had, the last one changed as follows
     text: str | None = None,  # None: the last error, as it was
     code: str = "",
+    queued_ns: int | None = None,  # None: as it was, in its old place; else it is the last that was queued
     **changes: Any,
 ) -> None:
     """The job's next record."""
