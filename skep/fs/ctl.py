@@ -19,6 +19,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from skep.fs.errors import E, FsError
+from skep.fs.tracecontext import is_traceparent, is_tracestate
 from skep.trace.clock import parse_duration
 
 LINE_MAX: Final = 20 * 1024  # bytes: a line and its event share a ledger entry of 64 KiB.
@@ -212,6 +213,8 @@ KINDS: Final[Mapping[str, Kind]] = {
     "duration": Kind(is_duration, "a duration, like 30s"),
     "list": Kind(lambda value: _LIST.fullmatch(value) is not None, "words, like a,b or k:v"),
     "labels": Kind(is_labels, "labels, like k:v,k:v"),
+    "traceparent": Kind(is_traceparent, "a W3C traceparent, 00-<32 hex>-<16 hex>-<2 hex>"),
+    "tracestate": Kind(is_tracestate, "a W3C tracestate, vendor=value,… of at most 512 characters"),
     "sha256": Kind(lambda value: _SHA256.fullmatch(value) is not None, "64 hex digits, sha256: before them"),
 }
 

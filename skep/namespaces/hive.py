@@ -22,6 +22,7 @@ from skep.namespaces.jobs import core as jobs
 from skep.namespaces.jobs import letters, quotas
 from skep.namespaces.jobs import record as job_record
 from skep.namespaces.jobs import verbs as job_verbs
+from skep.namespaces.jobs.envelope import arguments
 from skep.namespaces.jobs.usage import ALL
 from skep.namespaces.locks import core as locks
 from skep.namespaces.log import core as log
@@ -276,13 +277,14 @@ class HiveState:
                 topic = order.args.get("topic", "")  # not there in a question
                 said = order.args.get("labels")
                 labels = ctl.labels(said) if said else {}
-                return About(name, order.actor, order.tenant, topic, self.pool_of(topic) or "", labels)
+                pool = self.pool_of(topic) or ""
+                return About(name, order.actor, order.tenant, topic, pool, labels, order.args)
             case "jobs" | "dlq":
                 job = self.jobs.by_id.get(name)
                 if job is None or job.request.tenant != order.tenant:
                     return About(name)
                 of = job.request
-                return About(name, of.actor, of.tenant, of.topic, of.pool, of.labels)
+                return About(name, of.actor, of.tenant, of.topic, of.pool, of.labels, arguments(of), of.role)
             case "pools":
                 pool = name or self.pool_of(order.args.get("topic", "")) or ""
                 return About(name, capability=order.args.get("topic", ""), pool=pool)
@@ -295,7 +297,7 @@ class HiveState:
 
 TABLES: Final[Mapping[str, Mapping[str, ctl.Verbs]]] = {
     "": HIVE_TABLES,
-    "jobs": job_verbs.TABLES,
+    "jobs": job_verbs.WRITTEN,
     "dlq": letters.TABLES,
     "policy": policy.TABLES,
     "config": config.TABLES,

@@ -1,7 +1,9 @@
 """A lease as its reader gets it: one JSON line from /pools/<p>/next.
 
 job, attempt (from 1), fence, topic, tenant, priority, labels, deadline (when it ends unless renewed), lease
-(how long a renewal lasts), timeout if there is one, and the input: input, or artifact and its size in bytes.
+(how long a renewal lasts), and the input: input, or artifact and its size in bytes. As far as they are said:
+timeout, runtime_left (of the attempts together), bytes (of the outputs together), requires, risk, pack,
+capability, actor_id, actor_type, workflow, run, step, and the W3C trace context, traceparent and tracestate.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ import msgspec
 
 from skep.fs.errors import E, FsError
 from skep.fs.node import Caller
+from skep.namespaces.jobs import envelope
 from skep.namespaces.jobs.record import Job, shown_input
 from skep.namespaces.live import Hive
 from skep.trace.clock import duration, rfc3339
@@ -44,7 +47,9 @@ def lease_line(hive: Hive, job: Job) -> bytes:
         "job": job.id, "attempt": len(job.attempts), "fence": job.fence, "topic": request.topic,
         "tenant": request.tenant, "priority": request.priority, "labels": request.labels,
         "deadline": rfc3339(job.until_ns), "lease": duration(hive.state.lease_ns(request.pool)),
-    } | shown_input(job)  # fmt: skip
+    } | envelope.shown_to_worker(request) | shown_input(job)  # fmt: skip
+    if request.runtime_ns:
+        line["runtime_left"] = duration(max(request.runtime_ns - job.ran_ns(), 0))
     if request.artifact:
         line["size"] = hive.state.artifacts.by_hash[request.tenant][request.artifact].size
     return msgspec.json.encode(line) + b"\n"

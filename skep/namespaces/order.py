@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Final, NamedTuple
 
 from skep.fs.errors import E
 from skep.trace.rules import Refusal
 
 HIVE = "hive"  # actor and role of what the hive itself writes: timers, registrations.
 HIVE_TENANT = "default/default/default"  # the hive's own: who runs the hive works in it, and its machines do.
+
+# What kind of actor speaks, by its role; others, and roles unknown here, are services.
+ACTOR_TYPES: Final = ("human", "agent", "service", "device")
+_TYPE_OF: Final[Mapping[str, str]] = {
+    "operator": "human", "observer": "human", "interactive-ai-booth": "device", "kiosk-interactive": "device",
+    "glasses-agent": "device", "sensor-relay": "device",
+}  # fmt: skip
 
 
 class Order(NamedTuple):
@@ -49,6 +57,11 @@ def covers(tenant: str, of: str) -> bool:
     """Whether what ``tenant`` has of the hive's machines has to do with ``of``'s jobs: they run the tenant's
     jobs, the hive's own run everybody's."""
     return tenant in (HIVE_TENANT, of)
+
+
+def actor_type(role: str) -> str:
+    """Which of ACTOR_TYPES the role's actors are."""
+    return _TYPE_OF.get(role, "service")
 
 
 def actor_of(principal: str, node: str) -> str:

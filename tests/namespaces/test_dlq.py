@@ -168,13 +168,20 @@ def test_a_request_of_a_ledger_that_did_not_say_the_role_is_answered_for_by_who_
 
 
 def test_the_arguments_of_a_retry_leave_no_field_of_a_request_out() -> None:
-    derived = {"job", "tenant", "actor", "role", "pool", "body", "retry_of", "cost", "actor_cost"}
-    full = Submitted(
-        job="j", tenant="t", actor="a", topic="t", pool="p", body="b", priority=7, key="k", labels={"a": "b"},
-        timeout_ns=1, retries=1, deadline_ns=1, input="i", requires=("gpu",),
-    )  # fmt: skip
+    derived = {"job", "tenant", "actor", "role", "pool", "body", "retry-of", "cost", "actor-cost"}
+    derived |= {"checked", "result-schema", "trigger", "depth"}
+    values: dict[str, Any] = dict.fromkeys(Submitted.__struct_fields__, "x") | {
+        "priority": 7, "labels": {"a": "b"}, "timeout_ns": 1, "retries": 1, "deadline_ns": 1, "runtime_ns": 1,
+        "bytes_max": 1, "risk": ("pii",), "requires": ("gpu",), "artifact": "",
+    }  # fmt: skip
+    full = Submitted(**values)
     said = set(arguments(full)) | set(arguments(msgspec.structs.replace(full, artifact="ab" * 32)))
-    assert {name.removesuffix("_ns") for name in Submitted.__struct_fields__} - derived == said
+    assert {_argument(name) for name in Submitted.__struct_fields__} - derived == said
+
+
+def _argument(field: str) -> str:
+    """The argument of submit that a field has its value from."""
+    return field.removesuffix("_ns").removesuffix("_max").replace("_", "-")
 
 
 def test_letters_are_files() -> None:

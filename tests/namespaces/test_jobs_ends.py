@@ -109,7 +109,7 @@ def test_what_submit_does_not_say_its_topic_says_and_then_its_pool(hive: Folded)
 
 
 def test_more_retries_than_a_record_should_hold_are_refused(hive: Folded) -> None:
-    with pytest.raises(Refusal, match="submit: retries=101: expected 100 or less"):
+    with pytest.raises(Refusal, match="submit: /retries: 101: expected 100 or less"):
         submit(hive, "retries=101")
 
 

@@ -60,7 +60,7 @@ from skep.namespaces.jobs.record import MOVES, TERMINAL, Attempt, Job, shown_inp
 from skep.namespaces.jobs.verbs import SUBMIT, TABLES, VERSION
 from skep.namespaces.live import Hive, Progress
 from skep.namespaces.rows import Rows, fixed
-from skep.trace.clock import CROCKFORD, duration, rfc3339
+from skep.trace.clock import CROCKFORD, rfc3339
 
 PROGRESS: Final = Verb(
     "progress",

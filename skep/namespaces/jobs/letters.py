@@ -15,8 +15,8 @@ from skep.fs import ctl
 from skep.fs.ctl import Arg, Verb
 from skep.fs.errors import E
 from skep.namespaces.jobs.core import Decided, World, accepted, check_space
-from skep.namespaces.jobs.quotas import admitted
 from skep.namespaces.jobs.envelope import arguments
+from skep.namespaces.jobs.quotas import admitted
 from skep.namespaces.jobs.record import Discarded, Job, Jobs, visible
 from skep.namespaces.order import Order, refusal
 from skep.trace.rules import Decision

@@ -7,6 +7,7 @@ from typing import Final
 
 from skep.fs import ctl
 from skep.fs.ctl import Arg, Verb
+from skep.namespaces.order import ACTOR_TYPES
 
 PRIORITY_MAX: Final = 9
 VERSION: Final = 1  # of the request's form; another has other fields, or others mean something else.
@@ -27,8 +28,20 @@ SUBMIT: Final = Verb(
         Arg("retries", kind="number", help="how often it is tried again after it failed, else 0"),
         Arg("timeout", kind="duration", help="how long an attempt may run"),
         Arg("deadline", kind="duration", help="how long it may take in all, from now"),
+        Arg("runtime", kind="duration", help="how long its attempts may run together"),
+        Arg("bytes", kind="number", help="how large its outputs may be together"),
         Arg("input", help="text, or artifact:<name> as sealed last"),
         Arg("artifact", kind="sha256", help="the input by its hash"),
+        Arg("capability", kind="name", help="what it does, besides what its topic says"),
+        Arg("risk", kind="list", help="what could go wrong with it: pii,export"),
+        Arg("pack", kind="name", help="the pack that it comes from"),
+        Arg("actor-id", kind="text", help="whom it is done for, else its writer"),
+        Arg("actor-type", kind="|".join(ACTOR_TYPES), help="what that is, else what its writer's role is"),
+        Arg("workflow", kind="name", help="what it is part of; a scope of /config too"),
+        Arg("run", kind="name", help="of the workflow"),
+        Arg("step", kind="name", help="of the workflow; a scope of /config too"),
+        Arg("traceparent", kind="traceparent", help="W3C trace context, passed on to its worker"),
+        Arg("tracestate", kind="tracestate"),
         Arg("v", kind="number", help=f"the form that the request has, {VERSION} when it does not say"),
     ),
     "submit topic=sha256 input=artifact:notes.txt key=notes-1",
@@ -70,4 +83,14 @@ TABLES: Final[Mapping[str, ctl.Verbs]] = {
         Verb("wake"),
         Verb("release", (FENCE,)),
     ),
+}
+
+# As written down: the door has checked an artifact by the topic's schema, and says so.
+CHECKED: Final = Arg("checked", kind="text", help="<schema>@<version> <sha256 of the artifact>")
+WRITTEN: Final[Mapping[str, ctl.Verbs]] = {
+    place: {
+        name: verb._replace(args=(*verb.args, CHECKED)) if name == SUBMIT.name else verb
+        for name, verb in table.items()
+    }
+    for place, table in TABLES.items()
 }

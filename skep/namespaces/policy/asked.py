@@ -7,7 +7,7 @@ from hashlib import sha256
 from typing import Final, NamedTuple, Protocol
 
 from skep.fs.ctl import Arg
-from skep.namespaces.order import Order, node_of
+from skep.namespaces.order import Order, actor_type, node_of
 from skep.namespaces.policy.request import ARGS, Name, Value
 from skep.namespaces.policy.schema import action_of, typed_args
 from skep.trace.entry import canonical
@@ -25,6 +25,8 @@ class About(NamedTuple):
     capability: str = ""
     pool: str = ""
     labels: Mapping[str, str] = {}
+    said: Mapping[str, str] = {}  # of a job, the arguments it was submitted with
+    role: str = ""  # of a job that there is, its submitter's; "": the writer's
 
 
 class World(Protocol):
@@ -88,8 +90,28 @@ def _payload(asked: Asked) -> str:
     return sha256(canonical({"verb": asked.order.verb, "args": said})).hexdigest()
 
 
-def _words(text: str) -> tuple[str, ...]:
-    return tuple(sorted({word for word in text.split("+") if word}))
+def _words(*found: str) -> tuple[str, ...]:
+    return tuple(sorted({word for word in found if word}))
+
+
+def _risk(asked: Asked) -> tuple[str, ...]:
+    """What the request says, and what its label says."""
+    about = asked.about
+    return _words(*about.said.get("risk", "").split(","), *about.labels.get("risk", "").split("+"))
+
+
+def _actor(asked: Asked) -> str:
+    about = asked.about
+    return about.said.get("actor-id") or (about.owner if about.said else "") or asked.order.actor
+
+
+def _actor_type(asked: Asked) -> str:
+    about = asked.about
+    return about.said.get("actor-type") or actor_type(about.role or asked.order.role)
+
+
+def _said(name: str) -> Callable[[Asked], Value]:
+    return lambda asked: asked.about.said.get(name, "")
 
 
 _VALUES: Final[Mapping[Name, Callable[[Asked], Value]]] = {
@@ -97,6 +119,7 @@ _VALUES: Final[Mapping[Name, Callable[[Asked], Value]]] = {
     ("principal", "node"): lambda asked: node_of(asked.order.actor),
     ("principal", "actor"): lambda asked: asked.order.actor,
     ("principal", "tenant"): lambda asked: asked.order.tenant,
+    ("principal", "type"): lambda asked: actor_type(asked.order.role),
     ("principal", "trust"): lambda asked: asked.world.trust_of(node_of(asked.order.actor)),
     ("resource", "path"): lambda asked: asked.path,
     ("resource", "noun"): lambda asked: asked.noun,
@@ -105,11 +128,17 @@ _VALUES: Final[Mapping[Name, Callable[[Asked], Value]]] = {
     ("resource", "tenant"): lambda asked: asked.about.tenant or asked.order.tenant,
     ("context", "capability"): lambda asked: asked.about.capability,
     ("context", "pool"): lambda asked: asked.about.pool,
-    ("context", "requires"): lambda asked: tuple(
-        sorted(set(asked.order.args.get("requires", "").split(",")) - {""})
+    ("context", "capabilities"): lambda asked: _words(
+        asked.about.capability, asked.about.said.get("capability", "")
     ),
-    ("context", "risk"): lambda asked: _words(asked.about.labels.get("risk", "")),
-    ("context", "pack"): lambda asked: asked.about.labels.get("pack", ""),
+    ("context", "requires"): lambda asked: _words(*asked.about.said.get("requires", "").split(",")),
+    ("context", "risk"): _risk,
+    ("context", "pack"): lambda asked: asked.about.said.get("pack") or asked.about.labels.get("pack", ""),
+    ("context", "actor"): _actor,
+    ("context", "actor_type"): _actor_type,
+    ("context", "workflow"): _said("workflow"),
+    ("context", "run"): _said("run"),
+    ("context", "step"): _said("step"),
     ("context", "payload"): _payload,
     ("context", "waiting"): lambda asked: asked.world.count_waiting(asked.about.pool),
     ("context", "token"): lambda asked: bool(asked.order.token),

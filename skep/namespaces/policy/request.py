@@ -11,6 +11,7 @@ from typing import Any, Final, NamedTuple, Protocol
 
 import msgspec
 
+from skep.namespaces.order import actor_type
 from skep.trace.clock import rfc3339
 
 PRINCIPAL: Final = "Skep::Principal"
@@ -36,6 +37,7 @@ ATTRIBUTES: Final[Mapping[Name, Attribute]] = {
     ("principal", "node"): Attribute("String", "", 'the node that speaks; "": none does'),
     ("principal", "actor"): Attribute("String", "", "the principal with its node behind a #"),
     ("principal", "tenant"): Attribute("String", "default/default/default", "org/project/env"),
+    ("principal", "type"): Attribute("String", "service", "human, agent, service or device, by its role"),
     ("principal", "trust"): Attribute("String", "green", "its node's level: green, yellow or red"),
     ("resource", "path"): Attribute("String", "", "the file written to"),
     ("resource", "noun"): Attribute("String", "", 'jobs, pools, nodes; "": the hive itself'),
@@ -45,8 +47,14 @@ ATTRIBUTES: Final[Mapping[Name, Attribute]] = {
     ("context", "capability"): Attribute("String", "", "the topic of the job"),
     ("context", "pool"): Attribute("String", "", "where the job goes or the lease comes from"),
     ("context", "requires"): Attribute("Set<String>", (), "what a worker must have for it"),
-    ("context", "risk"): Attribute("Set<String>", (), "the label risk:a+b, as the submitter says"),
-    ("context", "pack"): Attribute("String", "", "the label pack:…, as the submitter says"),
+    ("context", "capabilities"): Attribute("Set<String>", (), "the topic, and capability= as is said"),
+    ("context", "risk"): Attribute("Set<String>", (), "risk= and the label risk:a+b, as the submitter says"),
+    ("context", "pack"): Attribute("String", "", "pack=, else the label pack:…, as the submitter says"),
+    ("context", "actor"): Attribute("String", "", "actor-id= as is said, else the submitter"),
+    ("context", "actor_type"): Attribute("String", "service", "actor-type= as is said, else principal.type"),
+    ("context", "workflow"): Attribute("String", "", "what the job is part of, as the submitter says"),
+    ("context", "run"): Attribute("String", "", "of the workflow"),
+    ("context", "step"): Attribute("String", "", "of the workflow"),
     ("context", "payload"): Attribute("String", "", "sha256 of verb and arguments, in hex"),
     ("context", "waiting"): Attribute("Long", 0, "jobs that wait in the pool"),
     ("context", "token"): Attribute("Bool", False, "whether a capability token narrows the session"),
@@ -144,6 +152,7 @@ def written(stated: Stated, principal: Principal, base: Request | None = None) -
         ("principal", "node"): principal.node,
         ("principal", "actor"): principal.id + (f"#{principal.node}" if principal.node else ""),
         ("principal", "tenant"): principal.tenant,
+        ("principal", "type"): actor_type(principal.role),
         ("principal", "trust"): principal.trust,
         ("resource", "noun"): noun,
         ("resource", "name"): name,
