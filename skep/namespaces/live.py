@@ -22,6 +22,7 @@ from skep.fs.node import Caller
 from skep.fs.spiffe import Spiffe
 from skep.namespaces import hive
 from skep.namespaces.agenda import Agenda
+from skep.namespaces.artifacts.core import BYTES_LIMIT
 from skep.namespaces.artifacts.shelf import shelf_at
 from skep.namespaces.artifacts.store import Store
 from skep.namespaces.hive import HiveState
@@ -41,6 +42,7 @@ from skep.namespaces.sessions.limits import FILE, Limiter
 from skep.namespaces.tokens.desk import Desk, Keys
 from skep.namespaces.trust.authority import Authority
 from skep.namespaces.trust.record import Retired, Revoked
+from skep.trace import rules
 from skep.trace.clock import HOUR, MINUTE, SECOND, Clock
 from skep.trace.entry import Entry, Line
 from skep.trace.ring import Ring
@@ -105,7 +107,8 @@ class Hive:
         self.clock = clock
         self.version = version
         self.bookmark_s = bookmark_s
-        self.store = Store(directory / "artifacts", shelf_at(artifacts, directory / "artifacts"))
+        shelf = shelf_at(artifacts, directory / "artifacts")
+        self.store = Store(directory / "artifacts", shelf, self.artifact_bytes)
         self.directory = directory
         self.signer: Signer | None = None  # of policies; None: policy.key's, made when it is needed
         self.logs = Logs(directory / "jobs")
@@ -249,6 +252,21 @@ class Hive:
         """Its last heartbeat; None: none since the hive began."""
         ring = self.heartbeats.get(node)
         return ring.read(ring.last - 1)[1][0] if ring is not None and ring.last else None
+
+    # limits
+
+    def limit(self, tenant: str, key: str) -> int | None:
+        """The limit that /config has for the tenant; None: there is none. Raises FsError when it cannot be
+        read."""
+        try:
+            return self.state.limit(tenant, key)
+        except rules.Refusal as refusal:
+            kind = E[refusal.code]
+            raise FsError(kind, detail_of(kind, refusal.text)) from refusal
+
+    def artifact_bytes(self, tenant: str) -> tuple[int, int | None]:
+        """How many the tenant has sealed, and may have together with those it stages."""
+        return self.state.artifacts.sizes.get(tenant, 0), self.limit(tenant, BYTES_LIMIT)
 
     # leases
 
@@ -445,6 +463,11 @@ def job_of(path: str, lines: Sequence[str]) -> str:
     return parse_line(lines[0]).args.get("job", "") if noun == "artifacts" else ""
 
 
+def detail_of(kind: E, text: str) -> str:
+    """A refusal's text without what every error of its kind begins with."""
+    return text.removeprefix(kind.value.text).removeprefix(": ")
+
+
 @contextmanager
 def told_as_fs_error(lines: int = 1) -> Iterator[None]:
     """Refusals and the turn's end as files tell them; one of several lines is named."""
@@ -452,7 +475,7 @@ def told_as_fs_error(lines: int = 1) -> Iterator[None]:
         yield
     except Refused as error:
         kind = E[error.code]
-        detail = error.text.removeprefix(kind.value.text).removeprefix(": ")
+        detail = detail_of(kind, error.text)
         if lines > 1 and not detail.startswith("line "):
             detail = f"{detail} (line {error.k + 1})".lstrip()
         # What has no entry, is not recorded: then the id would lead nowhere.

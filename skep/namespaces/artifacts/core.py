@@ -22,6 +22,8 @@ from skep.trace.rules import Decision, Meta
 
 DAY: Final = 24 * HOUR
 YEAR: Final = 365 * DAY
+SIZE_LIMIT: Final = "limits/artifact-size"
+BYTES_LIMIT: Final = "limits/artifact-bytes"
 EXPIRED_MAX: Final = 64  # artifacts that one line ends: their events share a ledger entry of 64 KiB.
 
 
@@ -146,6 +148,9 @@ class Artifacts:
     names: dict[tuple[str, str], dict[str, None]] = field(default_factory=dict)  # by_name from its other end
     outputs: dict[str, dict[str, str]] = field(default_factory=dict)  # job -> name -> sha256, never changed
     sealed: dict[str, int] = field(default_factory=dict)  # sha256 -> how many tenants have it
+    sizes: dict[str, int] = field(
+        default_factory=dict
+    )  # tenant -> bytes that it has, those of each hash once
 
     def copy(self) -> Artifacts:
         return Artifacts(
@@ -154,6 +159,7 @@ class Artifacts:
             {of: names.copy() for of, names in self.names.items()},
             self.outputs.copy(),
             self.sealed.copy(),
+            self.sizes.copy(),
         )
 
     def due(self, tenant: str, now_ns: int, used: Collection[str]) -> Iterator[Artifact]:
@@ -166,6 +172,9 @@ class Artifacts:
 class World(Protocol):
     def held_tenant(self, job: str, node: str) -> str | None:
         """The tenant of a job that the node holds; None: it does not hold it."""
+
+    def limit(self, tenant: str, key: str) -> int | None:
+        """The limit that /config has for the tenant; None: there is none. Raises Refusal."""
 
     def artifacts_used(self, tenant: str) -> Collection[str]:
         """The hashes of inputs and outputs of the tenant's jobs that have not ended or may be retried."""
@@ -182,7 +191,9 @@ def decide(artifacts: Artifacts, order: Order, world: World) -> Decided:
         return Decision(tuple(ended), "ok")
     digest = order.args["sha256"].removeprefix("sha256:")
     if order.verb == "seal":
-        return Decision((_seal(digest, order, world),), f"sha256:{digest}")
+        sealed = _seal(digest, order, world)
+        _check_limits(artifacts, sealed, world)
+        return Decision((sealed,), f"sha256:{digest}")
     artifact = artifacts.by_hash.get(order.tenant, {}).get(digest)
     if artifact is None or order.node:
         raise refusal(E.MISSING, digest)
@@ -203,6 +214,18 @@ def _seal(digest: str, order: Order, world: World) -> Sealed:
         digest, int(args["size"]), tenant, args["name"], order.actor, kind, args.get("type", ""), job,
         args.get("chunks", "").removeprefix("sha256:"), order.time_ns + _kept_ns(kind, args.get("ttl")),
     )  # fmt: skip
+
+
+def _check_limits(artifacts: Artifacts, sealed: Sealed, world: World) -> None:
+    """What a tenant has already takes no more room: it can be sealed again, under any limit."""
+    if sealed.sha256 in artifacts.by_hash.get(sealed.tenant, {}):
+        return
+    most = world.limit(sealed.tenant, SIZE_LIMIT)
+    if most is not None and sealed.size > most:
+        raise refusal(E.TOOBIG, f"max={most} bytes of one artifact")
+    most, have = world.limit(sealed.tenant, BYTES_LIMIT), artifacts.sizes.get(sealed.tenant, 0)
+    if most is not None and have + sealed.size > most:
+        raise refusal(E.QUOTA, f"artifact-bytes have={have} max={most}")
 
 
 def _kept_ns(kind: str, ttl: str | None) -> int:
@@ -262,6 +285,7 @@ def _apply_sealed(artifacts: Artifacts, event: Sealed, meta: Meta) -> None:
     )  # fmt: skip
     if before is None:
         artifacts.sealed[event.sha256] = artifacts.sealed.get(event.sha256, 0) + 1
+        artifacts.sizes[event.tenant] = artifacts.sizes.get(event.tenant, 0) + event.size
     else:
         artifact = msgspec.structs.replace(
             artifact,
@@ -295,7 +319,7 @@ def _apply_hold(artifacts: Artifacts, event: Held | Released, meta: Meta) -> Non
 
 
 def _apply_ended(artifacts: Artifacts, event: Ended, meta: Meta) -> None:
-    del artifacts.by_hash[event.tenant][event.sha256]
+    artifacts.sizes[event.tenant] -= artifacts.by_hash[event.tenant].pop(event.sha256).size
     for name in artifacts.names.pop((event.tenant, event.sha256), ()):
         del artifacts.by_name[event.tenant][name]
     artifacts.sealed[event.sha256] -= 1

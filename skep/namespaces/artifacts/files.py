@@ -12,7 +12,8 @@ Classes, and what ttl= of seal may say: short 24h (1m to 168h), standard 720h (1
 less, up to 262800h; ended by its time alone). Sealed again, an artifact has the longer of both. What is held
 stays until it is released, and what a job needs until that has ended and is no dead letter any more. Every
 read is checked by the hashes in the ledger: bytes that have changed on disk are an error (integrity), never
-an answer. limits.toml says how large one may be.
+an answer. limits.toml and /config say how large one may be, and /config how many bytes a tenant may have,
+staged and sealed together; bytes are counted once, however often they are sealed.
 
 An artifact exists for its tenant, and for the node that holds a job whose input or output it is. Bytes that
 several tenants sealed are kept once, and nothing tells: each has its own meta.json, and sealing what is there
@@ -27,7 +28,7 @@ import asyncio
 import re
 import stat
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack
 from typing import Final
 
 import msgspec
@@ -39,7 +40,7 @@ from skep.fs.messages import LO, QT, Qid
 from skep.fs.node import Attr, Caller, Change, Entry, Handle, How, Maybe, Node, new_path
 from skep.fs.shapes import Ctl, File, Text
 from skep.fs.tree import Listing
-from skep.namespaces.artifacts.core import VERBS, Artifact
+from skep.namespaces.artifacts.core import SIZE_LIMIT, VERBS, Artifact
 from skep.namespaces.artifacts.store import SIZE_MAX, Put, Reading, Staged, Store
 from skep.namespaces.live import Hive
 from skep.namespaces.order import actor_of, covers
@@ -180,10 +181,9 @@ class _Reading(Handle):
 
 async def command(hive: Hive, caller: Caller, commands: list[Command]) -> list[str]:
     """Put the staged files away, then write the lines down, those of seal with each one's hash and size."""
-    owner = owner_of(caller)
     with ExitStack() as sealing:
         files = {
-            command.number: sealing.enter_context(_staged(hive.store, owner, command))
+            command.number: _staged(hive, caller, command, sealing)
             for command in commands
             if command.verb == "seal"
         }
@@ -197,11 +197,17 @@ async def command(hive: Hive, caller: Caller, commands: list[Command]) -> list[s
     return replies
 
 
-def _staged(store: Store, owner: str, command: Command) -> AbstractContextManager[Staged]:
-    name = command.args["name"]
+def _staged(hive: Hive, caller: Caller, command: Command, sealing: ExitStack) -> Staged:
+    """The file that it seals, for as long as ``sealing`` lasts. An output has room among its job's tenant's
+    bytes before it leaves those that its node's stages."""
+    owner, name, store = owner_of(caller), command.args["name"], hive.store
     if name not in store.staged(owner):
         raise FsError(E.USAGE, f"line {command.number}: seal: name={name}: nothing is staged under that name")
-    return store.sealing(owner, name)
+    file = sealing.enter_context(store.sealing(owner, name))
+    tenant = hive.state.held_tenant(command.args.get("job", ""), caller.node) or caller.tenant
+    if tenant != caller.tenant:
+        sealing.enter_context(store.room.reserved(tenant, file.size))
+    return file
 
 
 async def _put(store: Store, command: Command, file: Staged) -> str:
@@ -236,7 +242,8 @@ class _Stage(File):
         return self._file(owner, name, self._size_max(caller))
 
     def _size_max(self, caller: Caller) -> int:
-        return min(SIZE_MAX, self.hive.limits.artifact_max(caller))
+        said = self.hive.limit(caller.tenant, SIZE_LIMIT)
+        return min(SIZE_MAX, self.hive.limits.artifact_max(caller), SIZE_MAX if said is None else said)
 
     def _file(self, owner: str, name: str, size_max: int = SIZE_MAX) -> _Staged:
         number = self.numbers.setdefault((owner, name), 0) or new_path()

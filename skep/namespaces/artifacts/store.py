@@ -1,6 +1,6 @@
 """Artifacts' bytes: files being staged in a directory, sealed bytes on a shelf by their SHA-256.
 
-    stage/<owner>/<name>  being written; <owner> is a hash of who stages
+    stage/<owner>/<name>  being written; <owner> is a hash of who stages (room.py)
 
 Sealing syncs, hashes and shelves the file before anybody is told; the staged name goes when the ledger has
 it. Once shelved it cannot be written, even when the ledger refused: it can be sealed again, or removed. A
@@ -16,7 +16,6 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, closing, contextmanager, suppress
-from hashlib import sha256
 from pathlib import Path
 from typing import Final, NamedTuple
 from weakref import WeakValueDictionary
@@ -25,6 +24,7 @@ from skep.fs.chan import settle
 from skep.fs.errors import E, FsError
 from skep.fs.node import Maybe
 from skep.namespaces.artifacts.chunks import CHUNK, Chunks, manifest_size, measure, single, unpack
+from skep.namespaces.artifacts.room import Limit, Room, tenant_of
 from skep.namespaces.artifacts.shelf import BYTES, CHUNKS, Directory, Shelf, Source, sync_directory
 from skep.trace.clock import HOUR
 
@@ -43,22 +43,30 @@ class Put(NamedTuple):
 
 
 class Staged:
-    """One staged file. All who have it open share this object."""
+    """One staged file of a tenant. All who have it open share this object."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, tenant: str, room: Room) -> None:
         self.path = path
+        self.tenant = tenant
+        self.room = room
+        room.used(tenant)
         self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self.sealing = False
         # Its bytes are an artifact's too, or were about to be before a crash: never written again.
         self.closed = os.fstat(self.fd).st_nlink > 1
         self.opens = 0
+        self.size = os.fstat(self.fd).st_size  # as the room has it
+        self.removed = False  # it has no name any more
 
     def read(self, offset: int, count: int) -> bytes:
         return os.pread(self.fd, count, offset)
 
     def write(self, offset: int, data: memoryview, size_max: int = SIZE_MAX) -> int:
         self._check(offset + len(data), size_max)
-        return os.pwrite(self.fd, data, offset)
+        try:
+            return os.pwrite(self.fd, data, offset)
+        finally:
+            self._measure()
 
     def append(self, data: memoryview, size_max: int = SIZE_MAX) -> int:
         return self.write(os.fstat(self.fd).st_size, data, size_max)
@@ -66,6 +74,7 @@ class Staged:
     def truncate(self, size: int, size_max: int = SIZE_MAX) -> None:
         self._check(size, size_max)
         os.ftruncate(self.fd, size)
+        self._measure()
 
     def sync(self) -> None:
         os.fsync(self.fd)
@@ -76,6 +85,12 @@ class Staged:
         self.check_idle()
         if size > size_max:
             raise FsError(E.TOOBIG, f"max={size_max} bytes of one artifact")
+        self.room.check(self.tenant, size - self.size)
+
+    def _measure(self) -> None:
+        size = os.fstat(self.fd).st_size
+        self.room.grown(self.tenant, size - self.size, self.removed)
+        self.size = size
 
     def check_idle(self) -> None:
         if self.sealing:
@@ -83,12 +98,16 @@ class Staged:
 
 
 class Store:
-    """The directory ``root`` for staging, and a shelf, by default of the same directory.
+    """The directory ``root`` for staging, and a shelf, by default of the same directory. ``limit``: how much
+    of it is a tenant's.
 
     Its methods block for a file system call at most, hashing runs on threads."""
 
-    def __init__(self, root: Path, shelf: Shelf | None = None) -> None:
+    def __init__(
+        self, root: Path, shelf: Shelf | None = None, limit: Limit = lambda tenant: (0, None)
+    ) -> None:
         self.root = root
+        self.room = Room(root / "stage", limit)
         self.shelf: Shelf = shelf or Directory(root)
         self._open: dict[Path, Staged] = {}
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
@@ -117,18 +136,18 @@ class Store:
         if len(names) >= STAGED_MAX:
             raise FsError(E.QUOTA, f"staged files have={len(names)} max={STAGED_MAX}")
         self._stage(owner).mkdir(mode=0o700, exist_ok=True)
-        return self._opened(self._stage(owner) / name)
+        return self._opened(owner, name)
 
     def open(self, owner: str, name: str) -> Staged:
         """A staged file, to be given to ``close``. Raises FileNotFoundError."""
-        path = self._stage(owner) / name
-        os.stat(path)
-        return self._opened(path)
+        os.stat(self._stage(owner) / name)
+        return self._opened(owner, name)
 
-    def _opened(self, path: Path) -> Staged:
+    def _opened(self, owner: str, name: str) -> Staged:
+        path = self._stage(owner) / name
         file = self._open.get(path)
         if file is None:
-            file = self._open[path] = Staged(path)
+            file = self._open[path] = Staged(path, tenant_of(owner), self.room)
         file.opens += 1
         return file
 
@@ -136,6 +155,8 @@ class Store:
         file.opens -= 1
         if file.opens == 0:
             os.close(file.fd)
+            if file.removed:
+                self.room.grown(file.tenant, -file.size, apart=True)
             # It may have been removed and another be staged under its name.
             if self._open.get(file.path) is file:
                 del self._open[file.path]
@@ -146,11 +167,18 @@ class Store:
         file = self._open.get(path)
         if file is not None:
             file.check_idle()
+        tenant, size = tenant_of(owner), os.stat(path).st_size
+        self.room.used(tenant)
         path.unlink()
-        self._open.pop(path, None)
+        self.room.grown(tenant, -size)
+        if file is not None:
+            # It takes room as long as it is open.
+            file.removed = True
+            self.room.grown(tenant, size, apart=True)
+            del self._open[path]
 
     def _stage(self, owner: str) -> Path:
-        return self.root / "stage" / sha256(owner.encode()).hexdigest()[:32]
+        return self.room.directory(owner)
 
     # sealing
 
@@ -183,6 +211,7 @@ class Store:
         os.fchmod(file.fd, 0o400)
         self._open.pop(file.path, None)
         file.path.unlink()
+        self.room.grown(file.tenant, -file.size)
 
     # sealed
 
@@ -229,6 +258,7 @@ class Store:
         """Remove what was not sealed in a day, and what has stood for a day of bytes that the ledger does not
         know, by hash; the names of all that went."""
         gone = [path.name for path in await asyncio.to_thread(self._stale, now_ns)]
+        self.room.recount()
         async for kept in self.shelf.kept():
             if now_ns - kept.since_ns > KEPT_NS and await self._removed(kept.name, now_ns, known):
                 gone.append(kept.name)
