@@ -23,6 +23,7 @@ from skep.namespaces.jobs import letters, quotas
 from skep.namespaces.jobs import record as job_record
 from skep.namespaces.jobs import verbs as job_verbs
 from skep.namespaces.jobs.envelope import arguments
+from skep.namespaces.jobs.queues import AGEING_NS
 from skep.namespaces.jobs.usage import ALL
 from skep.namespaces.locks import core as locks
 from skep.namespaces.log import core as log
@@ -190,6 +191,15 @@ class HiveState:
 
     def defaults_of(self, topic: str) -> Mapping[str, str]:
         return self.pools.defaults_of(topic)
+
+    def ageing_ns(self, pool: str) -> int:
+        return AGEING_NS
+
+    def needs(self, pool: str, scope: str) -> frozenset[str]:
+        return frozenset()
+
+    def offers(self, node: str) -> frozenset[str]:
+        return frozenset()
 
     def lease_ns(self, pool: str) -> int:
         return self.pools.by_name[pool].lease_ns

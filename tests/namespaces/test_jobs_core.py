@@ -159,7 +159,7 @@ def test_a_released_lease_is_as_if_nobody_had_read_it_but_for_its_fence(hive: Fo
     job = submit(hive)
     lease(hive)
     hive.hive(f"/jobs/{job}", "release fence=1")
-    assert (job, 2) == (hive.state.jobs.head("default"), hive.state.jobs.by_id[job].fence)
+    assert ([job], 2) == (hive.state.jobs.waiting("default"), hive.state.jobs.by_id[job].fence)
 
 
 def test_a_running_job_cannot_be_released(hive: Folded) -> None:
@@ -282,7 +282,7 @@ def test_whatever_is_written_a_job_ends_once_and_fences_and_attempts_only_grow(
             assert old.fence <= new.fence
             assert len(old.attempts) <= len(new.attempts)
         for tenant in ("", ANN.tenant):
-            queued = [job for (_, of, _), queue in jobs.queues.items() for job in queue if of == tenant]
+            queued = jobs.waiting("default", tenant)
             assert sorted(queued) == sorted(id for id, job in jobs.by_id.items() if job.state == "queued")
         assert set(jobs.held) == {id for id, job in jobs.by_id.items() if job.state in HELD}
 

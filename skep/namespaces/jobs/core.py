@@ -17,9 +17,10 @@ import msgspec
 
 from skep.fs import ctl
 from skep.fs.errors import E
-from skep.namespaces.jobs import envelope
+from skep.namespaces.jobs import envelope, placement
 from skep.namespaces.jobs.due import timeout_ns
 from skep.namespaces.jobs.envelope import scope_of
+from skep.namespaces.jobs.placement import Fit
 from skep.namespaces.jobs.quotas import admitted
 from skep.namespaces.jobs.record import (
     MOVES,
@@ -50,7 +51,7 @@ BACKOFF_MAX_NS: Final = 5 * MINUTE
 BACKOFF_DOUBLINGS_MAX: Final = 16  # beyond BACKOFF_MAX_NS by far, and no number grows without bound.
 
 
-class World(Protocol):
+class World(placement.World, Protocol):
     """What the other nouns know of a job's surroundings."""
 
     def pool_of(self, topic: str) -> str | None:
@@ -215,17 +216,18 @@ def _cancel(jobs: Jobs, order: Order, world: World) -> Decided:
 
 
 def _lease(jobs: Jobs, order: Order, world: World) -> Decided:
-    """``lease`` in /pools/<p>/next: the first of the queue goes to the node that reads."""
+    """``lease`` in /pools/<p>/next: the first of the queue that the node can have goes to it."""
     pool = order.name
     if why := world.why_no_lease(pool, order.node):
         raise refusal(E.NODATA, why)
-    head = jobs.head(pool, "" if order.tenant == HIVE_TENANT else order.tenant)
-    if head is None:
-        raise refusal(E.NODATA, f"pool={pool} has no job waiting")
-    job = jobs.by_id[head]
+    fit = Fit(world, pool, world.offers(order.node), order.time_ns)
+    found = jobs.queues.next(pool, "" if order.tenant == HIVE_TENANT else order.tenant, fit)
+    if found is None:
+        raise refusal(E.NODATA, f"pool={pool} has no job waiting that node={order.node} can have")
+    job = jobs.by_id[found]
     _check_move(job, "leased")
-    event = Leased(head, order.node, job.fence + 1, order.time_ns + world.lease_ns(pool))
-    return Decision((event,), head)
+    event = Leased(found, order.node, job.fence + 1, order.time_ns + world.lease_ns(pool))
+    return Decision((event,), found)
 
 
 def _start(jobs: Jobs, order: Order, world: World) -> Decided:

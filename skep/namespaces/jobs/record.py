@@ -396,11 +396,10 @@ _END: Final = {"succeeded": "acked", "failed": "nacked", "cancelled": "cancelled
 
 
 def _ended(jobs: Jobs, job: Job, event: Ended, meta: Meta) -> None:
+    changes: dict[str, Any] = {}
     if job.held:
-        changes: dict[str, Any] = {"ended_ns": meta.time_ns, "end": event.end or _END[event.state]}
+        changes = {"ended_ns": meta.time_ns, "end": event.end or _END[event.state]}
         del jobs.held[job.id]
-    else:
-        changes = {}
     if event.state == "failed":
         jobs.dead.setdefault(job.request.tenant, {})[job.id] = None
     jobs.past.end(job.id, meta.time_ns + (event.keep_ns or HISTORY_NS))
@@ -428,6 +427,12 @@ def _put(
     if text is None:
         text = job.text
     last = job.state if state in TERMINAL else ""
+    place = job.place
+    if queued_ns is None:
+        queued_ns = job.queued_ns
+    else:
+        place = jobs.queues.number()
     jobs.by_id[job.id] = Job(
-        job.request, job.submitted_ns, job.first, meta.seq, state, fence, until_ns, attempts, text, code, last
-    )
+        job.request, job.submitted_ns, job.first, meta.seq, state, fence, until_ns, attempts, text, code,
+        last, queued_ns, place,
+    )  # fmt: skip

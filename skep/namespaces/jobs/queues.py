@@ -1,0 +1,329 @@
+"""Where jobs wait: each pool's queue, and which job of it a node gets next. Pure.
+
+Within a tenant the job of the smallest rank goes first: the time at which it was queued, less its priority
+times the pool's ageing. A rank never changes, so ageing costs nothing, and what waits long enough passes any
+priority. Between tenants goes who holds the fewest leases of the pool, of those the one served longest ago.
+
+What no lease depends on is not looked at: a pool's tenants stand in their order, a tenant's jobs in bands of
+one priority and one set of requirements, a band's in lanes of one actor and time limit, a lane's in the order
+they came. A choice looks at the heads alone, however many wait behind them.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from heapq import heapify, heappop, heappush
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+
+from skep.trace.clock import SECOND
+
+if TYPE_CHECKING:  # the queues are a part of what is recorded there
+    from skep.namespaces.jobs.record import Job
+
+AGEING_NS: Final = 30 * SECOND  # of waiting outweigh one step of priority, where a pool says nothing.
+GONE_MIN: Final = 32  # jobs that left a lane from its middle before it is made anew.
+
+Band = tuple[int, tuple[str, ...]]  # priority, requires
+Lane = tuple[str, int]  # actor, the time limit of an attempt in ns (0: none)
+
+
+class Waiting(NamedTuple):
+    """A job that waits. ``place``: its number among all that were ever queued."""
+
+    queued_ns: int
+    place: int
+    job: str
+
+
+class Terms(Protocol):
+    """What a choice is made by, for one node; in a moment's state."""
+
+    @property
+    def ageing_ns(self) -> int:
+        """How much waiting outweighs one step of priority."""
+
+    def serves(self, tenant: str) -> bool:
+        """Whether the tenant's jobs can be leased at all now, and by the node."""
+
+    def meets(self, tenant: str, requires: tuple[str, ...]) -> bool:
+        """Whether the node has what the tenant's jobs require of it that name this."""
+
+    def lets(self, tenant: str, actor: str, bound_ns: int) -> bool:
+        """Whether limits let the actor have one more job held, of this time limit."""
+
+
+@dataclass
+class _Lane:
+    """Jobs of one actor; what left from the middle stays in the heap until it comes to its head."""
+
+    heap: list[Waiting] = field(default_factory=list)
+    gone: set[int] = field(default_factory=set)  # places
+
+    def __len__(self) -> int:
+        return len(self.heap) - len(self.gone)
+
+    def copy(self) -> _Lane:
+        return _Lane(self.heap.copy(), self.gone.copy())
+
+    def add(self, waiting: Waiting) -> None:
+        if waiting.place in self.gone:
+            self.gone.discard(waiting.place)
+        else:
+            heappush(self.heap, waiting)
+
+    def remove(self, waiting: Waiting) -> None:
+        if self.heap[0].place != waiting.place:
+            self.gone.add(waiting.place)
+            if len(self.gone) > max(GONE_MIN, len(self.heap) // 2):
+                self.heap = list(self)
+                heapify(self.heap)
+                self.gone.clear()
+            return
+        heappop(self.heap)
+        while self.heap and self.heap[0].place in self.gone:
+            self.gone.discard(heappop(self.heap).place)
+
+    def __iter__(self) -> Iterator[Waiting]:
+        return (waiting for waiting in self.heap if waiting.place not in self.gone)
+
+
+@dataclass
+class _Band:
+    """Jobs of one priority and the same requirements. ``heads``: each lane's first, in order."""
+
+    lanes: dict[Lane, _Lane] = field(default_factory=dict)
+    heads: list[tuple[Waiting, Lane]] = field(default_factory=list)
+
+    def copy(self) -> _Band:
+        return _Band({name: lane.copy() for name, lane in self.lanes.items()}, self.heads.copy())
+
+    def add(self, name: Lane, waiting: Waiting) -> None:
+        lane = self.lanes.setdefault(name, _Lane())
+        before = lane.heap[0] if lane.heap else None
+        lane.add(waiting)
+        self._moved(name, lane, before)
+
+    def remove(self, name: Lane, waiting: Waiting) -> None:
+        lane = self.lanes[name]
+        before = lane.heap[0]
+        lane.remove(waiting)
+        self._moved(name, lane, before)
+        if not lane.heap:
+            del self.lanes[name]
+
+    def _moved(self, name: Lane, lane: _Lane, before: Waiting | None) -> None:
+        after = lane.heap[0] if lane.heap else None
+        if after is before:
+            return
+        if before is not None:
+            del self.heads[bisect_left(self.heads, (before, name))]
+        if after is not None:
+            insort(self.heads, (after, name))
+
+
+@dataclass
+class _Share:
+    """A tenant's part of a pool's queue, and of its leases. ``served``: the number of its last lease among
+    all; 0: it had none."""
+
+    bands: dict[Band, _Band] = field(default_factory=dict)
+    waiting: int = 0
+    held: int = 0
+    served: int = 0
+
+    def copy(self) -> _Share:
+        return _Share(
+            {name: band.copy() for name, band in self.bands.items()}, self.waiting, self.held, self.served
+        )
+
+    def __iter__(self) -> Iterator[tuple[int, Waiting]]:
+        """Each job that waits with its priority, in no order."""
+        for (priority, _), band in self.bands.items():
+            for lane in band.lanes.values():
+                for waiting in lane:
+                    yield priority, waiting
+
+    def first(self, tenant: str, terms: Terms) -> str | None:
+        found: tuple[int, int, str] | None = None
+        for (priority, requires), band in self.bands.items():
+            if not terms.meets(tenant, requires):
+                continue
+            for waiting, lane in band.heads:
+                ranked = (rank_ns(waiting.queued_ns, priority, terms.ageing_ns), waiting.place, waiting.job)
+                if found is not None and found < ranked:
+                    break
+                if terms.lets(tenant, *lane):
+                    found = ranked
+                    break
+        return None if found is None else found[2]
+
+    def count(self, tenant: str, terms: Terms) -> int:
+        return sum(
+            len(lane)
+            for (_, requires), band in self.bands.items()
+            if terms.meets(tenant, requires)
+            for name, lane in band.lanes.items()
+            if terms.lets(tenant, *name)
+        )
+
+
+def rank_ns(queued_ns: int, priority: int, ageing_ns: int) -> int:
+    return queued_ns - priority * ageing_ns
+
+
+@dataclass
+class _Queue:
+    """One pool's. ``order``: held, served, tenant of those that have jobs waiting, the next one first. A
+    share stays when nothing of it waits: who came back would else be the first each time."""
+
+    shares: dict[str, _Share] = field(default_factory=dict)
+    order: list[tuple[int, int, str]] = field(default_factory=list)
+    waiting: int = 0
+    held: int = 0
+
+    def copy(self) -> _Queue:
+        return _Queue(
+            {tenant: share.copy() for tenant, share in self.shares.items()},
+            self.order.copy(),
+            self.waiting,
+            self.held,
+        )
+
+    def share(self, tenant: str) -> _Share:
+        return self.shares.setdefault(tenant, _Share())
+
+    def stand(self, tenant: str, waiting: int = 0, held: int = 0, served: int = 0) -> None:
+        """Change a share's numbers, and its place among the tenants with them; ``served`` 0: as it was."""
+        share = self.share(tenant)
+        if share.waiting:
+            del self.order[bisect_left(self.order, (share.held, share.served, tenant))]
+        share.waiting += waiting
+        share.held += held
+        share.served = served or share.served
+        self.waiting += waiting
+        self.held += held
+        if share.waiting:
+            insort(self.order, (share.held, share.served, tenant))
+
+
+_NONE: Final = _Queue()
+_NO_SHARE: Final = _Share()
+
+
+@dataclass
+class Queues:
+    """Every pool's, and how many leases each node holds. ``last``: the numbers given out so far."""
+
+    by_pool: dict[str, _Queue] = field(default_factory=dict)
+    by_node: dict[str, int] = field(default_factory=dict)
+    last: int = 0
+
+    def copy(self) -> Queues:
+        return Queues(
+            {pool: queue.copy() for pool, queue in self.by_pool.items()}, self.by_node.copy(), self.last
+        )
+
+    # asking
+
+    def next(self, pool: str, tenant: str, terms: Terms) -> str | None:
+        """The job that a lease gets, of the tenant's jobs ("": of anybody's); None: none that the terms let
+        it have."""
+        queue = self.by_pool.get(pool, _NONE)
+        for of in (tenant,) if tenant else (of for _, _, of in queue.order):
+            share = queue.shares.get(of)
+            if share is not None and share.waiting and terms.serves(of):
+                found = share.first(of, terms)
+                if found is not None:
+                    return found
+        return None
+
+    def count_for(self, pool: str, tenant: str, terms: Terms, most: int) -> int:
+        """How many jobs ``next`` could give under the terms, one after the other; counted until there are
+        ``most``."""
+        queue = self.by_pool.get(pool, _NONE)
+        found = 0
+        for of in (tenant,) if tenant else (of for _, _, of in queue.order):
+            share = queue.shares.get(of)
+            if share is not None and share.waiting and terms.serves(of):
+                found += share.count(of, terms)
+                if found >= most:
+                    break
+        return found
+
+    def waiting(self, pool: str, tenant: str, ageing_ns: int) -> list[str]:
+        """The tenant's jobs ("": everybody's) that wait in the pool, by rank."""
+        found = [
+            (rank_ns(waiting.queued_ns, priority, ageing_ns), waiting.place, waiting.job)
+            for share in self._shares(pool, tenant)
+            for priority, waiting in share
+        ]
+        return [job for _, _, job in sorted(found)]
+
+    def count_before(self, pool: str, tenant: str, rank: int, ageing_ns: int) -> int:
+        """How many of the tenant's jobs go before one of that rank that is queued now."""
+        return sum(
+            rank_ns(waiting.queued_ns, priority, ageing_ns) <= rank
+            for share in self._shares(pool, tenant)
+            for priority, waiting in share
+        )
+
+    def count_waiting(self, pool: str, tenant: str = "") -> int:
+        queue = self.by_pool.get(pool, _NONE)
+        return queue.shares.get(tenant, _NO_SHARE).waiting if tenant else queue.waiting
+
+    def count_held(self, pool: str) -> int:
+        return self.by_pool.get(pool, _NONE).held
+
+    def _shares(self, pool: str, tenant: str) -> list[_Share]:
+        shares = self.by_pool.get(pool, _NONE).shares
+        return [shares[tenant]] if tenant in shares else [] if tenant else list(shares.values())
+
+    # moving
+
+    def moved(self, before: Job | None, after: Job) -> None:
+        """A job's record was ``before`` (None: it was not there) and is ``after``."""
+        waited, held = (False, False) if before is None else (before.state == "queued", before.held)
+        if before is not None and waited and after.state != "queued":
+            self._remove(before)
+        if before is not None and held and not after.held:
+            self._drop(before)
+        if after.state == "queued" and not waited:
+            self._add(after)
+        if after.held and not held:
+            self._hold(after)
+
+    def number(self) -> int:
+        """The next number."""
+        self.last += 1
+        return self.last
+
+    def _add(self, job: Job) -> None:
+        request = job.request
+        queue = self.by_pool.setdefault(request.pool, _Queue())
+        band = queue.share(request.tenant).bands.setdefault((request.priority, request.requires), _Band())
+        band.add((request.actor, request.timeout_ns), Waiting(job.queued_ns, job.place, job.id))
+        queue.stand(request.tenant, waiting=1)
+
+    def _remove(self, job: Job) -> None:
+        request = job.request
+        queue, name = self.by_pool[request.pool], (request.priority, request.requires)
+        share = queue.shares[request.tenant]
+        band = share.bands[name]
+        band.remove((request.actor, request.timeout_ns), Waiting(job.queued_ns, job.place, job.id))
+        if not band.lanes:
+            del share.bands[name]
+        queue.stand(request.tenant, waiting=-1)
+
+    def _hold(self, job: Job) -> None:
+        self.by_pool[job.request.pool].stand(job.request.tenant, held=1, served=self.number())
+        self.by_node[job.node] = self.by_node.get(job.node, 0) + 1
+
+    def _drop(self, job: Job) -> None:
+        self.by_pool[job.request.pool].stand(job.request.tenant, held=-1)
+        left = self.by_node[job.node] - 1
+        if left:
+            self.by_node[job.node] = left
+        else:
+            del self.by_node[job.node]
