@@ -35,6 +35,7 @@ from skep.namespaces.policy.schema import verb_path
 from skep.namespaces.pools import core as pools
 from skep.namespaces.schemas import core as schemas
 from skep.namespaces.tokens import core as tokens
+from skep.namespaces.triggers import core as triggers
 from skep.namespaces.trust import core as trust
 from skep.namespaces.trust import record as trust_record
 from skep.namespaces.trust import verbs as trust_verbs
@@ -111,6 +112,7 @@ Event = (
     | tokens.Event
     | trust_record.Event
     | locks.Event
+    | triggers.Event
 )
 
 
@@ -130,6 +132,7 @@ class HiveState:
     config: config.Config = field(default_factory=config.Config)
     schemas: schemas.Schemas = field(default_factory=schemas.Schemas)
     locks: locks.Locks = field(default_factory=locks.Locks)
+    triggers: triggers.Triggers = field(default_factory=triggers.Triggers)
 
     def copy(self) -> HiveState:
         return HiveState(
@@ -145,6 +148,7 @@ class HiveState:
             self.config.copy(),
             self.schemas.copy(),
             self.locks.copy(),
+            self.triggers.copy(),
         )
 
     @property
@@ -255,6 +259,7 @@ class HiveState:
                 using.append(job.id)
         for id in using:
             found.update(self.artifacts.outputs.get(id, {}).values())
+        found.update(self.triggers.artifacts(tenant))
         return frozenset(found)
 
     def sees_node(self, tenant: str, node: str) -> bool:
@@ -295,6 +300,14 @@ class HiveState:
                     return About(name)
                 of = job.request
                 return About(name, of.actor, of.tenant, of.topic, of.pool, of.labels, arguments(of), of.role)
+            case "triggers":
+                trigger = self.triggers.find(order.tenant, name)
+                if trigger is None:
+                    owner, submit = order.actor, order.args
+                else:
+                    owner, submit = trigger.made.actor, trigger.made.submit
+                topic, labels = submit.get("topic", ""), ctl.labels(submit.get("labels", ""))
+                return About(name, owner, order.tenant, topic, self.pool_of(topic) or "", labels)
             case "pools":
                 pool = name or self.pool_of(order.args.get("topic", "")) or ""
                 return About(name, capability=order.args.get("topic", ""), pool=pool)
@@ -318,12 +331,14 @@ TABLES: Final[Mapping[str, Mapping[str, ctl.Verbs]]] = {
     "log": log.TABLES,
     "trust": {**tokens.TABLES, **trust_verbs.TABLES},
     "locks": locks.TABLES,
+    "triggers": triggers.tables(job_verbs.SUBMIT.args),
 }
 
 # The argument that names a noun's object where the path does not.
 NAMED_BY: Final[Mapping[str, str]] = {
     "jobs": "job", "dlq": "id", "pools": "pool", "nodes": "node", "artifacts": "name", "policy": "bundle",
     "trust": "node", "config": "scope", "schemas": "id", "locks": "name",
+    "triggers": "trigger",
 }  # fmt: skip
 
 # What the hive alone may write, as /noun/place/verb; the policies are asked about the rest.
@@ -336,6 +351,8 @@ OWN_VERBS: Final[frozenset[str]] = frozenset(
         *(f"/nodes/*/{verb}" for verb in nodes.TABLES["*"]),
         *(f"/trust/*/{verb}" for verb in trust_verbs.OWN_VERBS),
         *(f"/locks/*/{verb}" for verb in locks.TABLES["*"]),
+        *(f"/triggers/ctl/{verb}" for verb in triggers.OWN),
+        "/triggers/*/fire",
     }
 )
 
@@ -347,6 +364,7 @@ TENANT_VERBS: Final[frozenset[str]] = frozenset({
     *(f"/jobs/{place}/{verb}" for place in ("ctl", "*/ctl") for verb in job_verbs.TABLES[place]),
     *(f"/dlq/ctl/{verb}" for verb in letters.TABLES["ctl"]),
     *(f"/locks/ctl/{verb}" for verb in locks.TABLES["ctl"]),
+    *(f"/triggers/ctl/{verb}" for verb in TABLES["triggers"]["ctl"]),
 })  # fmt: skip
 
 
@@ -359,6 +377,23 @@ def route(path: str) -> tuple[str, str, str]:
     if not rest and name == "ctl":
         return noun, "ctl", ""
     return noun, "/".join(("*", *rest)), name
+
+
+class _Submitting:
+    """Where the jobs of triggers go."""
+
+    def __init__(self, state: HiveState) -> None:
+        self.state = state
+
+    def submitted(self, order: Order, trigger: str, depth: int) -> tuple[Event, ...]:
+        policy.permit(self.state.policy, Asked("jobs", "/jobs/ctl", order, job_verbs.SUBMIT.args, self.state))
+        events = jobs.decide(self.state.jobs, order, self.state).events
+        return tuple(
+            msgspec.structs.replace(event, trigger=trigger, depth=depth)
+            if isinstance(event, job_record.Submitted)
+            else event
+            for event in events
+        )
 
 
 class HiveRules:
@@ -435,6 +470,8 @@ class HiveRules:
                 return trust.decide(state.trust, order)
             case "locks":
                 return locks.decide(state.locks, order)
+            case "triggers":
+                return triggers.decide(state.triggers, order, _Submitting(state))
             case _:
                 return decide_hive(state, order)
 
@@ -476,6 +513,7 @@ _APPLY: Final[Mapping[type, Callable[[HiveState, Any, Meta], None]]] = {
     **dict.fromkeys(get_args(tokens.Event), _applying("tokens", tokens.apply)),
     **dict.fromkeys(get_args(trust_record.Event), _applying("trust", trust_record.apply)),
     **dict.fromkeys(get_args(locks.Event), _applying("locks", locks.apply)),
+    **dict.fromkeys(get_args(triggers.Event), _applying("triggers", triggers.apply)),
 }
 
 

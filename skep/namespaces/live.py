@@ -20,7 +20,7 @@ from skep.fs.ctl import line as ctl_line
 from skep.fs.errors import E, FsError
 from skep.fs.node import Caller
 from skep.fs.spiffe import Spiffe
-from skep.namespaces import hive
+from skep.namespaces import hive, occasions
 from skep.namespaces.agenda import Agenda
 from skep.namespaces.artifacts.core import BYTES_LIMIT
 from skep.namespaces.artifacts.shelf import shelf_at
@@ -40,6 +40,7 @@ from skep.namespaces.policy.keys import Signer, load_or_create
 from skep.namespaces.sessions.core import Session, Sessions
 from skep.namespaces.sessions.limits import FILE, Limiter
 from skep.namespaces.tokens.desk import Desk, Keys
+from skep.namespaces.triggers.watch import Watch
 from skep.namespaces.trust.authority import Authority
 from skep.namespaces.trust.record import Retired, Revoked
 from skep.trace import rules
@@ -120,6 +121,9 @@ class Hive:
         self.leases = Leases(lambda: turn.state)
         self.lock_ends = Ends(lambda: turn.state.locks, self.sessions.by_id)
         self.sessions.on_end.append(self._unlock)
+        self.triggers = Watch(
+            lambda: turn.state.triggers, lambda seq, kinds: occasions.read(turn, seq, kinds), self._own_lines
+        )
         self.agenda = Agenda(lambda id: turn.state.jobs.by_id.get(id), turn.state.jobs.by_id.values())
         self.reached_at: list[str] = []  # the addresses it serves by TLS
         self.started_ns = clock.now_ns()
@@ -362,6 +366,14 @@ class Hive:
         if self.authority is not None:
             self.authority.moved(event for entry in entries for event in entry.events)
         self.leases.dispatch_all()
+        if self.triggers.moved(
+            entries[0].seq,
+            entries[-1].seq,
+            lambda kinds: (
+                each for entry in entries for each in occasions.occasions(self.state, entry, kinds)
+            ),
+        ):
+            self.later(self.triggers.fire(self.clock.now_ns()))
 
     # time
 
@@ -382,6 +394,7 @@ class Hive:
         due += self.lock_ends.due(now_ns)
         if due:
             await asyncio.gather(*(self._own(*said) for said in due))
+        await self._trigger(now_ns)
         await self.keep_policy_keys()
         if self.authority is not None:
             await self.authority.tend()
@@ -391,6 +404,12 @@ class Hive:
             self._swept_ns = now_ns
             if self._sweeping is None or self._sweeping.done():
                 self._sweeping = self.later(self._sweep(now_ns))
+
+    async def _trigger(self, now_ns: int) -> None:
+        await self.triggers.catch_up(self.turn.seq)
+        await self.triggers.fire(now_ns)
+        if (seen := self.triggers.seen()) is not None:
+            await self._own("/triggers/ctl", f"seen seq={seen}")
 
     async def _expire(self, now_ns: int) -> None:
         """End artifacts whose time is over: some of each tenant, and more at the next tick."""
@@ -426,8 +445,12 @@ class Hive:
 
     async def _own(self, path: str, line: str, tenant: str = "") -> None:
         """Say what a timer found; refused, it was late: the lease was renewed, the node came back."""
+        await self._own_lines(path, (line,), tenant)
+
+    async def _own_lines(self, path: str, lines: Sequence[str], tenant: str) -> None:
+        """All of them or, refused, none."""
         try:
-            await self.say(path, line, tenant)
+            await self._submit(HIVE, HIVE, tenant, path, lines)
         except FsError as error:
             if isinstance(error.__cause__, TurnStopped):
                 raise

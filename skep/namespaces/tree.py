@@ -40,6 +40,7 @@ from skep.namespaces.rows import Followed
 from skep.namespaces.schemas import files as schemas
 from skep.namespaces.sessions import files as sessions
 from skep.namespaces.tokens import files as tokens
+from skep.namespaces.triggers import files as triggers
 from skep.namespaces.trust import files as trust
 from skep.trace.clock import rfc3339
 
@@ -72,6 +73,7 @@ def hive_tree(hive: Hive) -> Dir:
         "log": log.files(hive),
         "trust": {**trust.files(hive), "tokens": tokens.files(hive)},
         "locks": locks.files(hive),
+        "triggers": triggers.files(hive),
         "health": {"live": "ok\n", "ready": Text(lambda caller: ready(hive, caller))},
     }
     root = Followed(children, {"events": events_at})

@@ -1,0 +1,1 @@
+"""The noun triggers: jobs that time and events submit."""
