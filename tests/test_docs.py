@@ -16,7 +16,7 @@ from skep.namespaces.jobs.record import MOVES, TERMINAL
 ROOT = Path(__file__).parent.parent
 NOUNS = [
     "jobs", "dlq", "pools", "locks", "nodes", "artifacts", "config", "schemas",
-    "sessions", "trust", "tokens", "policy", "log",
+    "tenants", "triggers", "sessions", "trust", "tokens", "policy", "log",
 ]  # fmt: skip
 MARK = "<!-- {} generated: {} -->"
 

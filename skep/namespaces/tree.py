@@ -9,7 +9,7 @@ events          R events up to now, a JSON line each; events@N those after ledge
                 with {"seq":N} when nothing comes
 health/live     R ok
 health/ready    R ok, or why it takes no work
-artifacts config dlq jobs locks log nodes policy pools schemas sessions
+artifacts config dlq jobs locks log nodes policy pools schemas sessions tenants triggers trust
 
 echo drain > ctl
 """
@@ -39,6 +39,7 @@ from skep.namespaces.pools import files as pools
 from skep.namespaces.rows import Followed
 from skep.namespaces.schemas import files as schemas
 from skep.namespaces.sessions import files as sessions
+from skep.namespaces.tenants import files as tenants
 from skep.namespaces.tokens import files as tokens
 from skep.namespaces.triggers import files as triggers
 from skep.namespaces.trust import files as trust
@@ -73,6 +74,7 @@ def hive_tree(hive: Hive) -> Dir:
         "log": log.files(hive),
         "trust": {**trust.files(hive), "tokens": tokens.files(hive)},
         "locks": locks.files(hive),
+        "tenants": tenants.files(hive),
         "triggers": triggers.files(hive),
         "health": {"live": "ok\n", "ready": Text(lambda caller: ready(hive, caller))},
     }

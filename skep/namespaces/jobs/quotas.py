@@ -13,7 +13,7 @@ import msgspec
 
 from skep.fs.errors import E
 from skep.namespaces.jobs.record import Submitted
-from skep.namespaces.jobs.usage import ALL, Usage, bound_ns
+from skep.namespaces.jobs.usage import ALL, Usage, Used, bound_ns
 from skep.namespaces.order import refusal
 from skep.trace.clock import MS, SECOND, duration
 
@@ -91,11 +91,21 @@ def _cost_ns(owed_ns: int, key: str, most: int | None) -> int:
         return 0
     if most == 0:
         raise refusal(E.QUOTA, over(_name(key), 0, 0))
-    cost_ns = -(-SECOND // most)
+    cost_ns = paid_in_ns(most)
     wait_ns = owed_ns - (most - 1) * cost_ns
     if wait_ns > 0:
         raise refusal(E.THROTTLED, f"retry-ms={-(-wait_ns // MS)}")
     return cost_ns
+
+
+def paid_in_ns(most: int) -> int:
+    """How long a submission takes to be paid for, where ``most`` (from 1) may come in a second."""
+    return -(-SECOND // most)
+
+
+def count_submits(used: Used, most: int | None, now_ns: int) -> int:
+    """How many of the submissions that may come at once are not paid for yet."""
+    return -(-used.owed_ns(now_ns) // paid_in_ns(most)) if most else 0
 
 
 def _name(key: str) -> str:

@@ -1,0 +1,1 @@
+"""/tenants: what each tenant may have of the hive, and what it has."""
