@@ -235,6 +235,7 @@ def worker_command(
       skep worker -H tls:hive.example.org:5640 --handlers h.toml
     """
     from skep.roles.handlers import HandlersError, load
+    from skep.roles.running import performing
     from skep.roles.worker import Plan, WorkerError, work
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
@@ -246,7 +247,8 @@ def worker_command(
     name = node or own or re.sub("[^a-z0-9-]", "-", socket.gethostname().lower()).strip("-")
     place = directory or default_state().parent / f"worker-{name}"
     try:
-        plan = Plan(address, name, place, load(handlers), tuple(pools.split(",")), slots, standing)
+        perform = performing(load(handlers))
+        plan = Plan(address, name, place, perform, tuple(pools.split(",")), slots, standing)
         with told(str(address)):
             _run(work(plan, lambda said: print(said, flush=True)))
     except (HandlersError, WorkerError) as error:

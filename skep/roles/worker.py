@@ -1,6 +1,6 @@
 """A drone-worker: takes leases of its pools and does the jobs, one at a time in each slot.
 
-One job's life is running.py's; the session that may be lost meanwhile is uplink.py's.
+One job's life is leased.py's; the session that may be lost meanwhile is uplink.py's.
 """
 
 from __future__ import annotations
@@ -20,8 +20,7 @@ from skep.fs.address import Address
 from skep.fs.errors import FsError
 from skep.fs.link import Standing
 from skep.roles.alone import Held, alone
-from skep.roles.handlers import Handler
-from skep.roles.running import Lease, Running
+from skep.roles.leased import Lease, Leased, Perform
 from skep.roles.signals import told_signals
 from skep.roles.uplink import Uplink
 
@@ -37,15 +36,18 @@ class WorkerError(Exception):
 
 class Plan(msgspec.Struct, frozen=True):
     """What a worker is told. ``slots``: jobs at a time, of each pool. ``standing``: what each of its sessions
-    is opened with, for TLS and for nothing else."""
+    is opened with, for TLS and for nothing else. ``capacity``: what it says that it can do at a time."""
 
     hive: Address
     node: str
     directory: Path
-    handlers: dict[str, Handler]
+    perform: Perform
     pools: tuple[str, ...] = ("default",)
     slots: int = 1
     standing: Callable[[], Standing] | None = None
+    grace_s: float | None = None  # for what runs when told to stop; None: as long as it takes
+    labels: dict[str, str] = {}
+    capacity: int = 0  # 0: all its slots
 
 
 async def work(plan: Plan, say: Callable[[str], None]) -> None:
@@ -65,13 +67,14 @@ class Worker:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.uplink = Uplink(plan.hive, plan.node, plan.standing)
-        self.running: set[str] = set()  # jobs
+        self.running: dict[str, Leased] = {}  # by job
         self.stopping = asyncio.Event()
         self.uploading = asyncio.Lock()  # staged names are the node's: one job stages at a time
         self.jobs = plan.directory / "jobs"
 
     async def run(self, told: asyncio.Event, say: Callable[[str], None]) -> None:
-        """Until ``told``, then until what runs has ended; told again, that is left undone."""
+        """Until ``told``, then until what runs has ended, or was given back; told again, that is left
+        undone."""
         shutil.rmtree(self.jobs, ignore_errors=True)  # of a worker that was killed
         self.jobs.mkdir()
         keeping = asyncio.create_task(self.uplink.keep())
@@ -100,7 +103,14 @@ class Worker:
         log.info("stopping: %d jobs are run to their end", len(self.running))
         told.clear()
         self.stopping.set()
-        await told.wait()
+        try:
+            async with asyncio.timeout(self.plan.grace_s):
+                await told.wait()
+        except TimeoutError:
+            for leased in self.running.values():
+                log.info("%s: given back", leased.lease.job)
+                leased.leave()
+            await told.wait()
 
     async def _beat(self, say: Callable[[str], None]) -> None:
         path = f"/nodes/{self.plan.node}/heartbeat"
@@ -116,10 +126,10 @@ class Worker:
         return {
             "load": round(os.getloadavg()[0] / (os.cpu_count() or 1), 3),
             "memory_free": os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
-            "capacity": self.plan.slots * len(self.plan.pools),
+            "capacity": self.plan.capacity or self.plan.slots * len(self.plan.pools),
             "running": len(self.running),
             "version": metadata.version("skep"),
-        }
+        } | ({"labels": self.plan.labels} if self.plan.labels else {})
 
     async def _slot(self, pool: str) -> None:
         """Take a lease, do its job, and again, until told to stop."""
@@ -136,11 +146,14 @@ class Worker:
                 await self._do(msgspec.json.decode(data, type=Lease))
 
     async def _do(self, lease: Lease) -> None:
-        self.running.add(lease.job)
+        leased = Leased(lease, self.uplink, self.jobs / f"{lease.job}.{lease.fence}", self.uploading)
+        self.running[lease.job] = leased
         try:
-            await Running(lease, self.plan.handlers, self.uplink, self.jobs, self.uploading).run()
+            await leased.run(self.plan.perform)
         finally:
-            self.running.discard(lease.job)
+            # The job may be ours again already, in another slot.
+            if self.running.get(lease.job) is leased:
+                del self.running[lease.job]
 
     async def _pause(self, seconds: float) -> None:
         try:

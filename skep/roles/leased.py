@@ -1,0 +1,289 @@
+"""One leased job on its node, whatever does the work: begun, renewed, looked after, told how it ended.
+
+Its lease is renewed at each third of it and its ``wait`` is read all the while: an end by others (a cancel,
+another's lease) stops the work at once. What is said is said again until it is answered; the hive takes a
+word twice for the same word. The bytes that go in and out are here too: input, log, artifacts.
+
+What does the work is running.py's (a process) or worker.py's beside the rooms (a function).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import shutil
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, BinaryIO, Final
+
+import msgspec
+
+from skep.fs.ctl import line
+from skep.fs.dial import Client
+from skep.fs.errors import E, FsError
+from skep.roles.uplink import Uplink
+from skep.trace.clock import SECOND, parse_duration
+
+log = logging.getLogger("skep.worker")
+ERROR_MAX: Final = 1024  # bytes of why a job failed; the rest is in its log
+RETRY_S: Final = 1.0  # between tries to say something that the hive cannot take now
+_PASSING: Final = (E.NOSPACE, E.THROTTLED, E.OVERLOAD, E.BUSY, E.IO)
+_LOST: Final = (E.FENCED, E.ILLEGAL_MOVE, E.CONFLICT, E.MISSING, E.DENIED)  # the lease is not ours any more
+
+
+class Lease(msgspec.Struct, frozen=True):
+    """The line of /pools/<p>/next, as far as a worker needs it. Durations as written."""
+
+    job: str
+    attempt: int
+    fence: int
+    topic: str
+    lease: str
+    tenant: str = ""
+    labels: dict[str, str] = {}
+    input: str | None = None  # None: no text
+    artifact: str = ""  # "sha256:<hex>", or "": none
+    timeout: str = ""  # "": the job asks for none
+    traceparent: str = ""  # W3C; "": its submitter gave none
+    tracestate: str = ""
+
+
+class JobFailed(Exception):
+    """The attempt failed; the text is its error. ``code``: its kind, "" for what the hive calls it.
+    ``delay``: before the next attempt, a duration; "": as the hive has it. ``final``: there is none."""
+
+    def __init__(self, error: str, code: str = "", delay: str = "", final: bool = False) -> None:
+        super().__init__(error)
+        self.code = code
+        self.delay = delay
+        self.final = final
+
+
+class LeaseLost(Exception):
+    """Nothing that is said of the job counts any more: it was cancelled, or is another's."""
+
+
+Perform = Callable[["Leased"], Awaitable[str]]  # does the job; its result. Raises JobFailed.
+
+
+class Leased:
+    """One leased job. ``directory`` is its own, removed with it."""
+
+    def __init__(self, lease: Lease, uplink: Uplink, directory: Path, uploading: asyncio.Lock) -> None:
+        self.lease = lease
+        self.uplink = uplink
+        self.directory = directory
+        self.path = f"/jobs/{lease.job}"
+        self.why = ""  # it was taken from us, once it was
+        # What cannot be stopped, and has its slot until it ends; None: nothing runs on.
+        self.lingering: asyncio.Future[Any] | None = None
+        self._uploading = uploading  # staged names are the node's: one job stages at a time
+        self._leaving = asyncio.Event()
+
+    async def run(self, perform: Perform) -> None:
+        """Do it, and tell the hive how it ended. Raises nothing but cancellation."""
+        watching = asyncio.create_task(self._watch())
+        doing = asyncio.create_task(self._do(perform))
+        leaving = asyncio.create_task(self._leaving.wait())
+        tasks = (watching, doing, leaving)
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            if doing.done():
+                doing.result()
+            elif watching.done():
+                watching.result()
+            else:
+                await _stopped(doing)
+                await self._say("release")
+        except LeaseLost as lost:
+            self.why = str(lost)
+            log.info("%s: %s", self.lease.job, lost)
+        except (FsError, OSError) as error:
+            log.warning("%s: %s", self.lease.job, error)
+        finally:
+            await _stopped(*tasks)
+            if self.lingering is not None:
+                await asyncio.wait((self.lingering,))
+            shutil.rmtree(self.directory, ignore_errors=True)
+
+    def leave(self) -> None:
+        """Stop it and give the lease back: that is no failure of the job's, which goes to another."""
+        self._leaving.set()
+
+    async def _do(self, perform: Perform) -> None:
+        try:
+            await self._say("start")
+            result = await perform(self)
+        except JobFailed as error:
+            await self._nack(error)
+        except (FsError, OSError) as error:
+            _raise_lost(error)
+            await self._nack(JobFailed(f"worker: {error}"))
+        else:
+            try:
+                await self._say("ack", result=result)
+            except FsError as error:
+                # It asks for another result than this, one of the topic's schema say.
+                await self._nack(JobFailed(f"result: {error}"))
+
+    async def _nack(self, error: JobFailed) -> None:
+        said = {"error": cut(str(error).encode(), ERROR_MAX), "code": error.code, "delay": error.delay}
+        final = {"final": "true"} if error.final else {}
+        await self._say("nack", **{name: value for name, value in said.items() if value}, **final)
+
+    async def _say(self, verb: str, **args: str) -> None:
+        """Write a verb to the job's ctl, again when the hive cannot take it now. Raises LeaseLost when it
+        does not count any more."""
+        said = line(verb, {"fence": str(self.lease.fence)} | args)
+        while True:
+            try:
+                return await self.uplink.write(f"{self.path}/ctl", said)
+            except FsError as error:
+                if error.kind is E.ILLEGAL_MOVE and "running -> running" in error.detail:
+                    return None  # said before the connection was lost
+                if error.kind in _LOST:
+                    raise LeaseLost(f"{verb}: {error}") from error
+                if error.kind not in _PASSING:
+                    raise
+                log.warning("%s: %s: %s; trying again", self.lease.job, verb, error)
+            await asyncio.sleep(RETRY_S)
+
+    # what watches over it
+
+    async def _watch(self) -> None:
+        """Renew the lease, and look out for the job's end by others. Raises LeaseLost."""
+        ended = asyncio.create_task(self.uplink.wait_read(f"{self.path}/wait"))
+        renewing = asyncio.create_task(self._renew())
+        try:
+            await asyncio.wait((ended, renewing), return_when=asyncio.FIRST_COMPLETED)
+            if renewing.done():
+                renewing.result()
+            raise LeaseLost(_ending(ended))
+        finally:
+            await _stopped(ended, renewing)
+
+    async def _renew(self) -> None:
+        third_s = parse_duration(self.lease.lease) / SECOND / 3
+        while True:
+            await asyncio.sleep(third_s)
+            try:
+                await self._say("renew")
+            except FsError as error:
+                log.warning("%s: renew: %s", self.lease.job, error)
+
+    # its bytes
+
+    async def input_file(self) -> Path | None:
+        """A file with its input; None: it has none. Raises JobFailed when the input is not what its hash
+        says."""
+        file = self.directory / "input"
+        if self.lease.artifact:
+            await self._fetch(self.lease.artifact.removeprefix("sha256:"), file)
+        elif self.lease.input is not None:
+            file.write_text(self.lease.input, "utf-8")
+        else:
+            return None
+        return file.resolve()
+
+    async def _fetch(self, sha256: str, to: Path) -> None:
+        async def copy(client: Client) -> str:
+            digest = hashlib.sha256()
+            with to.open("wb") as file:
+                async with await client.open(f"/artifacts/{sha256}/data") as fid:
+                    async for piece in fid.pieces():
+                        file.write(piece)
+                        digest.update(piece)
+            return digest.hexdigest()
+
+        found = await self.uplink.do(copy)
+        if found != sha256:
+            raise JobFailed(f"integrity: the input has sha256:{found}, not sha256:{sha256}")
+
+    async def keep(self, name: str, file: BinaryIO) -> str:
+        """Make an artifact of the job of what ``file`` holds; its SHA-256. Raises LeaseLost, FsError."""
+        path = f"/artifacts/stage/{name}"
+
+        async def stage(client: Client) -> str:
+            digest = hashlib.sha256()
+            await client.write_file(path, b"", create=True)
+            file.seek(0)
+            async with await client.open(path, "w") as fid:
+                offset = 0
+                while piece := file.read(fid.unit):
+                    await fid.write_all(piece, offset)
+                    digest.update(piece)
+                    offset += len(piece)
+            sha256 = digest.hexdigest()
+            # Here, for a seal whose answer was lost has taken the staged file: it is begun anew with that.
+            said = line("seal", {"name": name, "sha256": f"sha256:{sha256}", "job": self.lease.job})
+            async with await client.open("/artifacts/ctl", "w") as fid:
+                await fid.write_all(f"{said}\n".encode())
+            return sha256
+
+        async with self._uploading:
+            try:
+                return await self.uplink.do(stage)
+            except FsError as error:
+                _raise_lost(error)
+                raise
+
+    async def send_log(self, pieces: Callable[[], Awaitable[bytes]]) -> None:
+        """Append the pieces to the job's log, each once, until one of no bytes. A log that takes no more
+        loses the rest: the job goes on."""
+        path = f"{self.path}/log"
+        sent: int | None = None  # None: not asked yet
+        while piece := await pieces():
+            try:
+                if sent is None:
+                    sent = (await self.uplink.do(lambda client: client.stat(path))).size
+                await self.uplink.do(_appending(path, piece, sent))
+            except FsError as error:
+                log.warning("%s: log: %s", self.lease.job, error)
+                while await pieces():
+                    pass
+                return
+            sent += len(piece)
+
+    async def report(self, percent: int | None, msg: str) -> None:
+        """Say how far it is. Raises FsError."""
+        said = {"msg": msg} | ({} if percent is None else {"percent": str(percent)})
+        await self.uplink.write(f"{self.path}/ctl", line("progress", said | {"fence": str(self.lease.fence)}))
+
+
+async def _stopped(*tasks: asyncio.Task[Any]) -> None:
+    """Cancel them, and wait until they have ended; how is nobody's business."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _raise_lost(error: Exception) -> None:
+    """Raise LeaseLost if that is what a refusal means."""
+    if isinstance(error, FsError) and error.kind in _LOST:
+        raise LeaseLost(str(error)) from error
+
+
+def _ending(ended: asyncio.Task[bytes]) -> str:
+    """What a read of the job's ``wait`` came to."""
+    try:
+        return f"it is {ended.result().decode().strip()}"
+    except FsError as error:
+        return str(error)
+
+
+def _appending(path: str, piece: bytes, offset: int) -> Callable[[Client], Awaitable[None]]:
+    """Append ``piece`` at ``offset``, what is there of it already left out: nobody else appends."""
+
+    async def append(client: Client) -> None:
+        async with await client.open(path, "w") as fid:
+            there = (await fid.attr()).size - offset
+            if there < len(piece):
+                await fid.write_all(piece[max(there, 0) :])
+
+    return append
+
+
+def cut(text: bytes, size_max: int) -> str:
+    """``text`` as a ctl line can carry it, its end cut off."""
+    return text.decode("utf-8", "replace").encode()[:size_max].decode("utf-8", "ignore")
