@@ -180,6 +180,7 @@ class Job(msgspec.Struct, frozen=True):
     last_state: str = ""  # the one before its end
     queued_ns: int = 0  # when it came to its queue; a lease that was lost leaves it as it was
     place: int = 0  # its number among all that were ever queued
+    number: int = 0  # among all jobs, as they came
 
     @property
     def id(self) -> str:
@@ -241,6 +242,7 @@ class Jobs:
     queues: Queues = field(default_factory=Queues)
     usage: Usage = field(default_factory=Usage)
     past: Past = field(default_factory=Past)
+    number: int = 0  # the last job's
 
     def copy(self) -> Jobs:
         return Jobs(
@@ -252,6 +254,7 @@ class Jobs:
             self.queues.copy(),
             self.usage.copy(),
             past=self.past.copy(),
+            number=self.number,
         )
 
     def keyed(self, tenant: str, key: str, now_ns: int) -> Keyed | None:
@@ -304,9 +307,11 @@ def fold(jobs: Jobs, event: Event, meta: Meta) -> None:
 def _apply(jobs: Jobs, event: Event, meta: Meta) -> None:
     match event:
         case Submitted():
+            jobs.number = number_after(jobs.number, meta.seq)
             jobs.by_id[event.job] = Job(
-                event, meta.time_ns, meta.seq, meta.seq, queued_ns=meta.time_ns, place=jobs.queues.number()
-            )
+                event, meta.time_ns, meta.seq, meta.seq,
+                queued_ns=meta.time_ns, place=jobs.queues.number(), number=jobs.number,
+            )  # fmt: skip
             jobs.by_tenant.setdefault(event.tenant, {})[event.job] = None
             if event.retry_of:
                 _bury(jobs, event.tenant, event.retry_of)
@@ -344,6 +349,14 @@ def _apply(jobs: Jobs, event: Event, meta: Meta) -> None:
             _bury(jobs, event.tenant or next(tenants, ""), event.job)
         case Ended():
             _ended(jobs, jobs.by_id[event.job], event, meta)
+
+
+NUMBER_BITS: Final = 10  # jobs of one entry: a write has not more lines.
+
+
+def number_after(number: int, seq: int) -> int:
+    """The number of a job that the entry ``seq`` submits; the last one before it has ``number``."""
+    return max(number + 1, seq << NUMBER_BITS)
 
 
 def _bury(jobs: Jobs, tenant: str, letter: str) -> None:
@@ -434,5 +447,5 @@ def _put(
         place = jobs.queues.number()
     jobs.by_id[job.id] = Job(
         job.request, job.submitted_ns, job.first, meta.seq, state, fence, until_ns, attempts, text, code,
-        last, queued_ns, place,
+        last, queued_ns, place, job.number,
     )  # fmt: skip

@@ -1,0 +1,409 @@
+"""An index of the ledger by job: what happened to the jobs that have left memory.
+
+It is made from committed entries alone, behind the commit, on its own thread, and goes on where it ended;
+missing or damaged it is made anew. Nothing is decided by it. A process has one for itself, beside what else
+it keeps. Leases that were only renewed are not in it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sqlite3
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Condition, Thread
+from typing import Any, Final, NamedTuple, get_args
+
+import msgspec
+
+from skep.fs.errors import E, FsError
+from skep.namespaces.jobs import record
+from skep.namespaces.jobs.record import Job, Jobs, number_after
+from skep.trace.entry import Entry, entry_decoder, leaf_hash
+from skep.trace.rules import Meta
+
+log = logging.getLogger("skep.history")
+
+FILE: Final = "history.sqlite"
+VERSION: Final = 1  # of the tables; another is made anew.
+BATCH: Final = 1024  # entries of one transaction, and of one read from the ledger.
+PENDING_MAX: Final = 32 * BATCH  # entries told and not written yet; beyond it they are read from the ledger.
+FOUND_MAX: Final = 1024  # records made lately and kept, some 2 KiB each.
+BUSY_S: Final = 10.0  # for another process that was given the same file.
+
+SCHEMA: Final = """
+CREATE TABLE IF NOT EXISTS jobs(place INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, tenant TEXT NOT NULL,
+    state TEXT NOT NULL, rev INTEGER NOT NULL, key TEXT);
+CREATE INDEX IF NOT EXISTS jobs_tenant ON jobs(tenant, place);
+CREATE INDEX IF NOT EXISTS jobs_state ON jobs(tenant, state, place);
+CREATE INDEX IF NOT EXISTS jobs_key ON jobs(tenant, key, place) WHERE key IS NOT NULL;
+CREATE TABLE IF NOT EXISTS entries(place INTEGER, seq INTEGER, PRIMARY KEY(place, seq)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS reached(one INTEGER PRIMARY KEY CHECK(one = 1), seq INTEGER, leaf BLOB);
+"""
+# A batch is one JSON array a statement: a statement a row would wait for the interpreter at each.
+ADD_JOBS: Final = """INSERT OR IGNORE INTO jobs(place, id, tenant, key, state, rev)
+    SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'), json_extract(value, '$[2]'),
+    json_extract(value, '$[3]'), 'queued', 0 FROM json_each(?)"""
+ADD_ENTRIES: Final = """INSERT OR IGNORE INTO entries SELECT jobs.place, json_extract(named.value, '$[1]')
+    FROM json_each(?) AS named CROSS JOIN jobs ON jobs.id = json_extract(named.value, '$[0]')"""
+MOVE_JOBS: Final = """UPDATE jobs SET rev = json_extract(moved.value, '$[1]'),
+    state = json_extract(moved.value, '$[2]') FROM json_each(?) AS moved
+    WHERE jobs.id = json_extract(moved.value, '$[0]') AND jobs.rev < json_extract(moved.value, '$[1]')"""
+REACH: Final = "INSERT OR REPLACE INTO reached VALUES (1, ?, ?)"
+
+FIND: Final = "SELECT place, tenant, state, rev FROM jobs WHERE id = ?"
+SEQS: Final = "SELECT seq FROM entries WHERE place = ? ORDER BY seq"
+BY_KEY: Final = "SELECT id FROM jobs WHERE tenant = ? AND key = ? ORDER BY place DESC LIMIT 1"
+LIST: Final = "SELECT place, id FROM jobs WHERE tenant = ? AND place > ? ORDER BY place LIMIT ?"
+LIST_STATE: Final = (
+    "SELECT place, id FROM jobs WHERE tenant = ? AND place > ? AND state = ? ORDER BY place LIMIT ?"
+)
+# A key stands where it was used last.
+LIST_KEYS: Final = """SELECT place, key FROM jobs AS this WHERE tenant = ? AND key IS NOT NULL AND place > ?
+    AND NOT EXISTS (SELECT 1 FROM jobs AS later
+        WHERE later.tenant = this.tenant AND later.key = this.key AND later.place > this.place)
+    ORDER BY place LIMIT ?"""
+
+# The state that an event leaves its job in; None: the event says so itself.
+STATES: Final[Mapping[str, str | None]] = {
+    "job.submitted": "queued", "job.leased": "leased", "job.started": "running", "job.returned": "queued",
+    "job.delayed": "delayed", "job.woken": "queued", "job.ended": None,
+}  # fmt: skip
+UNNAMED: Final = "job.renewed"  # as often as a job runs long, and nothing of it is left at its end.
+
+
+class Named(msgspec.Struct, frozen=True):
+    """As much of an event as the index needs; which of these an event has, is its type's to say."""
+
+    type: str
+    job: Any = ""
+    tenant: Any = ""
+    key: Any = ""
+    state: Any = ""
+
+
+class Row(NamedTuple):
+    """A job as the index has it. ``place``: the job's number; ``rev``: the last entry that names it."""
+
+    place: int
+    tenant: str
+    state: str
+    rev: int
+
+
+class Found(NamedTuple):
+    """A job that was made from its entries again; its outputs by name."""
+
+    job: Job
+    outputs: Mapping[str, str]
+
+
+@dataclass
+class _Batch:
+    """What some entries, up to ``last``, say of jobs."""
+
+    jobs: list[tuple[int, str, str, str | None]] = field(default_factory=list)  # place, id, tenant, key
+    named: list[tuple[str, int]] = field(default_factory=list)  # id, seq
+    moved: dict[str, tuple[str, int, str]] = field(default_factory=dict)  # id -> id, rev, state
+    place: int = 0
+    last: int = 0
+    leaf: bytes = b""
+
+    def add(self, seq: int, kind: str, event: Any) -> None:
+        job = getattr(event, "job", "")
+        if not job or kind == UNNAMED or not isinstance(job, str):
+            return
+        if kind == "job.submitted":
+            self.place = number_after(self.place, seq)
+            self.jobs.append((self.place, job, event.tenant, event.key or None))
+        self.named.append((job, seq))
+        if kind in STATES:
+            self.moved[job] = (job, seq, STATES[kind] or event.state)
+
+
+class _Entry(msgspec.Struct, frozen=True):
+    seq: int
+    events: list[Named]
+
+
+_MOVES: Final = {cls.__struct_config__.tag: cls for cls in get_args(record.Event)}
+_entries = msgspec.json.Decoder(_Entry)
+_plain = entry_decoder(dict)
+
+
+class History:
+    """The index in the file at ``path``. ``read``: the ledger's; ``seq``: its last entry now.
+
+    Made, asked and closed on one event loop. Its thread begins when it is first needed."""
+
+    def __init__(self, path: Path, read: Callable[[int, int], list[tuple[int, bytes]]], seq: int) -> None:
+        self.path = path
+        self.seq = 0  # the last entry that is in it
+        self._read = read
+        self._last = seq  # the ledger's last
+        self._told: list[Entry[Any]] = []  # the entries up to ``_last`` that are not written yet, the latest
+        self._asked = False
+        self._closing = False
+        self._damaged = False
+        self._wake = Condition()
+        self._thread: Thread | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._waiting: set[tuple[int, asyncio.Future[None]]] = set()
+        self._reader: sqlite3.Connection | None = None
+        self._found: OrderedDict[str, Found] = OrderedDict()
+
+    # on the event loop
+
+    def moved(self, entries: list[Entry[Any]]) -> None:
+        """The ledger has these too."""
+        with self._wake:
+            self._last = entries[-1].seq
+            if len(self._told) > PENDING_MAX:
+                self._told = []
+            self._told += entries
+            full = len(self._told) >= BATCH
+        if full:
+            self.write()
+
+    def write(self) -> None:
+        """Have it written what was told, soon."""
+        if self.seq == self._last or self._closing:
+            return
+        if self._thread is None:
+            self._loop = asyncio.get_running_loop()
+            self._thread = Thread(target=self._run, name="history", daemon=True)
+            self._thread.start()
+        with self._wake:
+            self._asked = True
+            self._wake.notify()
+
+    async def wait_reached(self, seq: int) -> None:
+        """Return when the entry ``seq`` is in it. Raises FsError(E.IO) when it cannot be written."""
+        while self.seq < seq:
+            waiting = (seq, asyncio.get_running_loop().create_future())
+            self._waiting.add(waiting)
+            self.write()
+            try:
+                await waiting[1]
+            finally:
+                self._waiting.discard(waiting)
+
+    def find(self, id: str) -> Row | None:
+        """The job, when it is in the index."""
+        rows = self._ask(FIND, id)
+        return Row(*rows[0]) if rows else None
+
+    def job(self, id: str) -> Found | None:
+        """The job as its entries make it, when the index has it."""
+        if id in self._found:
+            self._found.move_to_end(id)
+            return self._found[id]
+        row = self.find(id)
+        if row is None:
+            return None
+        found = self._fold(id, row)
+        # One that has ended stays as it is.
+        if found.job.state in record.TERMINAL:
+            self._found[id] = found
+            if len(self._found) > FOUND_MAX:
+                self._found.popitem(last=False)
+        return found
+
+    def _fold(self, id: str, row: Row) -> Found:
+        jobs, outputs = Jobs(), {}
+        for (seq,) in self._ask(SEQS, row.place):
+            ((_, body),) = self._read(seq - 1, 1)
+            entry = _plain.decode(body)
+            for event in entry.events:
+                if event.get("job") != id:
+                    continue
+                if event["type"] in STATES:
+                    moved = msgspec.convert(event, type=_MOVES[event["type"]])
+                    record.fold(jobs, moved, Meta(seq, entry.time, entry.trace))
+                elif event["type"] == "artifact.sealed":
+                    outputs[event["name"]] = event["sha256"]
+        return Found(msgspec.structs.replace(jobs.by_id[id], number=row.place), outputs)
+
+    def keyed(self, tenant: str, key: str) -> str | None:
+        """The tenant's last job under the key."""
+        rows = self._ask(BY_KEY, tenant, key)
+        return rows[0][0] if rows else None
+
+    def listed(self, tenant: str, after: int, limit: int, state: str = "") -> list[tuple[int, str]]:
+        """Place and id of the tenant's next jobs after the place; given ``state``, of those in it."""
+        if state:
+            return self._ask(LIST_STATE, tenant, after, state, limit)
+        return self._ask(LIST, tenant, after, limit)
+
+    def listed_keys(self, tenant: str, after: int, limit: int) -> list[tuple[int, str]]:
+        """Place and key of the tenant's next keys after the place: that of the last job under it."""
+        return self._ask(LIST_KEYS, tenant, after, limit)
+
+    def _ask(self, sql: str, *args: object) -> list[Any]:
+        if not self.seq:
+            return []  # it has not been written yet
+        try:
+            if self._reader is None:
+                self._reader = _connect(self.path)
+            return self._reader.execute(sql, args).fetchall()
+        except sqlite3.DatabaseError as error:
+            log.warning("%s is made anew: %s", self.path, error)
+            self._damaged, self.seq = True, 0
+            self._forget()
+            self.write()
+            raise FsError(E.IO, "the history of jobs is made anew") from error
+
+    def _forget(self) -> None:
+        """Whatever was read is of a file that is no more."""
+        if self._reader is not None:
+            self._reader.close()
+            self._reader = None
+
+    def close(self) -> None:
+        """Write the rest, if it has begun to write; the ledger must still be open."""
+        if self._thread is not None:
+            with self._wake:
+                self._closing = True
+                self._wake.notify()
+            self._thread.join()
+        self._forget()
+        for _, future in self._waiting:
+            future.cancel()
+
+    def _reached(self, failure: sqlite3.Error | None, anew: bool) -> None:
+        if anew:
+            self._forget()
+        for seq, future in self._waiting:
+            if future.done():
+                continue
+            if failure is not None:
+                future.set_exception(FsError(E.IO, f"the history of jobs: {failure}"))
+            elif seq <= self.seq:
+                future.set_result(None)
+
+    # on the thread
+
+    def _run(self) -> None:
+        connection: sqlite3.Connection | None = None
+        while True:
+            with self._wake:
+                while not (self._asked or self._closing):
+                    self._wake.wait()
+                self._asked = False
+                closing = self._closing
+            failure, anew = None, False
+            try:
+                if connection is None or self._damaged:
+                    connection, anew = self._opened(connection), True
+                self._catch_up(connection)
+            except sqlite3.Error as error:
+                # It is tried again when it is next asked for; what was told is in the ledger.
+                failure = error
+                log.warning("%s: %s", self.path, error)
+                if _is_damage(error):
+                    self._damaged, self.seq = True, 0
+            assert self._loop is not None
+            with suppress(RuntimeError):  # the loop was closed without us
+                self._loop.call_soon_threadsafe(self._reached, failure, anew)
+            if closing:
+                if connection is not None:
+                    connection.close()
+                return
+
+    def _opened(self, old: sqlite3.Connection | None) -> sqlite3.Connection:
+        """The file, laid out, and of this ledger; another is taken away first."""
+        if old is not None:
+            old.close()
+        if self._damaged:
+            self._remove()
+        try:
+            connection, seq = self._checked()
+        except sqlite3.DatabaseError as error:
+            if not _is_damage(error):
+                raise
+            self._remove()
+            connection, seq = self._checked()
+        if seq is None:
+            connection.close()
+            self._remove()
+            connection, seq = self._checked()
+        self._damaged = False
+        self.seq = seq or 0
+        return connection
+
+    def _checked(self) -> tuple[sqlite3.Connection, int | None]:
+        """The file and the last entry that it has; None: it is of another ledger or release."""
+        connection = _connect(self.path)
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        if version not in (0, VERSION):
+            return connection, None
+        connection.executescript(SCHEMA)
+        connection.execute(f"PRAGMA user_version = {VERSION}")
+        reached = connection.execute("SELECT seq, leaf FROM reached").fetchone()
+        if reached is None:
+            return connection, 0
+        there = self._read(reached[0] - 1, 1) if reached[0] <= self._last else []
+        return connection, reached[0] if there and leaf_hash(there[0][1]) == reached[1] else None
+
+    def _remove(self) -> None:
+        for end in ("", "-wal", "-shm"):
+            Path(f"{self.path}{end}").unlink(missing_ok=True)
+
+    def _catch_up(self, connection: sqlite3.Connection) -> None:
+        """Write until the ledger's last entry: what was told, and before it what must be read."""
+        while self.seq < self._last:
+            with self._wake:
+                told = [entry for entry in self._told[:BATCH] if entry.seq > self.seq]
+                if not told or told[0].seq == self.seq + 1:
+                    self._told = self._told[BATCH:]
+            batch = _Batch()
+            if told and told[0].seq == self.seq + 1:
+                for entry in told:
+                    for event in entry.events:
+                        batch.add(entry.seq, type(event).__struct_config__.tag, event)
+                batch.last = told[-1].seq
+                batch.leaf = leaf_hash(self._read(batch.last - 1, 1)[0][1])
+            elif not told and self._told:
+                continue
+            else:
+                until = told[0].seq - 1 if told else self._last
+                for seq, body in self._read(self.seq, min(BATCH, until - self.seq)):
+                    for event in _entries.decode(body).events:
+                        batch.add(seq, event.type, event)
+                    batch.last, batch.leaf = seq, leaf_hash(body)
+                assert batch.last, "the ledger has entries up to ``_last``"
+            _write(connection, batch)
+            self.seq = batch.last
+
+
+def _write(connection: sqlite3.Connection, batch: _Batch) -> None:
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        for sql, rows in (
+            (ADD_JOBS, batch.jobs), (ADD_ENTRIES, batch.named), (MOVE_JOBS, [*batch.moved.values()]),
+        ):  # fmt: skip
+            if rows:
+                connection.execute(sql, (msgspec.json.encode(rows).decode(),))
+        connection.execute(REACH, (batch.last, batch.leaf))
+        connection.execute("COMMIT")
+    except sqlite3.Error:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
+    # A crash of the machine may cost the last batches, never the order of the file.
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = NORMAL")
+    return connection
+
+
+def _is_damage(error: sqlite3.Error) -> bool:
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    return code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
