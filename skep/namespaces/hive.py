@@ -17,12 +17,12 @@ from skep.fs.ctl import Arg, Verb
 from skep.fs.errors import E, FsError
 from skep.namespaces.artifacts import core as artifacts
 from skep.namespaces.config import core as config
-from skep.namespaces.config.keys import Value
+from skep.namespaces.config.keys import Value, row
 from skep.namespaces.jobs import core as jobs
 from skep.namespaces.jobs import letters, quotas
 from skep.namespaces.jobs import record as job_record
 from skep.namespaces.jobs import verbs as job_verbs
-from skep.namespaces.jobs.envelope import arguments
+from skep.namespaces.jobs.envelope import arguments, scope_of
 from skep.namespaces.jobs.queues import AGEING_NS
 from skep.namespaces.jobs.usage import ALL
 from skep.namespaces.locks import core as locks
@@ -176,6 +176,17 @@ class HiveState:
         except config.ConfigError as error:
             raise refusal(E.CONFLICT, f"config: {error}") from error
 
+    def setting_or_default(self, scope: str, key: str) -> Value:
+        """The same, but the key's default when it cannot be read: for what has begun and goes on."""
+        try:
+            return self.config.value(scope or config.SYSTEM, key).value
+        except config.ConfigError:
+            return row(key).default
+
+    def bytes_max(self, job: str) -> int | None:
+        """How large the outputs of the job may be together; None: it does not say."""
+        return self.jobs.by_id[job].request.bytes_max
+
     def limit(self, tenant: str, key: str) -> int | None:
         """A number of ``setting``; None: there is no limit."""
         found = self.setting(tenant, key)
@@ -205,11 +216,24 @@ class HiveState:
     def offers(self, node: str) -> frozenset[str]:
         return frozenset()
 
-    def lease_ns(self, pool: str) -> int:
-        return self.pools.by_name[pool].lease_ns
+    def lease_ns(self, request: job_record.Submitted) -> int:
+        """As /config has it for the topic, where those who run the hive say so; else the tighter of what it
+        and the pool have. What it has and cannot be read, ends no lease early."""
+        pool_ns = self.pools.by_name[request.pool].lease_ns
+        scope = scope_of(request.tenant, request.workflow, request.step)
+        try:
+            of_topic = self.config.value(scope, f"topics/{request.topic}/lease")
+            of_pool = self.config.value(scope, f"pools/{request.pool}/lease")
+        except config.ConfigError:
+            return pool_ns
+        said = [each.value for each in (of_pool, of_topic) if each.source.v and isinstance(each.value, int)]
+        if isinstance(of_topic.value, int) and config.owner(of_topic.source.scope) == HIVE_TENANT:
+            return of_topic.value
+        return min(pool_ns, *said)
 
-    def queue_max(self, pool: str) -> int:
-        return self.pools.by_name[pool].queue_max
+    def queue_max(self, pool: str, scope: str) -> int:
+        most, said = self.pools.by_name[pool].queue_max, self.setting(scope, f"pools/{pool}/waiting")
+        return min(most, said) if isinstance(said, int) else most
 
     def artifact_named(self, tenant: str, name: str) -> str | None:
         return self.artifacts.by_name.get(tenant, {}).get(name)

@@ -46,7 +46,7 @@ def lease_line(hive: Hive, job: Job) -> bytes:
     line: dict[str, object] = {
         "job": job.id, "attempt": len(job.attempts), "fence": job.fence, "topic": request.topic,
         "tenant": request.tenant, "priority": request.priority, "labels": request.labels,
-        "deadline": rfc3339(job.until_ns), "lease": duration(hive.state.lease_ns(request.pool)),
+        "deadline": rfc3339(job.until_ns), "lease": duration(hive.state.lease_ns(request)),
     } | envelope.shown_to_worker(request) | shown_input(job)  # fmt: skip
     if request.runtime_ns:
         line["runtime_left"] = duration(max(request.runtime_ns - job.ran_ns(), 0))

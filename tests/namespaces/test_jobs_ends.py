@@ -17,7 +17,7 @@ from skep.fs.errors import FsError
 from skep.namespaces.agenda import SLACK, Agenda
 from skep.namespaces.hive import HiveRules
 from skep.namespaces.jobs import record
-from skep.namespaces.jobs.core import BACKOFF_MAX_NS, BACKOFF_NS, LOSSES_MAX, backoff_ns
+from skep.namespaces.jobs.core import LOSSES_MAX, backoff_ns
 from skep.namespaces.jobs.due import TIMEOUT_GRACE_NS, due
 from skep.namespaces.jobs.record import MOVES, TERMINAL, Ended
 from skep.trace.clock import HOUR, MINUTE, SECOND, ManualClock
@@ -80,15 +80,15 @@ def test_a_delay_is_what_the_worker_asks_for_and_does_not_end_before(hive: Folde
 
 def test_a_delay_doubles_to_its_limit_and_half_of_it_is_chance() -> None:
     for failures, whole_ns in (
-        (1, BACKOFF_NS),
-        (2, 2 * BACKOFF_NS),
-        (4, 8 * BACKOFF_NS),
-        (99, BACKOFF_MAX_NS),
+        (1, SECOND),
+        (2, 2 * SECOND),
+        (4, 8 * SECOND),
+        (99, 5 * MINUTE),
     ):
-        delays = {backoff_ns(failures, f"id-{n}") for n in range(100)}
+        delays = {backoff_ns(failures, f"id-{n}", SECOND, 5 * MINUTE) for n in range(100)}
         assert all(whole_ns // 2 <= each < whole_ns for each in delays)
         assert len(delays) == 100
-        assert backoff_ns(failures, "id") == backoff_ns(failures, "id")
+    assert 0 == backoff_ns(3, "id", 0, 5 * MINUTE)
 
 
 def test_a_retry_that_would_come_after_the_deadline_is_none(hive: Folded) -> None:

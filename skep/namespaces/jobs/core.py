@@ -18,7 +18,7 @@ import msgspec
 from skep.fs import ctl
 from skep.fs.errors import E
 from skep.namespaces.jobs import envelope, placement
-from skep.namespaces.jobs.due import timeout_ns
+from skep.namespaces.jobs.due import is_spent, spent_ns, timeout_ns
 from skep.namespaces.jobs.envelope import scope_of
 from skep.namespaces.jobs.placement import Fit
 from skep.namespaces.jobs.quotas import admitted
@@ -39,16 +39,15 @@ from skep.namespaces.jobs.record import (
 )
 from skep.namespaces.jobs.verbs import CHECKED, SUBMIT, VERSION
 from skep.namespaces.order import HIVE, HIVE_TENANT, Order, refusal
-from skep.trace.clock import MINUTE, SECOND, duration, parse_duration
+from skep.trace.clock import duration, parse_duration
 from skep.trace.rules import Decision, Refusal
 
 INPUT_MAX: Final = 16 * 1024  # bytes: it stands twice in an entry of 64 KiB. Longer inputs are artifacts.
 RESULT_MAX: Final = 16 * 1024  # bytes, for the same reason.
 ERROR_MAX: Final = 4 * 1024  # bytes of what went wrong: the rest is in the job's log.
 LOSSES_MAX: Final = 16  # leases of one job that may end without a word: for what kills its workers.
-BACKOFF_NS: Final = SECOND  # after the first failure, at most; then twice that, and so on.
-BACKOFF_MAX_NS: Final = 5 * MINUTE
-BACKOFF_DOUBLINGS_MAX: Final = 16  # beyond BACKOFF_MAX_NS by far, and no number grows without bound.
+BACKOFF_DOUBLINGS_MAX: Final = 16  # of jobs/backoff: no number grows without bound.
+BUDGET: Final = "budget"  # the code of a job that has used up what it had
 
 
 class World(placement.World, Protocol):
@@ -60,11 +59,11 @@ class World(placement.World, Protocol):
     def defaults_of(self, topic: str) -> Mapping[str, str]:
         """What a submit of the topic says where it says nothing: arguments of ``map``, then of ``create``."""
 
-    def lease_ns(self, pool: str) -> int:
-        """How long the pool's leases last."""
+    def lease_ns(self, request: Submitted) -> int:
+        """How long leases of the job last."""
 
-    def queue_max(self, pool: str) -> int:
-        """How many jobs may wait in the pool."""
+    def queue_max(self, pool: str, scope: str) -> int:
+        """How many jobs may wait in the pool when one of the scope comes. Raises Refusal."""
 
     def artifact_named(self, tenant: str, name: str) -> str | None:
         """The hash that the tenant sealed last under the name."""
@@ -74,6 +73,9 @@ class World(placement.World, Protocol):
 
     def setting(self, scope: str, key: str) -> object:
         """What /config has for the key in the scope; None: nothing. Raises Refusal when it cannot be read."""
+
+    def setting_or_default(self, scope: str, key: str) -> object:
+        """The same; the key's default when it cannot be read, for what has begun and goes on."""
 
     def limit(self, tenant: str, key: str) -> int | None:
         """The limit that /config has for the tenant; None: there is none. Raises Refusal."""
@@ -121,13 +123,14 @@ def _submit(jobs: Jobs, order: Order, world: World) -> Decided:
     if order.name and order.name <= jobs.past.horizon:
         raise refusal(E.GONE, f"job={job}: this draft is older than what is remembered; open clone again")
     event = accepted(order, job, world)
-    check_space(jobs, event.pool, world)
+    check_space(jobs, event, world)
     return Decision((admitted(jobs.usage, event, order.time_ns, world),), job)
 
 
-def check_space(jobs: Jobs, pool: str, world: World) -> None:
-    """Refuse when the pool's queue is full. What comes back to it, having been there, always has a place."""
-    most = world.queue_max(pool)
+def check_space(jobs: Jobs, event: Submitted, world: World) -> None:
+    """Refuse when its pool's queue is full. What comes back to it, having been there, always has a place."""
+    pool = event.pool
+    most = world.queue_max(pool, scope_of(event.tenant, event.workflow, event.step))
     if jobs.count_waiting(pool) >= most:
         # How many wait in all is no tenant's business.
         raise refusal(E.OVERLOAD, f"pool={pool} max={most}")
@@ -140,7 +143,7 @@ def accepted(order: Order, job: str, world: World) -> Submitted:
     if pool is None:
         raise refusal(E.NOROUTE, f"topic={args['topic']}")
     text, artifact = _input(args, order.tenant, world)
-    said = {**world.defaults_of(args["topic"]), **args}
+    defaults = world.defaults_of(args["topic"])
     scope = scope_of(order.tenant, args.get("workflow", ""), args.get("step", ""))
     return Submitted(
         job=job,
@@ -154,7 +157,7 @@ def accepted(order: Order, job: str, world: World) -> Submitted:
         input=text,
         artifact=artifact,
         role=order.role,
-        **envelope.fields(said, scope, world),
+        **envelope.fields(args, defaults, scope, world),
     )
 
 
@@ -226,7 +229,7 @@ def _lease(jobs: Jobs, order: Order, world: World) -> Decided:
         raise refusal(E.NODATA, f"pool={pool} has no job waiting that node={order.node} can have")
     job = jobs.by_id[found]
     _check_move(job, "leased")
-    event = Leased(found, order.node, job.fence + 1, order.time_ns + world.lease_ns(pool))
+    event = Leased(found, order.node, job.fence + 1, order.time_ns + world.lease_ns(job.request))
     return Decision((event,), found)
 
 
@@ -237,7 +240,7 @@ def _start(jobs: Jobs, order: Order, world: World) -> Decided:
 
 def _renew(jobs: Jobs, order: Order, world: World) -> Decided:
     job = _held_job(jobs, order)
-    return Decision((Renewed(job.id, job.fence, order.time_ns + world.lease_ns(job.request.pool)),), job.id)
+    return Decision((Renewed(job.id, job.fence, order.time_ns + world.lease_ns(job.request)),), job.id)
 
 
 def _ack(jobs: Jobs, order: Order, world: World) -> Decided:
@@ -265,17 +268,28 @@ def _nack(jobs: Jobs, order: Order, world: World) -> Decided:
     if args.get("final") == "true":
         return _fail(job, job.fence, args.get("code", "final"), error)
     delay_ns = parse_duration(args["delay"]) if "delay" in args else None
-    return _again(job, order, job.fence, "nacked", error, args.get("code", "nacked"), delay_ns)
+    return _again(job, order, world, job.fence, "nacked", error, args.get("code", "nacked"), delay_ns)
 
 
 def _again(
-    job: Job, order: Order, fence: int, why: str, error: str, code: str, delay_ns: int | None = None
+    job: Job,
+    order: Order,
+    world: World,
+    fence: int,
+    why: str,
+    error: str,
+    code: str,
+    delay_ns: int | None = None,
 ) -> Decided:
     """An attempt failed: the next one after a delay (None: what the attempts so far ask for), or the end."""
+    if is_spent(job, order.time_ns):
+        return _fail(job, fence, BUDGET, _spent_text(job, error), why)
     failures = job.count("nacked", "timeout") + 1
     if failures > job.request.retries:
         return _fail(job, fence, code, error, why)
-    until_ns = order.time_ns + (backoff_ns(failures, order.id) if delay_ns is None else delay_ns)
+    if delay_ns is None:
+        delay_ns = _backoff_ns(job, failures, order.id, world)
+    until_ns = order.time_ns + delay_ns
     if job.deadline_ns and until_ns >= job.deadline_ns:
         return _fail(job, fence, code, error, why)
     return Decision((Delayed(job.id, fence, until_ns, why, error),), job.id)
@@ -286,19 +300,30 @@ def _fail(job: Job, fence: int, code: str, error: str, end: str = "") -> Decided
     return Decision((Ended(job.id, "failed", fence, error, code, end),), job.id)
 
 
-def backoff_ns(failures: int, id: str) -> int:
+def _backoff_ns(job: Job, failures: int, id: str, world: World) -> int:
+    request = job.request
+    scope = scope_of(request.tenant, request.workflow, request.step)
+    first, most = (world.setting_or_default(scope, f"jobs/{key}") for key in ("backoff", "backoff-max"))
+    assert isinstance(first, int), first
+    assert isinstance(most, int), most
+    return backoff_ns(failures, id, first, most)
+
+
+def backoff_ns(failures: int, id: str, first_ns: int, most_ns: int) -> int:
     """How long a job waits after its ``failures``-th failure: it doubles, to a limit, and half of it is
     chance, so that jobs that failed together do not come back together. The chance is the line's id, written
     down with it: deciding again gives the same."""
-    whole = min(BACKOFF_NS << min(failures - 1, BACKOFF_DOUBLINGS_MAX), BACKOFF_MAX_NS)
+    half = min(first_ns << min(failures - 1, BACKOFF_DOUBLINGS_MAX), most_ns) // 2
     chance = int.from_bytes(sha256(id.encode()).digest()[:8], "big")
-    return whole // 2 + chance % (whole // 2)
+    return half + chance % half if half else 0
 
 
 def _expire(jobs: Jobs, order: Order, world: World) -> Decided:
     job = _held_job(jobs, order, "queued")
     if order.time_ns < job.until_ns:
         raise refusal(E.CONFLICT, "the lease was renewed")
+    if is_spent(job, order.time_ns):
+        return _fail(job, job.fence + 1, BUDGET, _spent_text(job, ""), "expired")
     # What the job did to its worker, it would do to the next: also that must end.
     if job.count("expired") + 1 > LOSSES_MAX:
         return _fail(
@@ -313,7 +338,20 @@ def _timeout(jobs: Jobs, order: Order, world: World) -> Decided:
     if not timeout_ns(job) or order.time_ns < timeout_ns(job):
         raise refusal(E.CONFLICT, "its time is not over")
     error = f"timeout: it ran longer than {duration(job.request.timeout_ns)}"
-    return _again(job, order, job.fence + 1, "timeout", error, "timeout")
+    return _again(job, order, world, job.fence + 1, "timeout", error, "timeout")
+
+
+def _spent(jobs: Jobs, order: Order, world: World) -> Decided:
+    """Its attempts have run as long as they may together."""
+    job = _held_job(jobs, order, "failed")
+    if not spent_ns(job) or order.time_ns < spent_ns(job):
+        raise refusal(E.CONFLICT, "its budget is not used up")
+    return _fail(job, job.fence + 1, BUDGET, _spent_text(job, ""), BUDGET)
+
+
+def _spent_text(job: Job, error: str) -> str:
+    last = f", the last error: {error or job.text}" if error or job.text else ""
+    return f"budget: its attempts ran {duration(job.request.runtime_ns)} together{last}"[:ERROR_MAX]
 
 
 def _overdue(jobs: Jobs, order: Order, world: World) -> Decided:
@@ -395,6 +433,7 @@ _DECIDE: Final[Mapping[tuple[str, str], Callable[[Jobs, Order, World], Decided]]
     ("*/next", "lease"): _lease,
     ("*", "expire"): _expire,
     ("*", "timeout"): _timeout,
+    ("*", "spent"): _spent,
     ("*", "overdue"): _overdue,
     ("*", "wake"): _wake,
     ("*", "release"): _release,

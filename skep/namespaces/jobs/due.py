@@ -18,6 +18,20 @@ def timeout_ns(job: Job) -> int:
     return job.attempts[-1].started_ns + limit_ns + TIMEOUT_GRACE_NS
 
 
+def spent_ns(job: Job) -> int:
+    """When the running attempt has used up what the job's attempts may run together, and its worker time to
+    say so; 0: there is no limit."""
+    if job.state != "running" or not job.request.runtime_ns:
+        return 0
+    left_ns = max(job.request.runtime_ns - job.ran_ns(), 0)
+    return job.attempts[-1].started_ns + left_ns + TIMEOUT_GRACE_NS
+
+
+def is_spent(job: Job, now_ns: int) -> bool:
+    """Whether its attempts have run as long as they may."""
+    return 0 < job.request.runtime_ns <= job.ran_ns(now_ns)
+
+
 def due(job: Job) -> tuple[int, str] | None:
     """The next time at which time does something to the job, and the hive's own line to it then; None: time
     does nothing to it, unless somebody else does first."""
@@ -26,6 +40,8 @@ def due(job: Job) -> tuple[int, str] | None:
         found.append((job.until_ns, f"expire fence={job.fence}"))
         if end_ns := timeout_ns(job):
             found.append((end_ns, f"timeout fence={job.fence}"))
+        if end_ns := spent_ns(job):
+            found.append((end_ns, f"spent fence={job.fence}"))
     elif job.state == "delayed":
         found.append((job.until_ns, "wake"))
     elif job.state != "queued":

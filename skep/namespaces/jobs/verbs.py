@@ -79,6 +79,7 @@ TABLES: Final[Mapping[str, ctl.Verbs]] = {
     "*": ctl.verbs(
         Verb("expire", (FENCE,)),
         Verb("timeout", (FENCE,)),
+        Verb("spent", (FENCE,)),
         Verb("overdue"),
         Verb("wake"),
         Verb("release", (FENCE,)),
