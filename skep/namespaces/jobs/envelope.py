@@ -5,8 +5,8 @@ What it costs, what it does, whom it is for, what it is part of, and the trace t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, Final, NamedTuple, Protocol
+from collections.abc import Mapping
+from typing import Any, Final, Protocol
 
 import msgspec
 
@@ -38,9 +38,12 @@ _DURATIONS: Final[Mapping[str, str]] = {
 _SETTINGS: Final[Mapping[str, tuple[str, ...]]] = {
     "timeout": ("topics/{}/timeout", "jobs/timeout"),
     "deadline": ("jobs/deadline",),
+    "runtime": (),
     "retries": ("topics/{}/retries", "jobs/retries"),
+    "priority": (),
 }
-# What no job gets more of, whatever it asks for.
+_DEFAULTS: Final[Mapping[str, int]] = {"priority": PRIORITY}
+# What no job gets more of: who asks for more is refused, who does not ask gets no more than this.
 _LIMITS: Final[Mapping[str, str]] = {
     "runtime": "limits/runtime", "retries": "limits/retries", "priority": "jobs/priority-max",
 }  # fmt: skip
@@ -57,58 +60,43 @@ def scope_of(tenant: str, workflow: str, step: str) -> str:
     return "/".join(name for name in names if name)
 
 
-def fields(args: Mapping[str, str], defaults: Mapping[str, str], scope: str, world: World) -> dict[str, Any]:
+def fields(args: Mapping[str, str], scope: str, world: World) -> dict[str, Any]:
     """The fields of Submitted that the arguments of a submit come to; raises Refusal.
 
-    ``defaults``: what the topic's map, else its pool, say for what the line does not."""
-    _check({**defaults, **args})
+    ``args`` are those of the line, and what its topic's map and its pool say where it says nothing."""
+    _check(args)
     found: dict[str, Any] = {field: args.get(name, "") for name, field in _WORDS.items()}
-    terms = _Terms(args, defaults, scope, world)
     for name, field in _DURATIONS.items():
-        found[field] = terms.number(name, parse_duration, duration)
-    # Without asking a job gets as much as it may.
-    found["runtime_ns"] = found["runtime_ns"] or terms.limit("runtime") or 0
+        found[field] = _bounded(name, scope, world, args, parse_duration)
     return found | {
-        "priority": terms.number("priority", int),
+        "priority": _bounded("priority", scope, world, args, int),
         "labels": ctl.labels(args.get("labels", "")),
         "requires": _sorted(args, "requires"),
         "risk": _sorted(args, "risk"),
-        "retries": terms.number("retries", int),
+        "retries": _bounded("retries", scope, world, args, int),
         "bytes_max": int(args["bytes"]) if "bytes" in args else None,
     }
 
 
-class _Terms(NamedTuple):
-    """Where the numbers of a request come from."""
+def _bounded(name: str, scope: str, world: World, args: Mapping[str, str], read: Any) -> int:
+    """What is said, else configured, and no more than the limit; 0: nothing is said."""
+    found = read(args[name]) if name in args else _configured(name, scope, world, args["topic"])
+    most = world.setting(scope, _LIMITS[name]) if name in _LIMITS else None
+    if not isinstance(most, int):
+        return found
+    if name in args and found > most:
+        shown = duration(most) if name in _DURATIONS else most
+        raise refusal(E.QUOTA, f"{name} have={args[name]} max={shown}")
+    # A duration of 0 has no end.
+    return min(found or most, most) if name in _DURATIONS else min(found, most)
 
-    args: Mapping[str, str]
-    defaults: Mapping[str, str]
-    scope: str
-    world: World
 
-    def number(self, name: str, read: Callable[[str], int], told: Callable[[int], str] = str) -> int:
-        """What the line says; else the map, the pool or /config, and no more than the limit; 0: nobody says.
-
-        Raises Refusal when the line says more than the limit."""
-        most = self.limit(name)
-        if name in self.args:
-            found = read(self.args[name])
-            if most is not None and found > most:
-                raise refusal(E.QUOTA, f"{name} have={told(found)} max={told(most)}")
+def _configured(name: str, scope: str, world: World, topic: str) -> int:
+    for key in _SETTINGS[name]:
+        found = world.setting(scope, key.format(topic))
+        if isinstance(found, int):
             return found
-        found = read(self.defaults[name]) if name in self.defaults else self._configured(name)
-        return found if most is None else min(found, most)
-
-    def limit(self, name: str) -> int | None:
-        most = self.world.setting(self.scope, _LIMITS[name]) if name in _LIMITS else None
-        return most if isinstance(most, int) else None
-
-    def _configured(self, name: str) -> int:
-        for key in _SETTINGS.get(name, ()):
-            found = self.world.setting(self.scope, key.format(self.args["topic"]))
-            if isinstance(found, int):
-                return found
-        return PRIORITY if name == "priority" else 0
+    return _DEFAULTS.get(name, 0)
 
 
 def _sorted(args: Mapping[str, str], name: str) -> tuple[str, ...]:
@@ -128,7 +116,7 @@ def _check(args: Mapping[str, str]) -> None:
             raise _refused(name, f"expected {WORDS_MAX} words or fewer")
     for name in _DURATIONS:
         if name in args and not 0 < parse_duration(args[name]) <= NS_MAX:
-            raise _refused(name, f"{args[name]}: expected more than nothing, 146 years at most")
+            raise _refused(name, f"{args[name]}: expected more than nothing, and less than a century")
     if int(args.get("retries", 0)) > RETRIES_MAX:
         raise _refused("retries", f"{args['retries']}: expected {RETRIES_MAX} or less")
     if len(args.get("actor-id", "").encode()) > ACTOR_MAX or args.get("actor-id") == "":

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
+from skep.namespaces.jobs.usage import bound_ns
 from skep.trace.clock import SECOND
 
 if TYPE_CHECKING:  # the queues are a part of what is recorded there
@@ -303,7 +304,7 @@ class Queues:
         request = job.request
         queue = self.by_pool.setdefault(request.pool, _Queue())
         band = queue.share(request.tenant).bands.setdefault((request.priority, request.requires), _Band())
-        band.add((request.actor, request.timeout_ns), Waiting(job.queued_ns, job.place, job.id))
+        band.add((request.actor, bound_ns(request)), Waiting(job.queued_ns, job.place, job.id))
         queue.stand(request.tenant, waiting=1)
 
     def _remove(self, job: Job) -> None:
@@ -311,7 +312,7 @@ class Queues:
         queue, name = self.by_pool[request.pool], (request.priority, request.requires)
         share = queue.shares[request.tenant]
         band = share.bands[name]
-        band.remove((request.actor, request.timeout_ns), Waiting(job.queued_ns, job.place, job.id))
+        band.remove((request.actor, bound_ns(request)), Waiting(job.queued_ns, job.place, job.id))
         if not band.lanes:
             del share.bands[name]
         queue.stand(request.tenant, waiting=-1)

@@ -59,9 +59,6 @@ def admitted(usage: Usage, event: Submitted, now_ns: int, world: World) -> Submi
     """The submission with what it costs its tenant and its actor, which may have one more. Raises Refusal.
 
     What waits again after a lease always has a place; until as many have gone, nothing new has."""
-    most = world.limit(event.tenant, "limits/retries")
-    if most is not None and event.retries > most:
-        raise refusal(E.QUOTA, over("retries", event.retries, most))
     costs = []
     for actor, keys in ((ALL, TENANT), (event.actor, ACTOR)):
         used = usage.of(event.tenant, actor)

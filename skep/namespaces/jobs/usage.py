@@ -113,7 +113,7 @@ def _waits(job: Job) -> bool:
 
 def bound_ns(request: Submitted) -> int:
     """How long one attempt of the job may run, at most; 0: there is no limit."""
-    return request.timeout_ns
+    return min(request.timeout_ns, request.runtime_ns) or request.timeout_ns or request.runtime_ns
 
 
 def attempt_ns(request: Submitted, attempt: Attempt, day: int) -> int:
