@@ -96,7 +96,7 @@ class Stage:
         )
         first, second = await hive.write("/jobs/ctl", *lines, who=ZOE)
         third, fourth, last = [
-            await hive.submit(f"input=artifact:{name} priority={priority}", who=ZOE) for priority in (7, 7, 5)
+            await hive.submit(f"input=artifact:{name} priority={priority}", who=ZOE) for priority in (7, 7, 3)
         ]
         await refused(hive.write("/jobs/ctl", "submit topic=canary-topic", who=ZOE))
         await w1.read("/pools/default/next")
@@ -120,11 +120,18 @@ class Stage:
         ]
         await zoe.write("/locks/ctl", f"acquire name=canary-lock-{n} mode=x ttl=1h\n")
         await refused(hive.write("/locks/ctl", f"acquire name=canary-lock-{n} mode=s ttl=1h", who=ZOE))
+        await zoe.write(
+            "/triggers/ctl",
+            f"create trigger=canary-trigger-{n} topic=sum cron='* * * * *' input=canary\n"
+            f"create trigger=canary-after-{n} topic=sum on=job.ended on-topic=canary\n",
+        )
+        (fired,) = await hive.write("/triggers/ctl", f"run trigger=canary-trigger-{n}", who=ZOE)
+        await zoe.write(f"/jobs/{fired}/ctl", "cancel reason=canary\n")
         await zoe.write(f"/sessions/session-of-canary-session-{n}/ctl", "kick\n")
         digest = sha256(f"canary {n}".ljust(SIZE).encode()).hexdigest()
         for path in (f"/jobs/by-key/{key}", f"/artifacts/by-name/{name}", f"/artifacts/{digest}/data"):
             await zoe.read(path)
-        known.jobs += [first, second, third, fourth, last]
+        known.jobs += [first, second, third, fourth, last, fired]
         known.keys += [key]
         known.hashes += [digest]
         known.files += [name, staged]
@@ -188,6 +195,11 @@ async def guess(spy: Spy, known: Known) -> None:
             await spy.look(f"/locks/{path}")
         for line in ("release name={} fence=1", "acquire name={} mode=x ttl=1h", "renew name={} fence=1"):
             await spy.write("/locks/ctl", f"{line.format(f'canary-lock-{n}')}\n")
+        for path in (f"canary-trigger-{n}", f"canary-trigger-{n}/spec", f"canary-after-{n}/last"):
+            await spy.look(f"/triggers/{path}")
+        trigger = f"trigger=canary-trigger-{n}"
+        for line in (f"pause {trigger}", f"create {trigger} topic=sum on=job.ended", f"run {trigger}"):
+            await spy.write("/triggers/ctl", f"{line}\n")
     for line in ("drain", "resume", "shutdown"):
         await spy.write("/ctl", f"{line}\n")
     for line in ("create pool=canary", "map topic=canary-topic pool=default", "drain pool=default"):

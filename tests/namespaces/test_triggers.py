@@ -21,7 +21,7 @@ from skep.namespaces.order import HIVE_TENANT
 from skep.namespaces.tree import hive_tree
 from skep.namespaces.triggers.core import DEPTH_MAX, RECENT, Trigger
 from skep.namespaces.triggers.ticks import check, newest
-from skep.namespaces.triggers.watch import MISSED_MAX
+from skep.namespaces.triggers.watch import MISSED_MAX, SEEN_EVERY
 from skep.trace.clock import EPOCH, HOUR, MINUTE, SECOND, ManualClock, parse_rfc3339, rfc3339
 from skep.trace.rules import Refusal
 
@@ -434,6 +434,28 @@ def test_events_that_were_not_fired_for_are_when_the_hive_is_back(tmp_path: Path
                 await alive.hive.tick()
                 assert 3 * ["event"] == fired(alive)
                 assert 6 == len(alive.state.jobs.by_id)
+
+    asyncio.run(run())
+
+
+def test_how_far_it_has_looked_is_written_down_now_and_then(tmp_path: Path) -> None:
+    async def run() -> None:
+        ledger, clock = str(tmp_path / "ledger"), ManualClock()
+        async with living(tmp_path, ledger, clock) as alive:
+            await created(alive, "on=job.ended on-topic=other")
+            for _ in range(SEEN_EVERY // 4 + 1):
+                lines = (f"/nodes/w1 {word}" for word in ("cordon", "uncordon"))
+                await asyncio.gather(
+                    *(alive.write("/nodes/ctl", f"{line.split(' ')[1]} node=w1") for line in (*lines,) * 2)
+                )
+            await alive.hive.tick()
+            seen = alive.state.triggers.seen
+            assert SEEN_EVERY <= seen <= alive.hive.turn.seq
+        async with living(tmp_path, ledger, clock) as alive:
+            assert seen <= alive.hive.triggers.seq
+            await alive.write("/jobs/ctl", f"cancel job={await alive.submit()}")
+            await alive.hive.tick()
+            assert [] == fired(alive)
 
     asyncio.run(run())
 

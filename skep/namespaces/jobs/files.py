@@ -158,6 +158,8 @@ def request_json(job: Job) -> str:
         shown["key"] = request.key
     if request.retry_of:
         shown["retry_of"] = request.retry_of
+    if request.trigger:
+        shown |= {"trigger": request.trigger, "depth": request.depth}
     return msgspec.json.encode(shown).decode() + "\n"
 
 
