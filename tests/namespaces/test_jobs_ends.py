@@ -124,6 +124,24 @@ def test_a_job_that_costs_every_worker_its_lease_ends(hive: Folded) -> None:
     assert ("failed", "lost", "expired") == (found.state, found.code, found.attempts[-1].end)
 
 
+def test_a_job_that_its_holder_gives_back_has_not_failed_and_goes_to_another(hive: Folded) -> None:
+    job = submit(hive)
+    attempt(hive, job, "release")
+    assert "queued" == hive.job_state(job)
+    with pytest.raises(Refusal, match="token=1 newest=2"):
+        hive.write(f"/jobs/{job}/ctl", "release fence=1", W1)
+    assert job == hive.write("/pools/default/next", "lease", W2)
+    assert ["released", ""] == [each.end for each in hive.state.jobs.by_id[job].attempts]
+
+
+def test_a_job_that_every_worker_gives_back_ends(hive: Folded) -> None:
+    job = submit(hive)
+    for _ in range(LOSSES_MAX + 1):
+        attempt(hive, job, "release")
+    found = hive.state.jobs.by_id[job]
+    assert ("failed", "lost", "released") == (found.state, found.code, found.attempts[-1].end)
+
+
 def test_a_nack_said_twice_is_answered_twice_and_counts_once(hive: Folded) -> None:
     job = submit(hive, "retries=1")
     attempt(hive, job)

@@ -47,7 +47,15 @@ def told(hive: Folded, path: str, line: str, who: Caller) -> str:
 @pytest.mark.parametrize("who", [EVE, B1], ids=["operator", "node"])
 @pytest.mark.parametrize(
     "verb",
-    ["cancel", "cancel if-rev=3", "start fence=1", "renew fence=1", "ack fence=1", "nack fence=1 error=x"],
+    [
+        "cancel",
+        "cancel if-rev=3",
+        "start fence=1",
+        "renew fence=1",
+        "ack fence=1",
+        "nack fence=1 error=x",
+        "release fence=1",
+    ],
 )
 def test_a_foreign_job_is_refused_like_one_that_never_was(hive: Folded, verb: str, who: Caller) -> None:
     job = hive.write("/jobs/ctl", "submit topic=sum", ANN)

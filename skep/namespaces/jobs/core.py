@@ -373,6 +373,15 @@ def _wake(jobs: Jobs, order: Order, world: World) -> Decided:
     return Decision((Woken(job.id),), job.id)
 
 
+def _give_back(jobs: Jobs, order: Order, world: World) -> Decided:
+    """Its holder stops, and the job is not to blame: no failure of it, though not without end either."""
+    job = _held_job(jobs, order, "queued")
+    if job.count("released") + 1 > LOSSES_MAX:
+        error = f"its workers gave it back {LOSSES_MAX + 1} times"
+        return _fail(job, job.fence + 1, "lost", error, "released")
+    return Decision((Returned(job.id, job.fence + 1, "released"),), job.id)
+
+
 def _release(jobs: Jobs, order: Order, world: World) -> Decided:
     """The lease never reached its reader."""
     job = _held_job(jobs, order, "queued")
@@ -430,6 +439,7 @@ _DECIDE: Final[Mapping[tuple[str, str], Callable[[Jobs, Order, World], Decided]]
     ("*/ctl", "renew"): _renew,
     ("*/ctl", "ack"): _ack,
     ("*/ctl", "nack"): _nack,
+    ("*/ctl", "release"): _give_back,
     ("*/next", "lease"): _lease,
     ("*", "expire"): _expire,
     ("*", "timeout"): _timeout,

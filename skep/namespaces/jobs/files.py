@@ -20,7 +20,8 @@ A job has:
     progress          R percent, msg and time as last reported; in memory only
     artifacts         R a line for each output: name, hash
     log, out          R what it printed; appended by its holder; log@N follows from byte N to the job's end
-    ctl               W cancel; by the holder of its lease start, progress, renew, ack, nack
+    ctl               W cancel; by the holder of its lease start, progress, renew, ack, nack,
+                        release (it stops with the job undone: another attempt follows at once)
 
 ``submit`` may be a JSON object, ``{"verb":"submit","v":1,"topic":"sum","input":"x"}``; what is wrong with
 it is told with a JSON pointer, and another version than 1 is refused. A ``key=`` is kept as long as the

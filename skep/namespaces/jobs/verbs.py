@@ -74,6 +74,7 @@ TABLES: Final[Mapping[str, ctl.Verbs]] = {
             "nack fence=1 error='exit status 1' delay=10s",
             "the attempt failed",
         ),
+        Verb("release", (FENCE,), "release fence=1", "give it back undone: it goes to another at once"),
     ),
     # The hive's own, written to no file.
     "*": ctl.verbs(
