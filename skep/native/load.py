@@ -101,7 +101,7 @@ def measure(
                 reach(sock, place, OPEN_FOR.get(op))
         count = min(count, agreed - IO_HEADER)
         if op == "read":
-            count = unpack_from("<I", _call(socks[0], 0, Tread, pack("<IQI", FILE, 0, count)))[0]
+            count = unpack_from("<I", call(socks[0], 0, Tread, pack("<IQI", FILE, 0, count)))[0]
         return _run(socks, place, op, depth, count, line, serial, seconds, stall_s, agreed)
 
 
@@ -118,13 +118,13 @@ def attach(place: Place, msize: int, stall_s: float = STALL_S) -> tuple[socket.s
     """A new connection with fid ROOT attached, and the msize that the server agreed to."""
     sock = _connect(place.address, stall_s)
     try:
-        body = _call(sock, NOTAG, Tversion, pack("<I", msize) + _string(place.dialect))
+        body = call(sock, NOTAG, Tversion, pack("<I", msize) + _string(place.dialect))
         agreed = int(unpack_from("<I", body)[0])
         if body[6:].decode() != place.dialect:
             raise OSError(errno.EPROTO, f"asked for {place.dialect}, the server speaks {body[6:].decode()}")
         n_uname = pack("<I", os.getuid()) if place.dialect != "9P2000" else b""
         names = _string(place.uname) + _string(place.aname)
-        _call(sock, 0, Tattach, pack("<II", ROOT, NOFID) + names + n_uname)
+        call(sock, 0, Tattach, pack("<II", ROOT, NOFID) + names + n_uname)
     except BaseException:
         sock.close()
         raise
@@ -134,13 +134,13 @@ def attach(place: Place, msize: int, stall_s: float = STALL_S) -> tuple[socket.s
 def reach(sock: socket.socket, place: Place, mode: int | None) -> None:
     """Walk fid FILE to the file and open it for `mode` (None: leave it unopened)."""
     body = _names(place.path)
-    qids = _call(sock, 0, Twalk, pack("<II", ROOT, FILE) + body)
+    qids = call(sock, 0, Twalk, pack("<II", ROOT, FILE) + body)
     if qids[:2] != body[:2]:
         raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), place.path)
     if mode is not None and place.dialect == "9P2000.L":
-        _call(sock, 0, Tlopen, pack("<II", FILE, mode))
+        call(sock, 0, Tlopen, pack("<II", FILE, mode))
     elif mode is not None:
-        _call(sock, 0, Topen, pack("<IB", FILE, mode))
+        call(sock, 0, Topen, pack("<IB", FILE, mode))
 
 
 def _run(
@@ -219,7 +219,7 @@ def _connect(address: str, stall_s: float) -> socket.socket:
     return sock
 
 
-def _call(sock: socket.socket, tag: int, kind: int, body: bytes) -> bytes:
+def call(sock: socket.socket, tag: int, kind: int, body: bytes) -> bytes:
     """One request and its reply's body; OSError when the server refuses."""
     sock.sendall(HEADER.pack(HEADER.size + len(body), kind, tag) + body)
     size, answer, _ = HEADER.unpack(_receive(sock, HEADER.size))
