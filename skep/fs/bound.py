@@ -191,6 +191,16 @@ class Bound(Chan):
                     found[entry.name] = shown
         return list(found.values())
 
+    @property
+    def paged(self) -> bool:
+        # What is in several directories of a union must be shown once: that takes all their names.
+        return super().paged and not isinstance(self.handle, _Union)
+
+    async def _seen(self, entry: Entry) -> Entry | None:
+        seen = await super()._seen(entry)
+        shown = None if seen is None else await self._shown(seen)
+        return None if shown is None else shown._replace(at=entry.at)
+
     async def _shown(self, entry: Entry) -> Entry | None:
         """An entry here, or what is bound on it."""
         if self.key not in self.space.above:

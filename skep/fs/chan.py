@@ -37,6 +37,8 @@ from skep.fs.node import (
 from skep.fs.wire import Dirent, pack_dirent, pack_stat, stat_of
 
 P = ParamSpec("P")
+PAGE: Final = 256  # names of a directory taken at a time where it comes in pages
+DIRENT_TYPICAL: Final = 40  # bytes; where they are longer, fewer of a page fit
 XATTR_MAX: Final = 65536  # bytes in one extended attribute, as on Linux
 
 
@@ -437,10 +439,31 @@ class Chan:
             return list(every)
         return [entry for entry in every if self.view.child(entry.name) is not None]
 
+    @property
+    def paged(self) -> bool:
+        """Whether the names in an open directory come by ``page``."""
+        return self.handle is not None and self.handle.paged
+
+    async def page(self, after: int, limit: int) -> list[Entry]:
+        """The next names, at most ``limit`` of them, that exist for the caller; none: there are no more."""
+        assert self.handle is not None
+        while every := await settle(self.handle.page(after, limit)):
+            if found := [seen for entry in every if (seen := await self._seen(entry)) is not None]:
+                return found
+            after = every[-1].at
+        return []
+
+    async def _seen(self, entry: Entry) -> Entry | None:
+        """The name as the caller sees it; None: it does not exist for it."""
+        return entry if self.view is EVERYTHING or self.view.child(entry.name) is not None else None
+
     @_told("read")
     async def readdir(self, offset: int, count: int) -> bytes:
         """9P2000.L: entries from the cookie ``offset`` on, as many as fit. Cookie n stands after the nth
-        name of the listing that offset 0 took; "." and ".." come first."""
+        name of the listing that offset 0 took, in a directory that comes in pages after the name at n - 2;
+        "." and ".." come first."""
+        if self.paged:
+            return await self._readdir_page(offset, count)
         if offset == 0 or not self._entries:
             self._entries = [
                 Entry(".", (await self.attr()).qid, stat.S_IFDIR),
@@ -458,6 +481,22 @@ class Chan:
             out += packed
         return bytes(out)
 
+    async def _readdir_page(self, offset: int, count: int) -> bytes:
+        found = await self.page(max(offset - 2, 0), max(count // DIRENT_TYPICAL, 1))
+        if offset < 1:
+            found.insert(0, Entry(".", (await self.attr()).qid, stat.S_IFDIR, -1))
+        if offset < 2:
+            found.insert(1 - offset, Entry("..", (await self.above.attr()).qid, stat.S_IFDIR))
+        out = bytearray()
+        for entry in found:
+            packed = pack_dirent(Dirent(entry.qid, entry.at + 2, stat.S_IFMT(entry.mode) >> 12, entry.name))
+            if len(out) + len(packed) > count:
+                if not out:
+                    raise FsError(E.INVALID, f"count {count} is too small for one entry")
+                break
+            out += packed
+        return bytes(out)
+
     @_told("read")
     async def read_directory(self, offset: int, count: int, dialect: Dialect) -> bytes:
         """9P2000 and 9P2000.u: whole stat entries from ``offset``: 0, or where the last read ended.
@@ -466,13 +505,19 @@ class Chan:
         buffer by several reads, each of what is left: where that is too small, it must get nothing."""
         rest, self._rest = self._rest, 0
         if offset == 0:
-            self._entries = await self.entries()
+            self._entries = [] if self.paged else await self.entries()
             self._next = (0, 0)
         expected, index = self._next
         if offset != expected:
             raise FsError(E.INVALID, f"directory offset {offset}: 0 or {expected} was expected")
         out = bytearray()
-        while index < len(self._entries):
+        while True:
+            if index == len(self._entries):
+                after = self._entries[-1].at if self._entries else 0
+                more = await self.page(after, PAGE) if self.paged else []
+                if not more:
+                    break
+                self._entries, index = more, 0
             try:
                 here, attr = await self.child(self._entries[index].name)
             except (FsError, OSError):  # gone since it was listed, or hidden

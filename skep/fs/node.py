@@ -95,11 +95,13 @@ class Change(msgspec.Struct, frozen=True):
 
 
 class Entry(NamedTuple):
-    """One name in a directory. mode: the file type bits of st_mode."""
+    """One name in a directory. mode: the file type bits of st_mode. at: its place in a directory that is
+    given in pages, from 1, where the next page goes on; 0 elsewhere."""
 
     name: str
     qid: Qid
     mode: int
+    at: int = 0
 
 
 class StatFs(NamedTuple):
@@ -142,6 +144,15 @@ class Handle:
 
     def entries(self) -> Maybe[Sequence[Entry]]:
         """All names of the directory, now, without "." and ".."."""
+        raise FsError(E.NOTDIR)
+
+    paged: bool = False
+    """Whether a directory's names are asked for by ``page``, because there may be very many."""
+
+    def page(self, after: int, limit: int) -> Maybe[Sequence[Entry]]:
+        """Up to ``limit`` names whose places are above ``after``, by rising places; none: there are no more.
+
+        Between two pages names may come and go: what was there all the time is given once."""
         raise FsError(E.NOTDIR)
 
     def fsync(self, datasync: bool) -> Maybe[None]:

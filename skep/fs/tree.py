@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import msgspec
 
-from skep.fs.chan import asked, settle
+from skep.fs.chan import PAGE, asked, settle
 from skep.fs.errors import E, FsError
 from skep.fs.messages import QT, Qid
 from skep.fs.node import Attr, Caller, Change, Entry, Handle, How, Maybe, Node, qid_type
@@ -170,6 +170,41 @@ class Listing(File):
                 continue
             entries.append(Entry(name, attr.qid, attr.mode))
         return entries
+
+
+Page = Callable[[int, int], Maybe[Sequence[Entry]]]
+
+
+class Pages(Handle):
+    """An open directory of very many names: ``page`` gives some, as Handle.page has it."""
+
+    paged = True
+
+    def __init__(self, page: Page) -> None:
+        self._page = page
+
+    def page(self, after: int, limit: int) -> Maybe[Sequence[Entry]]:
+        return self._page(after, limit)
+
+    async def entries(self) -> list[Entry]:
+        """All of them: for a union, which must know them all."""
+        found: list[Entry] = []
+        while some := await settle(self.page(found[-1].at if found else 0, PAGE)):
+            found += some
+        return found
+
+
+class Paged(Listing):
+    """A Listing of very many names. ``pages(caller)`` gives what one open of it asks for its pages."""
+
+    def __init__(
+        self, pages: Callable[[Caller], Page], walk: Callable[[str, Caller], Maybe[Any]], mode: int = 0o555
+    ) -> None:
+        super().__init__(lambda caller: (), walk, mode)
+        self.pages = pages
+
+    def opened(self, how: How, caller: Caller) -> Handle:
+        return Pages(self.pages(caller))
 
 
 BLOCK: Final = 1 << 10  # qid paths set aside for one entry of a Listing and what is below it
