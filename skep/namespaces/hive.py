@@ -183,10 +183,6 @@ class HiveState:
         except config.ConfigError:
             return row(key).default
 
-    def bytes_max(self, job: str) -> int | None:
-        """How large the outputs of the job may be together; None: it does not say."""
-        return self.jobs.by_id[job].request.bytes_max
-
     def limit(self, tenant: str, key: str) -> int | None:
         """A number of ``setting``; None: there is no limit."""
         found = self.setting(tenant, key)
@@ -229,7 +225,7 @@ class HiveState:
         said = [each.value for each in (of_pool, of_topic) if each.source.v and isinstance(each.value, int)]
         if isinstance(of_topic.value, int) and config.owner(of_topic.source.scope) == HIVE_TENANT:
             return of_topic.value
-        return min(pool_ns, *said)
+        return min((pool_ns, *said))
 
     def queue_max(self, pool: str, scope: str) -> int:
         most, said = self.pools.by_name[pool].queue_max, self.setting(scope, f"pools/{pool}/waiting")

@@ -173,9 +173,6 @@ class World(Protocol):
     def held_tenant(self, job: str, node: str) -> str | None:
         """The tenant of a job that the node holds; None: it does not hold it."""
 
-    def bytes_max(self, job: str) -> int | None:
-        """How large the outputs of a job that is held may be together; None: there is no limit."""
-
     def limit(self, tenant: str, key: str) -> int | None:
         """The limit that /config has for the tenant; None: there is none. Raises Refusal."""
 
@@ -196,7 +193,6 @@ def decide(artifacts: Artifacts, order: Order, world: World) -> Decided:
     if order.verb == "seal":
         sealed = _seal(digest, order, world)
         _check_limits(artifacts, sealed, world)
-        _check_budget(artifacts, sealed, world)
         return Decision((sealed,), f"sha256:{digest}")
     artifact = artifacts.by_hash.get(order.tenant, {}).get(digest)
     if artifact is None or order.node:
@@ -230,18 +226,6 @@ def _check_limits(artifacts: Artifacts, sealed: Sealed, world: World) -> None:
     most, have = world.limit(sealed.tenant, BYTES_LIMIT), artifacts.sizes.get(sealed.tenant, 0)
     if most is not None and have + sealed.size > most:
         raise refusal(E.QUOTA, f"artifact-bytes have={have} max={most}")
-
-
-def _check_budget(artifacts: Artifacts, sealed: Sealed, world: World) -> None:
-    """The outputs of a job, each hash once and the newest of each name, stay within its budget."""
-    most = world.bytes_max(sealed.job) if sealed.job else None
-    if most is None:
-        return
-    table, outputs = artifacts.by_hash.get(sealed.tenant, {}), artifacts.outputs.get(sealed.job, {})
-    others = {digest for name, digest in outputs.items() if name != sealed.name} - {sealed.sha256}
-    have = sum(table[digest].size for digest in others if digest in table)
-    if have + sealed.size > most:
-        raise refusal(E.QUOTA, f"bytes of job={sealed.job} have={have} more={sealed.size} max={most}")
 
 
 def _kept_ns(kind: str, ttl: str | None) -> int:

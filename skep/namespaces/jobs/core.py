@@ -143,7 +143,7 @@ def accepted(order: Order, job: str, world: World) -> Submitted:
     if pool is None:
         raise refusal(E.NOROUTE, f"topic={args['topic']}")
     text, artifact = _input(args, order.tenant, world)
-    defaults = world.defaults_of(args["topic"])
+    said = {**world.defaults_of(args["topic"]), **args}
     scope = scope_of(order.tenant, args.get("workflow", ""), args.get("step", ""))
     return Submitted(
         job=job,
@@ -157,7 +157,7 @@ def accepted(order: Order, job: str, world: World) -> Submitted:
         input=text,
         artifact=artifact,
         role=order.role,
-        **envelope.fields(args, defaults, scope, world),
+        **envelope.fields(said, scope, world),
     )
 
 
