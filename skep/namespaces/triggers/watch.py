@@ -66,12 +66,7 @@ class Watch:
         self._waiting: dict[Key, deque[Occasion]] = {}  # to be fired for, oldest first
         self._count = 0  # of these
         self._saying: set[Key] = set()
-        self.seq = self._begin()  # the entry up to which events were looked for
-
-    def _begin(self) -> int:
-        state = self._state()
-        found = [_trigger(state, key).cursor[0] for keys in state.on.values() for key in keys]
-        return max(state.seen, min(found)) if found else state.seen
+        self.seq = 0  # the entry up to which events were looked for
 
     # events
 
@@ -89,6 +84,7 @@ class Watch:
 
     async def catch_up(self, until: int) -> None:
         """Look for events up to the entry ``until``, as far as there is room for them."""
+        self.seq = max(self.seq, self._settled())
         while self.seq < until and self._count < WAITING_MAX and self._state().on:
             found, last = self._read(self.seq, self._state().on)
             if last > self.seq:  # else it was moved meanwhile
@@ -96,6 +92,12 @@ class Watch:
                 self.seq = last
             # Others get their turn before the next step.
             await asyncio.sleep(0)
+
+    def _settled(self) -> int:
+        """Up to which entry no trigger is to be fired for."""
+        state = self._state()
+        cursors = (_trigger(state, key).cursor[0] for keys in state.on.values() for key in keys)
+        return max(state.seen, min(cursors, default=0))
 
     def _match(self, occasions: Iterable[Occasion]) -> None:
         state = self._state()
