@@ -6,7 +6,7 @@ What the live hive does around it is live.py; the validator replays on this.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, get_args
 
@@ -19,10 +19,11 @@ from skep.namespaces.artifacts import core as artifacts
 from skep.namespaces.config import core as config
 from skep.namespaces.config.keys import Value, row
 from skep.namespaces.jobs import core as jobs
-from skep.namespaces.jobs import letters, quotas
+from skep.namespaces.jobs import letters, placement, quotas
 from skep.namespaces.jobs import record as job_record
 from skep.namespaces.jobs import verbs as job_verbs
 from skep.namespaces.jobs.envelope import arguments, scope_of
+from skep.namespaces.jobs.placement import wanted_of
 from skep.namespaces.jobs.queues import AGEING_NS
 from skep.namespaces.jobs.usage import ALL
 from skep.namespaces.locks import core as locks
@@ -197,20 +198,64 @@ class HiveState:
         except Refusal as unreadable:
             return unreadable.text
 
-    def pool_of(self, topic: str) -> str | None:
-        return self.pools.topics.get(topic)
+    def pool_for(self, tenant: str, submit: Mapping[str, str]) -> str:
+        """The pool that the policies are asked about: where the job would go, or the first that refuses it;
+        "": there is none."""
+        wanted = wanted_of(tenant, submit)
+        try:
+            found = placement.verdicts(self, wanted)
+        except Refusal:
+            return ""  # the submit is refused for the same reason
+        best = placement.chosen(found) or next(iter(found), None)
+        return "" if best is None else best.pool
 
-    def defaults_of(self, topic: str) -> Mapping[str, str]:
-        return self.pools.defaults_of(topic)
+    def defaults_of(self, topic: str, pool: str) -> Mapping[str, str]:
+        return self.pools.defaults_of(topic, pool)
+
+    def candidates(self, scope: str, topic: str) -> Sequence[str]:
+        said = self._configured(scope, f"topics/{topic}/pools") if topic else None
+        return said if isinstance(said, tuple) else self.pools.topics.get(topic, ())
+
+    def _configured(self, scope: str, key: str) -> Value:
+        """``setting``, but None where nobody has said anything."""
+        found = self.setting(scope, key)
+        if found is None or self.config.value(scope or config.SYSTEM, key).source.v:
+            return found
+        return None
+
+    def has_pool(self, pool: str) -> bool:
+        return pool in self.pools.by_name
+
+    def is_draining(self, pool: str) -> bool:
+        return self.pools.by_name[pool].draining
+
+    def refuses(self, pool: str) -> bool:
+        return self.pools.by_name[pool].refuses
+
+    def load(self, pool: str) -> float:
+        queues = self.jobs.queues
+        busy = queues.count_waiting(pool) + queues.count_held(pool)
+        return busy / (self.pools.by_name[pool].capacity or 1)
+
+    def has_node(self, tenant: str, words: frozenset[str]) -> bool:
+        return self.nodes.has(tenant, words)
+
+    def has_open_node(self, tenant: str, words: frozenset[str]) -> bool:
+        return self.nodes.takes(tenant, words)
 
     def ageing_ns(self, pool: str) -> int:
-        return AGEING_NS
+        found = self.pools.by_name.get(pool)
+        return found.ageing_ns or AGEING_NS if found is not None else AGEING_NS
 
     def needs(self, pool: str, scope: str) -> frozenset[str]:
-        return frozenset()
+        said = self.setting(scope, f"pools/{pool}/requires")
+        assert isinstance(said, tuple), said
+        own = self.pools.by_name[pool].requires
+        return own.union(said) if said else own
 
     def offers(self, node: str) -> frozenset[str]:
-        return frozenset()
+        found = self.nodes.by_id.get(node)
+        return frozenset() if found is None else found.offers
 
     def lease_ns(self, request: job_record.Submitted) -> int:
         """As /config has it for the topic, where those who run the hive say so; else the tighter of what it
@@ -237,7 +282,8 @@ class HiveState:
     def has_artifact(self, tenant: str, sha256: str) -> bool:
         return sha256 in self.artifacts.by_hash.get(tenant, {})
 
-    def why_no_lease(self, pool: str, node: str) -> str:
+    def why_no_lease(self, pool: str, node: str, asking: int = 0, pool_asking: int = 0) -> str:
+        """Why the pool gives the node no lease now, beside those that they have asked for; "": it does."""
         if self.mode != "online":
             return f"the hive is {self.condition}"
         if pool not in self.pools.by_name:
@@ -247,7 +293,19 @@ class HiveState:
         found = self.nodes.by_id.get(node)
         if found is None:
             return f"node={node} has not joined"
-        return "" if found.state == "online" else f"node={node} is {found.state}"
+        if found.state != "online":
+            return f"node={node} is {found.state}"
+        for name, held, most in (
+            (
+                f"pool={pool}",
+                self.jobs.queues.count_held(pool) + pool_asking,
+                self.pools.by_name[pool].capacity,
+            ),
+            (f"node={node}", self.count_held(node) + asking, found.capacity),
+        ):
+            if most and held >= most:
+                return f"{name} holds {held} of {most} leases"
+        return ""
 
     def held_tenant(self, job: str, node: str) -> str | None:
         found = self.jobs.by_id.get(job)
@@ -266,6 +324,10 @@ class HiveState:
                 hashes = [job.request.artifact, *self.artifacts.outputs.get(job.id, {}).values()]
                 found += [(job.request.tenant, sha256) for sha256 in hashes if sha256]
         return found
+
+    def outputs_max(self, job: str) -> int | None:
+        """How many bytes the outputs of a job may have together; None: as many as its tenant may have."""
+        return self.jobs.by_id[job].request.bytes_max
 
     def artifacts_used(self, tenant: str) -> frozenset[str]:
         """The hashes of the inputs and outputs of the tenant's jobs that have not ended, and of its dead
@@ -296,7 +358,7 @@ class HiveState:
         return [key.id for key in self.trust.keys.get("token", ()) if key.retired]
 
     def count_held(self, node: str) -> int:
-        return sum(self.jobs.by_id[job].node == node for job in self.jobs.held)
+        return self.jobs.queues.by_node.get(node, 0)
 
     def count_waiting(self, pool: str) -> int:
         return self.jobs.count_waiting(pool)
@@ -312,7 +374,7 @@ class HiveState:
                 topic = order.args.get("topic", "")  # not there in a question
                 said = order.args.get("labels")
                 labels = ctl.labels(said) if said else {}
-                pool = self.pool_of(topic) or ""
+                pool = self.pool_for(order.tenant, order.args)
                 return About(name, order.actor, order.tenant, topic, pool, labels, order.args)
             case "jobs" | "dlq":
                 job = self.jobs.by_id.get(name)
@@ -327,9 +389,9 @@ class HiveState:
                 else:
                     owner, submit = trigger.made.actor, trigger.made.submit
                 topic, labels = submit.get("topic", ""), ctl.labels(submit.get("labels", ""))
-                return About(name, owner, order.tenant, topic, self.pool_of(topic) or "", labels)
+                return About(name, owner, order.tenant, topic, self.pool_for(order.tenant, submit), labels)
             case "pools":
-                pool = name or self.pool_of(order.args.get("topic", "")) or ""
+                pool = name or next(iter(self.pools.topics.get(order.args.get("topic", ""), ())), "")
                 return About(name, capability=order.args.get("topic", ""), pool=pool)
             case _:
                 return About(name)

@@ -1,7 +1,8 @@
-"""Who reads /pools/<p>/next, and who of them is served: first come, first served, one job for one reader.
+"""Who reads /pools/<p>/next, and who of them is served: the node that has the least to do for what it can
+hold, then first come, first served; one job for one reader.
 
-A reader is told to ask when a job waits that no reader before it has been told of. Asking is a line in the
-ledger, and which job it gets is decided there.
+A reader is told to ask when a job waits that it can have and that no reader before it has been told of.
+Asking is a line in the ledger, and which job it gets is decided there.
 """
 
 from __future__ import annotations
@@ -9,10 +10,12 @@ from __future__ import annotations
 import asyncio
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable
-from typing import Final
+from heapq import heapify, heappop, heappush
+from typing import Final, TypeVar
 
 from skep.fs.errors import E, FsError
 from skep.namespaces.hive import HiveState
+from skep.namespaces.jobs.placement import Fit
 from skep.namespaces.order import HIVE_TENANT
 
 READERS_MAX: Final = 65536  # of one pool: each is a session that waits.
@@ -28,13 +31,15 @@ class _Reader:
 
 
 class Leases:
-    """The readers of all pools. ``state`` gives what is durable now."""
+    """The readers of all pools. ``state`` gives what is durable now, ``now_ns`` the time."""
 
-    def __init__(self, state: Callable[[], HiveState]) -> None:
+    def __init__(self, state: Callable[[], HiveState], now_ns: Callable[[], int]) -> None:
         self._state = state
+        self._now_ns = now_ns
         self._readers: dict[str, deque[_Reader]] = {}
         # pool, tenant -> readers told, whose lines are not decided yet
         self._asking: Counter[tuple[str, str]] = Counter()
+        self._asking_nodes: Counter[str] = Counter()
 
     async def take(self, pool: str, node: str, tenant: str, ask: Callable[[], Awaitable[str]]) -> str:
         """What ``ask`` gives, the id of a job leased to the node, when it is this reader's turn.
@@ -56,7 +61,7 @@ class Leases:
                 if error.kind is not E.NODATA:
                     raise
             finally:
-                self._asked(pool, tenant)
+                self._asked(pool, reader)
             reader = _Reader(node, tenant)
             # It was its turn.
             readers.appendleft(reader)
@@ -68,43 +73,51 @@ class Leases:
             if reader.told.cancelled():
                 self._readers[pool].remove(reader)
             else:
-                self._asked(pool, reader.tenant)
+                self._asked(pool, reader)
             raise
 
-    def _asked(self, pool: str, tenant: str) -> None:
-        self._asking[pool, tenant] -= 1
-        if not self._asking[pool, tenant]:
-            del self._asking[pool, tenant]
+    def _asked(self, pool: str, reader: _Reader) -> None:
+        _less(self._asking, (pool, reader.tenant))
+        _less(self._asking_nodes, reader.node)
         self.dispatch(pool)
 
     def dispatch(self, pool: str) -> None:
-        """Tell as many readers as there are jobs waiting that nobody was told of."""
+        """Tell as many readers as there are jobs waiting for them that nobody was told of."""
         readers = self._readers.get(pool)
         if not readers:
             return
         state = self._state()
-        # Those who ask for anybody's job may get any.
-        asking = sum(n for (where, _), n in self._asking.items() if where == pool)
-        free = state.jobs.count_waiting(pool) - asking
-        if free <= 0:
+        choice = _Choice(state, pool, self._now_ns(), self._asking)
+        if choice.free() <= 0:
             return
-        for reader in [r for r in readers if not state.why_no_lease(pool, r.node)]:
-            # Given up in this step of the loop, and still among the readers until the next one.
-            if reader.told.cancelled():
+        heap = [(self._load(state, reader.node), n, reader) for n, reader in enumerate(readers)]
+        heapify(heap)
+        while heap and choice.free() > 0:
+            load, n, reader = heappop(heap)
+            # Another reader of its node was told meanwhile.
+            if (now := self._load(state, reader.node)) > load:
+                heappush(heap, (now, n, reader))
                 continue
-            if not self._has_job(state, pool, reader.tenant):
+            # Given up in this step of the loop, and still among the readers until the next one.
+            if reader.told.cancelled() or not choice.has_job(reader, self._asking_nodes[reader.node]):
                 continue
             readers.remove(reader)
             self._asking[pool, reader.tenant] += 1
+            self._asking_nodes[reader.node] += 1
             reader.told.set_result(None)
-            free -= 1
-            if not free:
-                return
 
-    def _has_job(self, state: HiveState, pool: str, tenant: str) -> bool:
-        if tenant == HIVE_TENANT:
-            return True
-        return state.jobs.count_waiting(pool, tenant) > self._asking[pool, tenant]
+    def _load(self, state: HiveState, node: str) -> float:
+        """How much of what it can hold the node holds, or has been told to ask for."""
+        found = state.nodes.by_id.get(node)
+        held = state.count_held(node) + self._asking_nodes[node]
+        return held / (found.capacity or 1) if found is not None else held
+
+    def ranked(self, pool: str) -> list[tuple[str, str]]:
+        """Node and tenant of each reader that waits, in the order in which they are told."""
+        state = self._state()
+        readers = [reader for reader in self._readers.get(pool, ()) if not reader.told.cancelled()]
+        readers.sort(key=lambda reader: self._load(state, reader.node))
+        return [(reader.node, reader.tenant) for reader in readers]
 
     def dispatch_all(self) -> None:
         """The state has moved."""
@@ -114,3 +127,49 @@ class Leases:
     def waiting(self, pool: str) -> list[str]:
         """The nodes of the readers that wait, the first to be served first."""
         return [reader.node for reader in self._readers.get(pool, ())]
+
+
+K = TypeVar("K")
+
+
+def _less(counted: Counter[K], key: K) -> None:
+    """One less; what comes to none is forgotten."""
+    counted[key] -= 1
+    if not counted[key]:
+        del counted[key]
+
+
+class _Choice:
+    """Who of a pool's readers can be told, at a moment. Nodes that offer the same are asked about once."""
+
+    def __init__(self, state: HiveState, pool: str, now_ns: int, asking: Counter[tuple[str, str]]) -> None:
+        self._state = state
+        self._pool = pool
+        self._now_ns = now_ns
+        self._asking = asking
+        self._fits: dict[frozenset[str], Fit] = {}
+
+    def free(self) -> int:
+        """How many jobs wait that nobody was told of. Those who ask for anybody's job may get any."""
+        return self._state.jobs.count_waiting(self._pool) - self._told(HIVE_TENANT)
+
+    def _told(self, tenant: str) -> int:
+        """How many readers that could get the tenant's jobs have been told and have not got any yet."""
+        return sum(
+            n
+            for (pool, of), n in self._asking.items()
+            if pool == self._pool and HIVE_TENANT in (tenant, of) or (pool, of) == (self._pool, tenant)
+        )
+
+    def has_job(self, reader: _Reader, asking: int) -> bool:
+        """Whether there is one more for the reader, whose node has been told ``asking`` times."""
+        state, pool = self._state, self._pool
+        if state.why_no_lease(pool, reader.node, asking, self._told(HIVE_TENANT)):
+            return False
+        offers = state.offers(reader.node)
+        fit = self._fits.get(offers)
+        if fit is None:
+            fit = self._fits[offers] = Fit(state, pool, offers, self._now_ns)
+        told = self._told(reader.tenant)
+        whose = "" if reader.tenant == HIVE_TENANT else reader.tenant
+        return state.jobs.queues.count_for(pool, whose, fit, told + 1) > told

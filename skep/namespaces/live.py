@@ -56,6 +56,7 @@ log = logging.getLogger("skep.hive")
 TICK_S: Final = 0.5  # how late a lease's end or a silent node is noticed, at most.
 SUSPECT_NS: Final = 15 * SECOND  # without a heartbeat: three missed ones of a worker's.
 LOST_NS: Final = 45 * SECOND  # then its leases are about to end.
+OFFER_NS: Final = SECOND  # between two records of what a node offers: heartbeats are no commands.
 START_GRACE_NS: Final = 10 * SECOND  # holders find their way back after a start before leases end.
 SWEEP_NS: Final = HOUR
 EXPIRE_NS: Final = MINUTE  # how late an artifact ends, at most.
@@ -67,7 +68,8 @@ HiveTurn = Turn[HiveState, hive.Event, str]
 
 
 class Heartbeat(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What a node says of itself. Fractions of one machine, bytes, free of meaning to the hive so far."""
+    """What a node says of itself. Fractions of one machine, bytes; its labels and its capacity say which jobs
+    it gets."""
 
     load: float = 0.0
     gpu: float = 0.0
@@ -118,7 +120,7 @@ class Hive:
         self.tokens: Desk | None = None  # None: it has no key to make tokens with
         self.denials = Denials(clock, self._denied)
         self.limits = Limiter(directory / FILE, self.sessions, clock.monotonic_ns)
-        self.leases = Leases(lambda: turn.state)
+        self.leases = Leases(lambda: turn.state, clock.now_ns)
         self.lock_ends = Ends(lambda: turn.state.locks, self.sessions.by_id)
         self.sessions.on_end.append(self._unlock)
         self.triggers = Watch(
@@ -129,6 +131,7 @@ class Hive:
         self.started_ns = clock.now_ns()
         self.shutdown: asyncio.Future[str] = asyncio.get_running_loop().create_future()  # the grace asked for
         self.heartbeats: dict[str, Ring[Heard]] = {}
+        self._offered_ns: dict[str, int] = {}  # node -> when what it offers was recorded last
         self.progress: dict[str, Progress] = {}
         # job -> who waits for news of it, in the order they came
         self._waiting: dict[str, dict[asyncio.Future[None], None]] = {}
@@ -248,6 +251,22 @@ class Hive:
         self._hear(node, said)
         if self.state.nodes.by_id[node].link != "online":
             await self._own(f"/nodes/{node}", "back")
+        if offer := self._offer(node, said):
+            await self._own(f"/nodes/{node}", offer)
+
+    def _offer(self, node: str, said: Heartbeat) -> str:
+        """The hive's line when the node offers something else than is recorded; "": it does not, or has just
+        done so: what changes all the time is recorded now and then."""
+        known = self.state.nodes.by_id.get(node)
+        new = (said.labels, said.capacity, said.version)
+        if known is None or (known.labels, known.capacity, known.version) == new:
+            return ""
+        now_ns = self.clock.now_ns()
+        if node in self._offered_ns and now_ns - self._offered_ns[node] < OFFER_NS:
+            return ""
+        self._offered_ns[node] = now_ns
+        labels = msgspec.json.encode(said.labels).decode()
+        return ctl_line("offer", {"labels": labels, "capacity": str(said.capacity), "version": said.version})
 
     def _hear(self, node: str, said: Heartbeat) -> None:
         self.heartbeats.setdefault(node, Ring(HEARTBEATS)).append(Heard(self.clock.now_ns(), said))
@@ -354,6 +373,7 @@ class Hive:
                             session.kick()
                     case Removed():
                         self.heartbeats.pop(event.node, None)
+                        self._offered_ns.pop(event.node, None)
                     case Revoked() | Retired() if self.tokens is not None:
                         self.tokens.recheck()
                     case Granted() | Withdrawn():
@@ -395,6 +415,8 @@ class Hive:
         if due:
             await asyncio.gather(*(self._own(*said) for said in due))
         await self._trigger(now_ns)
+        # The day has changed, and with it what limits let be held.
+        self.leases.dispatch_all()
         await self.keep_policy_keys()
         if self.authority is not None:
             await self.authority.tend()

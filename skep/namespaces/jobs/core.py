@@ -20,7 +20,7 @@ from skep.fs.errors import E
 from skep.namespaces.jobs import envelope, placement
 from skep.namespaces.jobs.due import is_spent, spent_ns, timeout_ns
 from skep.namespaces.jobs.envelope import scope_of
-from skep.namespaces.jobs.placement import Fit
+from skep.namespaces.jobs.placement import Fit, place, wanted_of
 from skep.namespaces.jobs.quotas import admitted
 from skep.namespaces.jobs.record import (
     MOVES,
@@ -53,17 +53,11 @@ BUDGET: Final = "budget"  # the code of a job that has used up what it had
 class World(placement.World, Protocol):
     """What the other nouns know of a job's surroundings."""
 
-    def pool_of(self, topic: str) -> str | None:
-        """The pool mapped to the topic; None: none is."""
-
-    def defaults_of(self, topic: str) -> Mapping[str, str]:
+    def defaults_of(self, topic: str, pool: str) -> Mapping[str, str]:
         """What a submit of the topic says where it says nothing: arguments of ``map``, then of ``create``."""
 
     def lease_ns(self, request: Submitted) -> int:
         """How long leases of the job last."""
-
-    def queue_max(self, pool: str, scope: str) -> int:
-        """How many jobs may wait in the pool when one of the scope comes. Raises Refusal."""
 
     def artifact_named(self, tenant: str, name: str) -> str | None:
         """The hash that the tenant sealed last under the name."""
@@ -123,41 +117,29 @@ def _submit(jobs: Jobs, order: Order, world: World) -> Decided:
     if order.name and order.name <= jobs.past.horizon:
         raise refusal(E.GONE, f"job={job}: this draft is older than what is remembered; open clone again")
     event = accepted(order, job, world)
-    check_space(jobs, event, world)
     return Decision((admitted(jobs.usage, event, order.time_ns, world),), job)
-
-
-def check_space(jobs: Jobs, event: Submitted, world: World) -> None:
-    """Refuse when its pool's queue is full. What comes back to it, having been there, always has a place."""
-    pool = event.pool
-    most = world.queue_max(pool, scope_of(event.tenant, event.workflow, event.step))
-    if jobs.count_waiting(pool) >= most:
-        # How many wait in all is no tenant's business.
-        raise refusal(E.OVERLOAD, f"pool={pool} max={most}")
 
 
 def accepted(order: Order, job: str, world: World) -> Submitted:
     """What a submit comes to, as the hive is now, whatever was submitted before; raises Refusal."""
     args = order.args
-    pool = world.pool_of(args["topic"])
-    if pool is None:
-        raise refusal(E.NOROUTE, f"topic={args['topic']}")
+    placed = place(world, wanted_of(order.tenant, args))
     text, artifact = _input(args, order.tenant, world)
-    said = {**world.defaults_of(args["topic"]), **args}
+    said = {**world.defaults_of(args["topic"], placed.pool), **args}
     scope = scope_of(order.tenant, args.get("workflow", ""), args.get("step", ""))
     return Submitted(
         job=job,
         tenant=order.tenant,
         actor=order.actor,
         topic=args["topic"],
-        pool=pool,
+        pool=placed.pool,
         body=_body(args),
         key=args.get("key", ""),
         key_ns=_window_ns(world, scope) if args.get("key") else 0,
         input=text,
         artifact=artifact,
         role=order.role,
-        **envelope.fields(said, scope, world),
+        **envelope.fields(said, scope, world) | {"requires": placed.requires},
     )
 
 

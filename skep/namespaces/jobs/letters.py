@@ -14,7 +14,7 @@ import msgspec
 from skep.fs import ctl
 from skep.fs.ctl import Arg, Verb
 from skep.fs.errors import E
-from skep.namespaces.jobs.core import Decided, World, accepted, check_space
+from skep.namespaces.jobs.core import Decided, World, accepted
 from skep.namespaces.jobs.envelope import arguments
 from skep.namespaces.jobs.quotas import admitted
 from skep.namespaces.jobs.record import Discarded, Job, Jobs, visible
@@ -68,7 +68,6 @@ def decide(jobs: Jobs, order: Order, world: World) -> Decided:
     if order.verb == "discard":
         return Decision((Discarded(job.id, order.args["reason"]),), job.id)
     event = accepted(resubmission(job, order), order.id, world)
-    check_space(jobs, event, world)
     # The key names the retry from now on: its request is the same, as it was written.
     event = msgspec.structs.replace(event, body=job.request.body, actor=job.request.actor, retry_of=job.id)
     return Decision((admitted(jobs.usage, event, order.time_ns, world),), event.job)

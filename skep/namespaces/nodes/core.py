@@ -1,6 +1,7 @@
 """Nodes as a fold: who belongs to the hive, whether it is heard, whether it gets work.
 
-Heartbeats are not here: only what their absence means is written down.
+Heartbeats are not here: only what their absence means is written down, and what they say the node offers,
+when that is something else than before.
 """
 
 from __future__ import annotations
@@ -41,6 +42,10 @@ TABLES: Final[Mapping[str, ctl.Verbs]] = {
         Verb("suspect"),
         Verb("lost"),
         Verb("back"),
+        Verb(
+            "offer",
+            (Arg("labels", required=True), Arg("capacity", required=True, kind="number"), Arg("version")),
+        ),
     ),
 }
 
@@ -81,11 +86,20 @@ class Rated(msgspec.Struct, frozen=True, tag_field="type", tag="node.rated"):
     trust: str
 
 
+class Offered(msgspec.Struct, frozen=True, tag_field="type", tag="node.offered", omit_defaults=True):
+    """``capacity``: how many leases it may hold; 0: it did not say."""
+
+    node: str
+    labels: dict[str, str] = {}
+    capacity: int = 0
+    version: str = ""
+
+
 class Removed(msgspec.Struct, frozen=True, tag_field="type", tag="node.removed"):
     node: str
 
 
-Event = Joined | Heard | Employed | Rated | Removed
+Event = Joined | Heard | Employed | Rated | Offered | Removed
 
 
 class Node(msgspec.Struct, frozen=True):
@@ -98,6 +112,10 @@ class Node(msgspec.Struct, frozen=True):
     duty: str = "open"
     trust: str = "green"
     tenants: tuple[str, ...] = ()  # for which it has joined, the first one first
+    labels: dict[str, str] = {}
+    capacity: int = 0  # leases it may hold; 0: without a limit
+    version: str = ""
+    offers: frozenset[str] = frozenset()  # what its labels come to: their names, and name:value
 
     @property
     def state(self) -> str:
@@ -112,12 +130,36 @@ def visible(node: Node, tenant: str) -> bool:
     return tenant == HIVE_TENANT or node.tenants == (tenant,)
 
 
+Kind = tuple[tuple[str, ...], frozenset[str]]  # tenants, offers
+
+
 @dataclass
 class Nodes:
+    """``kinds``: how many nodes there are that have joined for the same tenants and offer the same."""
+
     by_id: dict[str, Node] = field(default_factory=dict)
+    kinds: dict[Kind, int] = field(default_factory=dict)
 
     def copy(self) -> Nodes:
-        return Nodes(self.by_id.copy())
+        return Nodes(self.by_id.copy(), self.kinds.copy())
+
+    def has(self, tenant: str, words: frozenset[str]) -> bool:
+        """Whether there is a node, heard or not, that works for the tenant and offers these."""
+        return any(_works_for(tenants, tenant) and words <= offers for tenants, offers in self.kinds)
+
+    def takes(self, tenant: str, words: frozenset[str]) -> bool:
+        """Whether one of these is online and gets leases now."""
+        return any(
+            node.state == "online"
+            and node.trust != "red"
+            and _works_for(node.tenants, tenant)
+            and words <= node.offers
+            for node in self.by_id.values()
+        )
+
+
+def _works_for(tenants: tuple[str, ...], tenant: str) -> bool:
+    return HIVE_TENANT in tenants or tenant in tenants
 
 
 class World(Protocol):
@@ -172,6 +214,13 @@ def _trust(nodes: Nodes, order: Order, world: World) -> Decided:
     return Decision((Rated(node.id, order.args["level"]),), node.id)
 
 
+def _offer(nodes: Nodes, order: Order, world: World) -> Decided:
+    node, args = _node(nodes, order, order.name), order.args
+    event = Offered(node.id, ctl.labels(args["labels"]), int(args["capacity"]), args.get("version", ""))
+    known = (node.labels, node.capacity, node.version)
+    return Decision((event,) if (event.labels, event.capacity, event.version) != known else (), node.id)
+
+
 def _remove(nodes: Nodes, order: Order, world: World) -> Decided:
     node = _node(nodes, order, order.args["node"])
     if held := world.count_held(node.id):
@@ -190,27 +239,65 @@ def _node(nodes: Nodes, order: Order, name: str) -> Node:
 _DECIDE: Final[Mapping[str, Callable[[Nodes, Order, World], Decided]]] = {
     "join": _join, "leave": _heard("left"), "suspect": _heard("suspect"), "lost": _heard("lost"),
     "back": _heard("online"), "cordon": _employ("cordoned"), "drain": _employ("draining"),
-    "uncordon": _employ("open"), "trust": _trust, "remove": _remove,
+    "uncordon": _employ("open"), "trust": _trust, "offer": _offer, "remove": _remove,
 }  # fmt: skip
 
 
 def apply(nodes: Nodes, event: Event, meta: Meta) -> None:
     """Change ``nodes`` by ``event``."""
-    table = nodes.by_id
+    known = nodes.by_id.get(event.node)
+    new = _changed(known, event, meta)
+    _count(nodes, known, -1)
+    _count(nodes, new, 1)
+    if new is None:
+        del nodes.by_id[event.node]
+    else:
+        nodes.by_id[event.node] = new
+
+
+def _count(nodes: Nodes, node: Node | None, more: int) -> None:
+    if node is None:
+        return
+    kind = (node.tenants, node.offers)
+    nodes.kinds[kind] = nodes.kinds.get(kind, 0) + more
+    if not nodes.kinds[kind]:
+        del nodes.kinds[kind]
+
+
+def _changed(known: Node | None, event: Event, meta: Meta) -> Node | None:
+    """The node's next record; None: it is no more."""
+    if isinstance(event, Joined):
+        new = Node(event.node, event.principal, event.role, meta.time_ns, meta.seq)
+        if known is not None:
+            new = msgspec.structs.replace(
+                known,
+                principal=new.principal,
+                role=new.role,
+                joined_ns=new.joined_ns,
+                rev=new.rev,
+                link=new.link,
+            )
+        if event.tenant not in new.tenants:
+            new = msgspec.structs.replace(new, tenants=(*new.tenants, event.tenant))
+        return new
+    assert known is not None, event
     match event:
-        case Joined(node, principal, role, tenant):
-            known = table.get(node)
-            new = Node(node, principal, role, meta.time_ns, meta.seq)
-            if known is not None:
-                new = msgspec.structs.replace(new, duty=known.duty, trust=known.trust, tenants=known.tenants)
-            if tenant not in new.tenants:
-                new = msgspec.structs.replace(new, tenants=(*new.tenants, tenant))
-            table[node] = new
-        case Heard(node, link):
-            table[node] = msgspec.structs.replace(table[node], link=link, rev=meta.seq)
-        case Employed(node, duty):
-            table[node] = msgspec.structs.replace(table[node], duty=duty, rev=meta.seq)
-        case Rated(node, trust):
-            table[node] = msgspec.structs.replace(table[node], trust=trust, rev=meta.seq)
-        case Removed(node):
-            del table[node]
+        case Heard():
+            return msgspec.structs.replace(known, link=event.link, rev=meta.seq)
+        case Employed():
+            return msgspec.structs.replace(known, duty=event.duty, rev=meta.seq)
+        case Rated():
+            return msgspec.structs.replace(known, trust=event.trust, rev=meta.seq)
+        case Offered():
+            return msgspec.structs.replace(
+                known,
+                labels=event.labels,
+                capacity=event.capacity,
+                version=event.version,
+                offers=frozenset(
+                    (*event.labels, *(f"{name}:{value}" for name, value in event.labels.items()))
+                ),
+                rev=meta.seq,
+            )
+        case Removed():
+            return None

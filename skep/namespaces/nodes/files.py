@@ -8,12 +8,14 @@
     <id>/heartbeat    R when it was last heard and what it said, a JSON line; W by that node: the same
                       without time: load, gpu, memory_free, capacity, running, labels, version
     <id>/load         R the load it last told, fraction of the machine
-    <id>/labels       R a line ``key value`` for each label it last told
-    <id>/capacity     R how many jobs it runs at a time
+    <id>/labels       R a line ``key value`` for each of its labels
+    <id>/capacity     R how many leases it may hold at a time; 0: it did not say, and there is no limit
     <id>/version      R the version it runs
     <id>/sessions     R the ids of its sessions
 
-Heartbeats are in memory only; what their absence means is in the ledger.
+Heartbeats are in memory only. What their absence means is in the ledger, and so is what they say of labels,
+capacity and version, when that is something else than before: jobs that require labels, and pools that do, get
+nodes that have them, and no node gets more leases than its capacity.
 
 A node exists for the tenant that it has joined for, when that is the only one, and for the hive's own, whose
 operators command it. The hive's own nodes, and those of several tenants, run jobs of more than one: what they
@@ -134,8 +136,8 @@ FILES: Final[Mapping[str, Callable[[Hive, str], Any]]] = {
     "trust": _record(lambda node: node.trust),
     "heartbeat": _heartbeat,
     "load": _said(lambda said: f"{said.load}\n"),
-    "labels": _said(lambda said: "".join(f"{name} {value}\n" for name, value in said.labels.items())),
-    "capacity": _said(lambda said: f"{said.capacity}\n"),
-    "version": _said(lambda said: f"{said.version}\n"),
+    "labels": _record(lambda node: "\n".join(f"{name} {value}" for name, value in node.labels.items())),
+    "capacity": _record(lambda node: str(node.capacity)),
+    "version": _record(lambda node: node.version),
     "sessions": _sessions,
 }

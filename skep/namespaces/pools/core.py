@@ -1,4 +1,5 @@
-"""Pools as a fold: which topics go where, how long leases last, which pools give none."""
+"""Pools as a fold: which topics go where, how long leases last, which nodes may have them, which pools give
+none."""
 
 from __future__ import annotations
 
@@ -12,13 +13,15 @@ from skep.fs import ctl
 from skep.fs.ctl import Arg, Verb
 from skep.fs.errors import E
 from skep.namespaces.order import Order, refusal
-from skep.trace.clock import SECOND, parse_duration
+from skep.trace.clock import HOUR, SECOND, parse_duration
 from skep.trace.rules import Decision, Meta
 
 LEASE_NS: Final = 30 * SECOND  # when a pool says nothing: a worker renews three times in it.
 LEASE_MIN_NS: Final = SECOND  # shorter ones would end before a busy hive has heard their renewal.
 QUEUE_MAX: Final = 1_000_000  # jobs that wait, when a pool says nothing: each takes 1.2 KiB of memory.
 POOLS_MAX: Final = 1024  # each has readers' queues in memory.
+AGEING_MAX_NS: Final = 365 * 24 * HOUR  # ranks stay numbers of 64 bits.
+CANDIDATES_MAX: Final = 16  # pools of one topic: each is looked at by every submit of it.
 TOPICS_MAX: Final = 65536  # the table is read whole by /pools/<p>/topics.
 
 POOL: Final = Arg("pool", required=True, kind="name")
@@ -39,15 +42,23 @@ TABLES: Final[Mapping[str, ctl.Verbs]] = {
                 POOL,
                 Arg("lease", kind="duration", help="how long a lease lasts unless renewed, else 30s"),
                 Arg("queue", kind="number", help=f"how many jobs may wait in it, else {QUEUE_MAX}"),
+                Arg("capacity", kind="number", help="how many leases it gives at a time, else no limit"),
+                Arg(
+                    "requires", kind="list", help="labels that a node must have to get its jobs: gpu,zone:eu"
+                ),
+                Arg("ageing", kind="duration", help="waiting that outweighs a step of priority, else 30s"),
+                Arg(
+                    "empty", kind="refuse|wait", help="what becomes of jobs while no node is there, else wait"
+                ),
                 *DEFAULTS,
             ),
             "create pool=images lease=1m",
         ),
         Verb(
             "map",
-            (TOPIC, POOL, *DEFAULTS),
-            "map topic=thumbnail pool=images retries=3",
-            "jobs of the topic wait in the pool",
+            (TOPIC, Arg("pool", required=True, help="one or more: images,spare"), *DEFAULTS),
+            "map topic=thumbnail pool=images,spare retries=3",
+            "jobs of the topic wait in the pool, of several in the one that has the least to do",
         ),
         Verb("unmap", (TOPIC,), "unmap topic=thumbnail", "jobs of the topic are refused"),
         Verb("drain", (POOL,), "drain pool=images", "no more leases; what runs goes on"),
@@ -64,12 +75,19 @@ class Created(msgspec.Struct, frozen=True, tag_field="type", tag="pool.created",
     lease_ns: int
     defaults: dict[str, str] = {}
     queue_max: int = QUEUE_MAX
+    capacity: int = 0  # 0: leases without a limit
+    requires: tuple[str, ...] = ()  # sorted
+    ageing_ns: int = 0  # 0: what the queues have where a pool says nothing
+    refuses: bool = False  # jobs that no node is there for
 
 
 class Mapped(msgspec.Struct, frozen=True, tag_field="type", tag="pool.mapped", omit_defaults=True):
+    """``more``: the pools after the first, in order."""
+
     topic: str
     pool: str
     defaults: dict[str, str] = {}
+    more: tuple[str, ...] = ()
 
 
 class Unmapped(msgspec.Struct, frozen=True, tag_field="type", tag="pool.unmapped"):
@@ -95,21 +113,26 @@ class Pool(msgspec.Struct, frozen=True):
     draining: bool = False
     defaults: Mapping[str, str] = {}
     queue_max: int = QUEUE_MAX
+    capacity: int = 0
+    requires: frozenset[str] = frozenset()
+    ageing_ns: int = 0
+    refuses: bool = False
 
 
 @dataclass
 class Pools:
     by_name: dict[str, Pool] = field(default_factory=dict)
-    topics: dict[str, str] = field(default_factory=dict)  # topic -> pool
+    topics: dict[str, tuple[str, ...]] = field(
+        default_factory=dict
+    )  # topic -> its pools, the first one first
     defaults: dict[str, Mapping[str, str]] = field(default_factory=dict)  # topic -> arguments of submit
 
     def copy(self) -> Pools:
         return Pools(self.by_name.copy(), self.topics.copy(), self.defaults.copy())
 
-    def defaults_of(self, topic: str) -> Mapping[str, str]:
-        """The topic's, and where it has none its pool's; the topic is mapped."""
-        pool = self.by_name[self.topics[topic]]
-        return {**pool.defaults, **self.defaults.get(topic, {})}
+    def defaults_of(self, topic: str, pool: str) -> Mapping[str, str]:
+        """The topic's, and where it has none the pool's."""
+        return {**self.by_name[pool].defaults, **self.defaults.get(topic, {})}
 
 
 Decided = Decision[Event, str]
@@ -129,9 +152,22 @@ def _create(pools: Pools, order: Order) -> Decided:
     lease_ns = parse_duration(order.args["lease"]) if "lease" in order.args else LEASE_NS
     if lease_ns < LEASE_MIN_NS:
         raise refusal(E.USAGE, f"create: lease={order.args['lease']}: expected 1s or more")
-    return Decision(
-        (Created(name, lease_ns, _defaults(order), int(order.args.get("queue", QUEUE_MAX))),), name
+    ageing_ns = parse_duration(order.args["ageing"]) if "ageing" in order.args else 0
+    if "ageing" in order.args and not 0 < ageing_ns <= AGEING_MAX_NS:
+        raise refusal(
+            E.USAGE, f"create: ageing={order.args['ageing']}: expected more than nothing, a year at most"
+        )
+    event = Created(
+        name,
+        lease_ns,
+        _defaults(order),
+        int(order.args.get("queue", QUEUE_MAX)),
+        int(order.args.get("capacity", 0)),
+        tuple(sorted(ctl.listed(order.args.get("requires", "")))),
+        ageing_ns,
+        order.args.get("empty") == "refuse",
     )
+    return Decision((event,), name)
 
 
 def _defaults(order: Order) -> dict[str, str]:
@@ -139,35 +175,45 @@ def _defaults(order: Order) -> dict[str, str]:
 
 
 def _map(pools: Pools, order: Order) -> Decided:
-    pool, topic = _pool(pools, order), order.args["topic"]
+    topic = order.args["topic"]
+    names = tuple(dict.fromkeys(order.args["pool"].split(",")))
+    if len(names) > CANDIDATES_MAX:
+        raise refusal(E.USAGE, f"map: pool=: {len(names)} pools, expected {CANDIDATES_MAX} or fewer")
+    first, *more = (_pool(pools, order, name) for name in names)
+    order.check_rev(first.rev)
     if topic not in pools.topics and len(pools.topics) >= TOPICS_MAX:
         raise refusal(E.QUOTA, f"topics have={len(pools.topics)} max={TOPICS_MAX}")
-    return Decision((Mapped(topic, pool.name, _defaults(order)),), topic)
+    event = Mapped(topic, first.name, _defaults(order), tuple(pool.name for pool in more))
+    return Decision((event,), topic)
 
 
 def _unmap(pools: Pools, order: Order) -> Decided:
     topic = order.args["topic"]
-    pool = pools.topics.get(topic)
-    if pool is None:
+    if topic not in pools.topics:
         raise refusal(E.NOROUTE, f"topic={topic}")
-    return Decision((Unmapped(topic, pool),), topic)
+    return Decision((Unmapped(topic, pools.topics[topic][0]),), topic)
 
 
 def _drain(pools: Pools, order: Order) -> Decided:
-    pool = _pool(pools, order)
+    pool = _named(pools, order)
     return Decision((Drained(pool.name),), pool.name)
 
 
 def _resume(pools: Pools, order: Order) -> Decided:
-    pool = _pool(pools, order)
+    pool = _named(pools, order)
     return Decision((Resumed(pool.name),), pool.name)
 
 
-def _pool(pools: Pools, order: Order) -> Pool:
-    pool = pools.by_name.get(order.args["pool"])
-    if pool is None:
-        raise refusal(E.USAGE, f"{order.verb}: pool={order.args['pool']}: there is no such pool")
+def _named(pools: Pools, order: Order) -> Pool:
+    pool = _pool(pools, order, order.args["pool"])
     order.check_rev(pool.rev)
+    return pool
+
+
+def _pool(pools: Pools, order: Order, name: str) -> Pool:
+    pool = pools.by_name.get(name)
+    if pool is None:
+        raise refusal(E.USAGE, f"{order.verb}: pool={name}: there is no such pool")
     return pool
 
 
@@ -181,10 +227,18 @@ def apply(pools: Pools, event: Event, meta: Meta) -> None:
     match event:
         case Created():
             pools.by_name[event.pool] = Pool(
-                event.pool, event.lease_ns, meta.seq, defaults=event.defaults, queue_max=event.queue_max
+                event.pool,
+                event.lease_ns,
+                meta.seq,
+                defaults=event.defaults,
+                queue_max=event.queue_max,
+                capacity=event.capacity,
+                requires=frozenset(event.requires),
+                ageing_ns=event.ageing_ns,
+                refuses=event.refuses,
             )
         case Mapped():
-            pools.topics[event.topic] = event.pool
+            pools.topics[event.topic] = (event.pool, *event.more)
             pools.defaults[event.topic] = event.defaults
             _put(pools, event.pool, meta)
         case Unmapped():

@@ -3,9 +3,10 @@
     ctl               W create, map, unmap, drain, resume; R usage
     <pool>/state      R open, draining
     <pool>/topics     R a line for each topic mapped to it
-    <pool>/load       R waiting, held and readers: how many
+    <pool>/requires   R a line for each label that a node must have to get the pool's jobs: gpu, zone:eu
+    <pool>/load       R waiting, held and readers: how many; capacity, the leases it gives at a time, if said
     <pool>/queue      R the ids of the caller's tenant's waiting jobs, the next one first
-    <pool>/workers    R a line for each node that holds jobs or waits for one: name, held=, readers=
+    <pool>/workers    R a line for each node that holds jobs or waits for one: name, held=, readers=, capacity=
     <pool>/next       R blocks; gives one lease to the node that reads, a JSON line (lease.py), then ends
 
 Ended before the read returns, the job stays queued; taken and not read, it goes back.
@@ -26,6 +27,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
+from skep.fs.errors import E, FsError
 from skep.fs.node import Caller
 from skep.fs.shapes import Ctl, Stream, Text
 from skep.fs.tree import Listing
@@ -34,6 +36,7 @@ from skep.namespaces.live import Hive
 from skep.namespaces.order import HIVE_TENANT
 from skep.namespaces.pools.core import TABLES
 from skep.namespaces.rows import Rows, fixed
+from skep.trace.rules import Refusal
 
 
 def files(hive: Hive) -> Listing:
@@ -53,21 +56,35 @@ def _state(hive: Hive, pool: str) -> Text:
 
 def _topics(hive: Hive, pool: str) -> Text:
     topics = hive.state.pools.topics
-    return Text(lambda: "".join(f"{topic}\n" for topic, of in sorted(topics.items()) if of == pool))
+    return Text(lambda: "".join(f"{topic}\n" for topic, of in sorted(topics.items()) if pool in of))
+
+
+def _requires(hive: Hive, pool: str) -> Text:
+    def content(caller: Caller) -> str:
+        try:
+            needs = hive.state.needs(pool, caller.tenant)
+        except Refusal as error:
+            raise FsError(E[error.code], error.text) from error
+        return "".join(f"{word}\n" for word in sorted(needs))
+
+    return Text(content)
 
 
 def _load(hive: Hive, pool: str) -> Text:
     def content(caller: Caller) -> str:
         waiting = hive.state.jobs.count_waiting(pool, _whose(caller))
         held, readers = hive.state.holders(pool, caller.tenant), _readers(hive, pool, caller)
-        return f"waiting {waiting}\nheld {len(held)}\nreaders {len(readers)}\n"
+        capacity = hive.state.pools.by_name[pool].capacity
+        said = f"capacity {capacity}\n" if capacity else ""
+        return f"waiting {waiting}\nheld {len(held)}\nreaders {len(readers)}\n{said}"
 
     return Text(content)
 
 
 def _queue(hive: Hive, pool: str) -> Text:
     def content(caller: Caller) -> str:
-        return "".join(f"{id}\n" for id in hive.state.jobs.waiting(pool, caller.tenant))
+        state = hive.state
+        return "".join(f"{id}\n" for id in state.jobs.waiting(pool, caller.tenant, state.ageing_ns(pool)))
 
     return Text(content)
 
@@ -77,9 +94,20 @@ def _workers(hive: Hive, pool: str) -> Text:
         held = Counter(hive.state.holders(pool, caller.tenant))
         readers = Counter(_readers(hive, pool, caller))
         nodes = sorted(held | readers)
-        return "".join(f"{node} held={held[node]} readers={readers[node]}\n" for node in nodes)
+        return "".join(
+            f"{node} held={held[node]} readers={readers[node]}{_capacity(hive, node, caller)}\n"
+            for node in nodes
+        )
 
     return Text(content)
+
+
+def _capacity(hive: Hive, node: str, caller: Caller) -> str:
+    """What a node says of itself is for whom it is there for."""
+    found = hive.state.nodes.by_id.get(node)
+    if found is None or not found.capacity or not hive.state.sees_node(caller.tenant, node):
+        return ""
+    return f" capacity={found.capacity}"
 
 
 def _whose(caller: Caller) -> str:
@@ -97,5 +125,5 @@ def _next(hive: Hive, pool: str) -> Stream:
 
 
 FILES: Final[Mapping[str, Callable[[Hive, str], Any]]] = {
-    "state": _state, "topics": _topics, "load": _load, "queue": _queue, "workers": _workers, "next": _next,
+    "state": _state, "topics": _topics, "requires": _requires, "load": _load, "queue": _queue, "workers": _workers, "next": _next,
 }  # fmt: skip
