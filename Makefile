@@ -8,6 +8,7 @@ MOUNT ?= n/hive
 RUN_PACKAGES := gcc libc6-dev pkg-config fuse3 libfuse3-dev
 TEST_PACKAGES := $(RUN_PACKAGES) attr busybox-static cpio diod iproute2 openssl qemu-system-x86 \
 	softhsm2 tcpdump
+BENCH_PACKAGES := $(TEST_PACKAGES) postgresql redis-server
 SOURCES := setup.py pyproject.toml $(wildcard skep/native/*.c skep/native/*_build.py)
 
 .PHONY: help up down test check bench clean
@@ -40,8 +41,9 @@ check: $(VENV)/test
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow'
 
-bench: $(VENV)/test
+bench: $(VENV)/bench
 	$(BIN)/python -m tests.bench
+	$(BIN)/python -m tests.bench.queues
 
 clean:
 	rm -rf $(VENV) build skep.egg-info skep/native/*.so skep/native/_*.c .cache .pytest_cache .mypy_cache .ruff_cache
@@ -58,4 +60,9 @@ $(VENV)/run: $(SOURCES) scripts/install-packages.sh
 $(VENV)/test: $(VENV)/run
 	@PYTHON=$(PYTHON) scripts/install-packages.sh $(TEST_PACKAGES)
 	@$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[test]'
+	@touch $@
+
+$(VENV)/bench: $(VENV)/test
+	@PYTHON=$(PYTHON) scripts/install-packages.sh $(BENCH_PACKAGES)
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[bench]'
 	@touch $@
