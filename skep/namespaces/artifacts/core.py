@@ -176,6 +176,9 @@ class World(Protocol):
     def limit(self, tenant: str, key: str) -> int | None:
         """The limit that /config has for the tenant; None: there is none. Raises Refusal."""
 
+    def outputs_max(self, job: str) -> int | None:
+        """How many bytes the outputs of a job that is held may have together; None: there is no limit."""
+
     def artifacts_used(self, tenant: str) -> Collection[str]:
         """The hashes of inputs and outputs of the tenant's jobs that have not ended or may be retried."""
 
@@ -217,7 +220,8 @@ def _seal(digest: str, order: Order, world: World) -> Sealed:
 
 
 def _check_limits(artifacts: Artifacts, sealed: Sealed, world: World) -> None:
-    """What a tenant has already takes no more room: it can be sealed again, under any limit."""
+    """What a tenant has already takes no more of its room: it can be sealed again, under any limit of it."""
+    _check_outputs(artifacts, sealed, world)
     if sealed.sha256 in artifacts.by_hash.get(sealed.tenant, {}):
         return
     most = world.limit(sealed.tenant, SIZE_LIMIT)
@@ -226,6 +230,19 @@ def _check_limits(artifacts: Artifacts, sealed: Sealed, world: World) -> None:
     most, have = world.limit(sealed.tenant, BYTES_LIMIT), artifacts.sizes.get(sealed.tenant, 0)
     if most is not None and have + sealed.size > most:
         raise refusal(E.QUOTA, f"artifact-bytes have={have} max={most}")
+
+
+def _check_outputs(artifacts: Artifacts, sealed: Sealed, world: World) -> None:
+    """A job's outputs together have no more bytes than it asked for: one under the same name is replaced."""
+    most = world.outputs_max(sealed.job) if sealed.job else None
+    if most is None:
+        return
+    table = artifacts.by_hash.get(sealed.tenant, {})
+    outputs = artifacts.outputs.get(sealed.job, {})
+    # One that has been removed since takes no room.
+    have = sum(table[of].size for name, of in outputs.items() if name != sealed.name and of in table)
+    if have + sealed.size > most:
+        raise refusal(E.QUOTA, f"bytes have={have + sealed.size} max={most}")
 
 
 def _kept_ns(kind: str, ttl: str | None) -> int:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # what is counted here is a part of what is recorded there
     from skep.namespaces.jobs.record import Attempt, Job, Submitted
 
 DAY: Final = 24 * HOUR
+OWED_MAX_NS: Final = 2 * SECOND  # more than a second's worth is not lent: the clock was put back.
 ALL: Final = ""  # in an actor's place: all of the tenant's together.
 
 
@@ -34,9 +35,9 @@ class Used(msgspec.Struct, frozen=True):
     paid_ns: int = 0  # when its submissions have been paid for; 0: it owes nothing
 
     def owed_ns(self, now_ns: int) -> int:
-        """How long its submissions are still being paid for. More than a second's worth was never lent: then
-        the clock has been put back."""
-        return min(max(0, self.paid_ns - now_ns), SECOND)
+        """How long its submissions are still being paid for."""
+        owed_ns = self.paid_ns - now_ns
+        return owed_ns if 0 < owed_ns <= OWED_MAX_NS else 0
 
 
 NOTHING: Final = Used()
