@@ -43,6 +43,7 @@ COMMANDS: Final = {
     "whoami": Row("reading", "Show who this hive takes you for."),
     "policy": Row("policy", "Check, sign and publish policies, and ask what they decide."),
     "manifest": Row("manifest", "Check and sign manifests of roles."),
+    "sim": Row("simulating", "Play a whole hive under one seed, and all that can go wrong in it."),
     "bench": Row("measuring", "Measure a live 9P server; nothing is written to it."),
     "completion": Row("shell", "Print the completion script of a shell."),
 }

@@ -14,7 +14,7 @@ import pytest
 from skep.__main__ import COMMANDS
 
 ROOT = Path(__file__).parent.parent
-ROOMS = ("native", "trace", "fs", "boot", "namespaces", "validator", "roles", "cli", "__main__")
+ROOMS = ("native", "trace", "fs", "boot", "namespaces", "validator", "roles", "sim", "cli", "__main__")
 LOOSE = {"bench": "cli"}  # modules beside the rooms, and the room they may import like
 CORE = ("wire", "session", "client", "messages", "idiom")
 CORE_KEEPS_OUT = {"asyncio", "ssl", "socket", "time", "random", "select", "threading"}

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from hives import FIRST
-from linear import LOCK, NEVER, Object, Op, linearization
+from skep.sim.linear import LOCK, NEVER, Object, Op, linearization
 from msgspec.structs import replace
 
 from skep.fs.dial import Client

@@ -12,8 +12,9 @@ linearizability" (2017), for the memory.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 S = TypeVar("S", bound=Hashable)
@@ -122,3 +123,84 @@ def _die(held: Held, op: Op) -> Iterable[Held]:
 _STEPS: Final = {"acquire": _acquire, "release": _release, "check": _check, "die": _die}
 
 LOCK: Final = Object(Held(), lambda held, op: _STEPS[op.asked[0]](held, op))
+
+
+# a job
+
+
+class Known(NamedTuple):
+    """``leases``: how many it has had; ``text``: what it was acknowledged with, or the last error."""
+
+    state: str = ""  # "": it was not submitted yet
+    fence: int = 0
+    leases: int = 0
+    text: str = ""
+
+
+ENDED: Final = ("succeeded", "failed", "cancelled")
+_HELD: Final = ("leased", "running")
+
+
+def _by_itself(job: Known, fence_max: int) -> Iterator[Known]:
+    """What may become of it without any word that was answered: time passes, answers are lost."""
+    state, fence, leases, text = job
+    if state == "queued" and fence < fence_max:
+        yield Known("leased", fence + 1, leases + 1, text)
+    if state in _HELD:
+        yield Known("queued", fence + 1, leases, text)
+        yield Known("failed", fence + 1, leases, "*")
+    if state == "running":
+        yield Known("delayed", fence + 1, leases, "*")
+    if state in ("queued", "delayed"):
+        yield Known("failed", fence, leases, "*")
+    if state == "delayed":
+        yield Known("queued", fence, leases, text)
+
+
+def _told(job: Known, op: Op) -> Iterator[Known]:
+    """What ``op`` makes of it with the answer it got: "ok", a refusal's class, None for none."""
+    verb, fence, text = op.asked
+    state, newest, leases, _ = job
+    mine = fence == newest
+    match verb, op.answer:
+        case "submit", _:
+            yield job if state else Known("queued")
+        case "lease", _ if state == "queued" and fence > newest and leases + 1 == text:
+            yield Known("leased", fence, leases + 1, job.text)
+        case (("ack" | "nack" | "start" | "renew"), "FENCED") if not mine and state:
+            yield job
+        case "start", "ok" | None if state == "leased" and mine:
+            yield Known("running", newest, leases, job.text)
+        case "renew", "ok" | None if state in _HELD and mine:
+            yield job
+        case "ack", "ok" | None if mine and (state == "running" or (state, job.text) == ("succeeded", text)):
+            yield Known("succeeded", newest, leases, text)
+        case "nack", "ok" | None if mine and state in ("failed", "delayed") and job.text == text:
+            yield job
+        case "nack", "ok" | None if mine and state in _HELD:
+            yield Known("delayed", newest, leases, text)
+            yield Known("failed", newest, leases, text)
+        case "cancel", "ok" | None if state and state not in ENDED:
+            yield Known("cancelled", newest + (state in _HELD), leases, "")
+        case "look", answer if answer == state:
+            yield job
+        case "other", _:
+            yield job
+
+
+def job(fence_max: int) -> Object[Known]:
+    """A job whose fence never rose above ``fence_max``. ``asked``: verb, fence, and the result, the error or,
+    of a lease, the attempt's number; ``other`` is asked and answered in any state."""
+
+    @cache
+    def may_be(known: Known) -> frozenset[Known]:
+        found, new = {known}, [known]
+        while new:
+            new = [after for of in new for after in _by_itself(of, fence_max) if after not in found]
+            found.update(new)
+        return frozenset(found)
+
+    def step(known: Known, op: Op) -> Iterable[Known]:
+        return [after for now in sorted(may_be(known)) for after in _told(now, op)]
+
+    return Object(Known(), step)

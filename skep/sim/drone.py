@@ -1,0 +1,183 @@
+"""A worker of a simulated hive: a node's real uplink, and jobs that say themselves how they go.
+
+A job's input is ``w=<ms it takes>,f=<attempts that fail>,h=1 the first attempt is silent,o=final``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import Any, Final
+
+import msgspec
+
+from skep.fs.connection import ConnectionLost
+from skep.fs.ctl import line
+from skep.fs.dial import Client
+from skep.fs.errors import E, FsError
+from skep.roles.uplink import Uplink
+from skep.sim.history import UNSURE, History, Said
+from skep.sim.queen import WORKERS
+from skep.trace.clock import MS, SECOND, parse_duration
+
+HEARTBEAT_S: Final = 5.0
+AGAIN_S: Final = 1.0  # between tries of what the hive cannot take now
+TRIES: Final = 30
+POOLS: Final = ("default", "default", "slim")  # a slot each
+_PASSING: Final = (E.NOSPACE, E.THROTTLED, E.OVERLOAD, E.BUSY, E.IO)
+
+
+class Lease(msgspec.Struct, frozen=True):
+    """The line of /pools/<p>/next, as far as it is needed here."""
+
+    job: str
+    attempt: int
+    fence: int
+    lease: str
+    input: str | None = None  # None: no text
+
+
+async def written(history: History, client: Client, said: Said, path: str) -> str:
+    """Write what is said to a ctl file, and read its reply. Raises FsError."""
+    async with await client.open(path, "rw") as fid:
+        try:
+            await fid.write_all(f"{said.line}\n".encode())
+        except FsError as error:
+            history.refused(said, error)
+            raise
+        history.answered(said)
+        history.told(said, (await fid.read(0, 4096)).decode())
+    return said.reply
+
+
+@dataclass
+class Held:
+    """A lease that the node had."""
+
+    job: str
+    fence: int
+
+
+class Drone:
+    """The loops of one life of a node; ``past`` is what all its lives held."""
+
+    def __init__(self, node: str, history: History, past: list[Held]) -> None:
+        self.node = node
+        self.history = history
+        self.past = past
+        self.uplink = Uplink(WORKERS, node)
+
+    async def run(self) -> None:
+        """Until the process dies, or the hive refuses the node."""
+        loops = [self.uplink.keep(), self._beat(), *(self._slot(pool) for pool in POOLS)]
+        tasks = [asyncio.create_task(loop) for loop in loops]
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in tasks:
+            if task.done():
+                task.result()
+
+    async def _beat(self) -> None:
+        while True:
+            try:
+                await self.uplink.write(f"/nodes/{self.node}/heartbeat", '{"capacity":3}')
+            except FsError as error:
+                if error.kind not in _PASSING:
+                    raise
+            await asyncio.sleep(HEARTBEAT_S)
+
+    async def _slot(self, pool: str) -> None:
+        while True:
+            said = self.history.ask(self.node, "lease", pool)
+            try:
+                data = await self.uplink.wait_read(f"/pools/{pool}/next")
+            except FsError as error:
+                self.history.refused(said, error)
+                await asyncio.sleep(AGAIN_S)
+                continue
+            if data:
+                lease = msgspec.json.decode(data, type=Lease)
+                said.about, said.fence = lease.job, lease.fence
+                said.more = {"attempt": lease.attempt, "pool": pool}
+                self.history.answered(said)
+                self.past.append(Held(lease.job, lease.fence))
+                await self._job(lease)
+
+    async def _job(self, lease: Lease) -> None:
+        """Do it, unless it is not ours any more."""
+        how: dict[str, str] = dict(word.split("=") for word in (lease.input or "").split(",") if word)
+        work = asyncio.create_task(self._work(lease, how))
+        watching = asyncio.create_task(self._watch(lease, how))
+        try:
+            await asyncio.wait((work, watching), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            work.cancel()
+            watching.cancel()
+            await asyncio.wait((work, watching))
+
+    async def _work(self, lease: Lease, how: dict[str, str]) -> None:
+        if not await self.say(lease.job, lease.fence, "start"):
+            return
+        silent = how.get("h") == "1" and lease.attempt == 1
+        await asyncio.sleep(3600 if silent else int(how["w"]) * MS / SECOND)
+        if how.get("o") == "final":
+            await self.say(lease.job, lease.fence, "nack", error="no way", final="true")
+        elif lease.attempt <= int(how.get("f", "0")):
+            await self.say(lease.job, lease.fence, "nack", error=f"failed in attempt {lease.attempt}")
+        else:
+            await self.say(lease.job, lease.fence, "ack", result=f"{self.node}-{lease.fence}")
+
+    async def _watch(self, lease: Lease, how: dict[str, str]) -> None:
+        """Renew the lease; returns when it is lost, or the job has ended."""
+        ended = asyncio.create_task(self._wait_ended(lease.job))
+        silent = how.get("h") == "1" and lease.attempt == 1
+        try:
+            while not ended.done():
+                await asyncio.wait((ended,), timeout=parse_duration(lease.lease) / SECOND / 3)
+                if not ended.done() and not silent and not await self.say(lease.job, lease.fence, "renew"):
+                    return
+        finally:
+            ended.cancel()
+
+    async def _wait_ended(self, job: str) -> None:
+        try:
+            await self.uplink.wait_read(f"/jobs/{job}/wait")
+        except FsError as error:
+            if error.kind in _PASSING:
+                await asyncio.sleep(3600)
+
+    async def say(self, job: str, fence: int, verb: str, **args: str) -> bool:
+        """Write a holder's word until there is an answer; whether it was taken."""
+        text = line(verb, {"fence": str(fence)} | args)
+
+        async def work(client: Client) -> Any:
+            said = self.history.ask(self.node, verb, job, text, fence=fence, **args)
+            return await written(self.history, client, said, f"/jobs/{job}/ctl")
+
+        for _ in range(TRIES):
+            try:
+                await self.uplink.do(work)
+                return True
+            except FsError as error:
+                if verb == "start" and error.kind is E.ILLEGAL_MOVE and "running -> running" in error.detail:
+                    return True  # said before the connection was lost
+                if error.kind not in _PASSING and error.kind not in UNSURE:
+                    return False
+            await asyncio.sleep(AGAIN_S)
+        return False
+
+    async def haunt(self, held: Held, verb: str) -> None:
+        """Say once what an old holder might say."""
+        args = {"ack": {"result": "late"}, "nack": {"error": "late"}}.get(verb, {})
+        text = line(verb, {"fence": str(held.fence)} | args)
+        said = self.history.ask(self.node, verb, held.job, text, fence=held.fence, **args)
+        try:
+            client = await Client.connect(WORKERS, uname=self.node)
+        except (OSError, FsError):
+            return
+        try:
+            await written(self.history, client, said, f"/jobs/{held.job}/ctl")
+        except ConnectionLost:
+            return
+        except FsError:
+            pass
+        await client.close()

@@ -1,0 +1,72 @@
+"""The queen of a simulated hive: what roles/queen.py puts together, on made-up time, network and disk."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Final
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from skep.fs.address import Address
+from skep.fs.errors import FsError
+from skep.fs.server import listen
+from skep.namespaces.hive import OPERATOR, UNRECORDED, WORKER, HiveRules
+from skep.namespaces.live import Hive
+from skep.namespaces.policy.keys import Signer
+from skep.namespaces.tree import hive_tree
+from skep.roles.gate import Doorkeeper
+from skep.roles.manifest import Manifest, load
+from skep.sim.disk import Disk, SimCommits, SimLedger
+from skep.sim.loop import Process
+from skep.trace.turn import Turn
+
+OPERATORS: Final = Address("tcp", "127.0.0.1", 1)
+WORKERS: Final = Address("tcp", "127.0.0.1", 2)
+QUEUE: Final = 6  # of the pool slim
+FIRST: Final = (
+    "create pool=default lease=5s",
+    f"create pool=slim lease=3s queue={QUEUE}",
+    "map topic=sum pool=default",
+    "map topic=slim pool=slim retries=1",
+)
+SIGNER: Final = Signer(Ed25519PrivateKey.from_private_bytes(bytes(32)))  # the same in every run
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a queen is made of; another to show that a mistake in it is found."""
+
+    rules: Callable[[], HiveRules] = HiveRules
+    turn: Callable[..., Any] = Turn
+    commits: Callable[..., Any] = SimCommits
+
+
+@cache
+def manifest(role: str) -> Manifest:
+    return load(role)
+
+
+async def reign(
+    process: Process, disk: Disk, directory: Path, made: Made, up: Callable[[Hive], None]
+) -> None:
+    """One life of the queen; ``up`` is told when it serves. Ends when its ledger has failed."""
+    turn = made.turn(SimLedger(disk), made.rules(), UNRECORDED, made.commits)
+    hive = Hive(turn, process, directory, "sim")
+    hive.signer = SIGNER
+    try:
+        await hive.start(FIRST)
+    except FsError:
+        return  # the disk; it is started again
+    root = hive_tree(hive)
+    operators = Doorkeeper(hive, root, manifest(OPERATOR))
+    workers = Doorkeeper(hive, root, manifest(WORKER))
+    async with listen(operators, OPERATORS), listen(workers, WORKERS):
+        up(hive)
+        tasks = [asyncio.create_task(hive.run()), asyncio.create_task(turn.wait_failed())]
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        if tasks[0].done() and turn.failed is None:
+            tasks[0].result()  # a mistake of the hive's own

@@ -1,0 +1,374 @@
+"""A run: the people of a story, what befalls them, and what the hive's state is in the end.
+
+After the last action everything is made good: disks and links, whoever is dead or stopped, what was drained.
+Then every job must end by itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+from collections.abc import Callable, Coroutine, Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Final, NamedTuple
+
+from skep.namespaces.hive import HiveState
+from skep.namespaces.live import Hive
+from skep.sim.client import Caller
+from skep.sim.disk import Disk
+from skep.sim.drone import Drone, Held
+from skep.sim.history import History
+from skep.sim.loop import Process, SimLoop, Stuck
+from skep.sim.net import Network
+from skep.sim.queen import Made, reign
+from skep.sim.story import HOME, Action, Story
+from skep.trace.clock import MS, SECOND
+
+END_S: Final = 1800.0  # after the last action; then jobs that have not ended never will
+LOOK_S: Final = 1.0
+LOCK_TTL: Final = "24h"  # longer than any story, whatever its clocks do
+
+
+class Ran(NamedTuple):
+    """What a run left: all that checkers may look at."""
+
+    story: Story
+    made: Made
+    history: History
+    bodies: list[bytes]  # the ledger
+    state: HiveState  # the last queen's,
+    seq: int  # after this entry
+    wrong: list[str]  # found while it ran: what nobody caught, what did not end
+    digest: str  # of every step
+    steps: int
+    end_ns: int  # made-up time that it took
+
+
+class _Log(logging.Handler):
+    """What the hive logs with a traceback is a mistake of its."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__()
+        self.world = world
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.exc_info:
+            self.world.wrong.append(f"traceback: {record.getMessage()}: {record.exc_info[1]!r}")
+
+
+class World:
+    """Everybody in a story."""
+
+    def __init__(self, story: Story, made: Made, directory: Path) -> None:
+        self.story = story
+        self.made = made
+        self.directory = directory
+        self.loop = SimLoop(story.seed)
+        self.network = Network(self.loop)
+        self.disk = Disk()
+        self.history = History()
+        self.wrong: list[str] = []
+        self.living: dict[str, Process] = {}
+        self.hive: Hive | None = None  # None: no queen serves
+        self.past: dict[str, list[Held]] = {}
+        self.callers: dict[str, Caller] = {}
+        self.jobs: dict[str, str] = {}  # submit's id -> job
+        self.grants: dict[str, tuple[str, str, str]] = {}  # lock's id -> client, name, fence
+        self.orders: list[asyncio.Task[None]] = []
+        self.asking: list[tuple[Process, asyncio.Task[object]]] = []  # what clients have begun
+        self._submits = {action.id: action for action in story.actions if action.do == "submit"}
+
+    # the people
+
+    def live(self, name: str) -> None:
+        """Have ``name`` live, unless it does."""
+        known = self.living.get(name)
+        if known is not None and not known.dead:
+            return
+        process = self.loop.process(name)
+        if known is not None:
+            process.skew_ns = known.skew_ns
+        self.living[name] = process
+        process.on_end.append(lambda: self._died(name))
+        match name[0]:
+            case "q":
+                process.start(reign(process, self.disk, self.directory, self.made, self._up))
+            case "w":
+                process.start(Drone(name, self.history, self.past.setdefault(name, [])).run())
+            case _:
+                self.callers[name] = Caller(name, self.history)
+
+    def _up(self, hive: Hive) -> None:
+        self.hive = hive
+
+    def _died(self, name: str) -> None:
+        if name == "queen":
+            self.hive = None
+        self.loop.note(f"{name} died")
+        # Whoever ends by itself is started again by what supervises it.
+        if not self.living[name].blown_up:
+            self.later(1000, lambda: self.live(name))
+
+    def later(self, ms: int, act: Callable[[], None]) -> None:
+        self.loop.call_in(ms * MS, act, context=self.loop.fate.context)
+
+    # the story
+
+    async def play(self) -> None:
+        for name in self._names():
+            self.live(name)
+        for action in self.story.actions:
+            wait_ns = action.at * MS - self.loop.now_ns
+            if wait_ns > 0:
+                await asyncio.sleep(wait_ns / SECOND)
+            self.loop.note(f"{action.do} {action.who} {action.id} {action.of}")
+            _DO[action.do](self, action)
+        await self.mend()
+        await self._wait_ended()
+
+    def _names(self) -> list[str]:
+        workers = [f"w{n + 1}" for n in range(self.story.workers)]
+        return ["queen", *workers, *(f"c{n + 1}" for n in range(self.story.clients))]
+
+    async def mend(self) -> None:
+        """From now on all is well."""
+        self.disk.full, self.disk.failing = False, ""
+        for place in self.network.places.values():
+            place.slow_ns = place.stalled_until_ns = 0
+        for name in self._names():
+            process = self.living[name]
+            process.fuse = 0
+            process.go_on()
+            self.live(name)
+        if self.orders:
+            # One that was given to a dead queen is being given again.
+            await asyncio.wait(self.orders)
+        for pool in sorted({action.of for action in self.story.actions if action.do == "drain"}):
+            await self._order("/pools/ctl", f"resume pool={pool}")
+        for node in sorted({action.of for action in self.story.actions if action.do == "cordon"}):
+            await self._order("/nodes/ctl", f"uncordon node={node}")
+
+    async def _wait_ended(self) -> None:
+        """Return when no job waits for anything, and nobody for an answer."""
+        until_ns = self.loop.now_ns + round(END_S * SECOND)
+        while self.loop.now_ns < until_ns:
+            await asyncio.sleep(LOOK_S)
+            hive = self.hive
+            if hive is None or hive.turn.failed is not None:
+                continue
+            if self._answered() and not self._unended(hive):
+                return
+        hive = self.hive
+        if hive is None:
+            raise Stuck("no queen came back")
+        self.wrong.append(f"not ended: {' '.join(self._unended(hive))}")
+
+    @staticmethod
+    def _unended(hive: Hive) -> list[str]:
+        ended = ("succeeded", "failed", "cancelled")
+        return [f"{job.id}={job.state}" for job in hive.state.jobs.by_id.values() if job.state not in ended]
+
+    def ask(self, process: Process, work: Coroutine[Any, Any, object]) -> None:
+        self.asking.append((process, process.spawn(work)))
+
+    def _answered(self) -> bool:
+        """Whether nobody who lives waits for an answer."""
+        self.asking = [(who, task) for who, task in self.asking if not (who.dead or task.done())]
+        return not self.asking
+
+    def talk(self, action: Action) -> tuple[Process, Caller] | None:
+        """The client of the action; None: it is dead."""
+        process = self.living[action.who]
+        return None if process.dead else (process, self.callers[action.who])
+
+    # what clients do
+
+    def submit(self, action: Action) -> None:
+        found = self.talk(action)
+        if found is None:
+            return
+        process, caller = found
+        for _ in range(1 + action.n):
+            self.ask(process, self._submit(caller, action, action.args))
+            # The second of a pair comes another way.
+            caller = Caller(caller.name, self.history)
+
+    def again(self, action: Action) -> None:
+        found, first = self.talk(action), self._submits.get(action.of)
+        if found is None or first is None or "key" not in first.args:
+            return
+        process, caller = found
+        args = first.args | {"input": "w=1"} if action.n else first.args
+        self.ask(process, self._submit(caller, first, args))
+
+    async def _submit(self, caller: Caller, action: Action, args: dict[str, str]) -> None:
+        said = await caller.write(action.of, "/jobs/ctl", "submit", args, "", "key" in args)
+        if said.answer == "ok":
+            said.about = said.reply
+            if args == action.args:
+                self.jobs[action.id] = said.reply
+
+    def about_job(self, action: Action) -> None:
+        found, first = self.talk(action), self._submits.get(action.of)
+        job = self.jobs.get(action.of)
+        if found is None or first is None or job is None:
+            return
+        process, caller = found
+        tenant = first.of
+        match action.do:
+            case "look":
+                self.ask(process, caller.read(tenant, f"/jobs/{job}/state", "look", job))
+            case "wait":
+                self.ask(process, caller.read(tenant, f"/jobs/{job}/wait", "wait", job))
+            case "cancel":
+                self.ask(process, caller.write(tenant, "/jobs/ctl", "cancel", {"job": job}, job, False))
+            case "retry":
+                self.ask(process, caller.write(tenant, "/dlq/ctl", "retry", {"id": job}, job, False))
+            case "discard":
+                args = {"id": job, "reason": "old"}
+                self.ask(process, caller.write(tenant, "/dlq/ctl", "discard", args, job, False))
+
+    def lock(self, action: Action) -> None:
+        found = self.talk(action)
+        if found is None:
+            return
+        process, caller = found
+
+        async def acquire() -> None:
+            args = action.args | {"ttl": LOCK_TTL}
+            said = await caller.write(HOME, "/locks/ctl", "acquire", args, args["name"], False)
+            if said.answer == "ok":
+                self.grants[action.id] = caller.name, args["name"], said.reply
+
+        self.ask(process, acquire())
+
+    def about_lock(self, action: Action) -> None:
+        grant = self.grants.get(action.of)
+        if grant is None:
+            return
+        who, name, fence = grant
+        process = self.living[who]
+        if process.dead or not fence.isdigit():
+            return
+        path, verb = ("/locks/ctl", "release") if action.do == "unlock" else ("/locks/check", "check")
+        args = {"name": name, "fence": fence}
+        caller = self.callers[who]
+        if verb == "release":
+            self.ask(process, caller.write(HOME, path, verb, args, name, False))
+        else:
+            self.ask(process, caller.check(HOME, name, fence))
+
+    # what befalls them
+
+    def ghost(self, action: Action) -> None:
+        """Half of the time it is the newest holder's node that says what an older lease's holder would."""
+        past = [(node, held) for node, helds in self.past.items() for held in helds]
+        if not past:
+            return
+        newest = {held.job: (held.fence, node) for node, held in sorted(past, key=lambda of: of[1].fence)}
+        late = [held for _, held in past if held.fence < newest[held.job][0]]
+        who, held = action.who, past[action.n % len(past)][1]
+        if late and action.n % 2:
+            held = late[-1 - action.n % min(len(late), 3)]
+            who = newest[held.job][1]
+        process = self.living[who]
+        if not process.dead:
+            process.spawn(Drone(who, self.history, []).haunt(held, action.of))
+
+    def kill(self, action: Action) -> None:
+        process = self.living[action.who]
+
+        def blown() -> None:
+            process.blown_up = True
+            process.end()
+            self.later(action.ms, lambda: self.live(action.who))
+
+        process.blown = blown
+        process.fuse = action.n
+
+    def pause(self, action: Action) -> None:
+        process = self.living[action.who]
+        process.pause()
+        self.later(action.ms, process.go_on)
+
+    def cut(self, action: Action) -> None:
+        self.network.place(action.who).cut()
+
+    def stall(self, action: Action) -> None:
+        self.network.place(action.who).stalled_until_ns = self.loop.now_ns + action.ms * MS
+
+    def slow(self, action: Action) -> None:
+        place = self.network.place(action.who)
+        place.slow_ns = action.n * MS
+
+        def fast() -> None:
+            place.slow_ns = 0
+
+        self.later(action.ms, fast)
+
+    def full(self, action: Action) -> None:
+        self.disk.full = True
+
+        def empty() -> None:
+            self.disk.full = False
+
+        self.later(action.ms, empty)
+
+    def fail(self, action: Action) -> None:
+        self.disk.failing = action.of
+
+    def jump(self, action: Action) -> None:
+        self.living[action.who].skew_ns += action.n * MS
+
+    def order(self, path: str, line: str) -> None:
+        """What the operators' tools do, until it is done."""
+        self.orders.append(self.loop.fate.spawn(self._order(path, line)))
+
+    async def _order(self, path: str, line: str) -> None:
+        caller = Caller("operator", self.history)
+        verb, _, rest = line.partition(" ")
+        name, _, value = rest.partition("=")
+        await caller.write(HOME, path, verb, {name: value}, value, True)
+
+    def drain(self, action: Action) -> None:
+        self.order("/pools/ctl", f"drain pool={action.of}")
+        self.later(action.ms, lambda: self.order("/pools/ctl", f"resume pool={action.of}"))
+
+    def cordon(self, action: Action) -> None:
+        self.order("/nodes/ctl", f"cordon node={action.of}")
+        self.later(action.ms, lambda: self.order("/nodes/ctl", f"uncordon node={action.of}"))
+
+
+_DO: Final[Mapping[str, Callable[[World, Action], None]]] = {
+    "submit": World.submit, "again": World.again, "cancel": World.about_job, "look": World.about_job,
+    "wait": World.about_job, "retry": World.about_job, "discard": World.about_job, "lock": World.lock,
+    "unlock": World.about_lock, "check": World.about_lock, "ghost": World.ghost, "kill": World.kill,
+    "pause": World.pause, "cut": World.cut, "stall": World.stall, "slow": World.slow, "full": World.full,
+    "fail": World.fail, "jump": World.jump, "drain": World.drain, "cordon": World.cordon,
+}  # fmt: skip
+
+
+def run(story: Story, made: Made) -> Ran:
+    """Play the story to its end."""
+    log = logging.getLogger("skep")
+    gc.collect()
+    gc.disable()  # what Python tidies up when, is no part of a seed
+    with TemporaryDirectory() as directory:
+        world = World(story, made, Path(directory))
+        handler, spread = _Log(world), log.propagate
+        log.addHandler(handler)
+        log.propagate = False
+        try:
+            world.loop.run(world.play())
+        finally:
+            log.removeHandler(handler)
+            log.propagate = spread
+            gc.enable()
+        assert world.hive is not None
+        loop, wrong = world.loop, [*world.wrong, *world.loop.mistakes]
+        return Ran(
+            story, made, world.history, world.disk.bodies, world.hive.state, world.hive.turn.seq, wrong,
+            loop.digest.hexdigest(), loop.steps, loop.now_ns,
+        )  # fmt: skip

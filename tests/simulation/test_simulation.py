@@ -1,0 +1,103 @@
+"""A whole hive under a seed: the same seed is the same run, fresh seeds keep the promises, old ones too, and
+mistakes are found."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from mistakes import MISTAKES
+
+from skep.__main__ import run
+from skep.sim.story import Action, Story, parse, story_of
+from skep.sim.trial import attempt, shortest
+
+HERE = Path(__file__).parent
+STEPS = 120
+FRESH_S = 60.0  # how long fresh seeds are tried
+SEEDS_MAX = 60  # in which a planted mistake must be found
+
+
+def test_a_seed_gives_one_story() -> None:
+    assert story_of("1", 50) == story_of("1", 50)
+    assert story_of("1", 50) != story_of("2", 50)
+    assert parse(story_of("1", 50).lines()) == story_of("1", 50)
+
+
+def test_a_small_story_ends_well() -> None:
+    submit = Action(100, "submit", "c1", "s1", "default/default/default", {"topic": "sum", "input": "w=10"})
+    trial = attempt(Story("1", 1, 1, (submit,)))
+    assert [] == trial.wrong
+    assert trial.entries >= 8  # the hive begins, a node joins, submit, lease, start, ack
+
+
+@pytest.mark.slow
+def test_the_same_seed_is_the_same_run_in_any_process() -> None:
+    def digest(hash_seed: str) -> str:
+        command = [sys.executable, "-m", "skep", "sim", "--seed", "same", "--steps", "150", "--json"]
+        done = subprocess.run(
+            command, env=os.environ | {"PYTHONHASHSEED": hash_seed}, capture_output=True, check=True
+        )
+        return str(json.loads(done.stdout)["digest"])
+
+    here = attempt(story_of("same", 150)).digest
+    assert {here} == {attempt(story_of("same", 150)).digest, digest("1"), digest("2")}
+
+
+def seeds() -> list[tuple[str, int]]:
+    """Seed and steps of each line of seeds.txt."""
+    lines = [line.partition("#")[0].split() for line in (HERE / "seeds.txt").read_text().splitlines()]
+    return [(line[0], int(line[1])) for line in lines if line]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("seed", "steps"), seeds())
+def test_what_failed_once_ends_well(seed: str, steps: int) -> None:
+    assert [] == attempt(story_of(seed, steps)).wrong
+
+
+@pytest.mark.slow
+def test_fresh_seeds_end_well(capsys: pytest.CaptureFixture[str]) -> None:
+    first, until, n = secrets.token_hex(4), time.monotonic() + FRESH_S, 0
+    while time.monotonic() < until:
+        seed = f"{first}.{n}"
+        wrong = attempt(story_of(seed, STEPS)).wrong
+        assert [] == wrong, f"skep sim --seed {seed} --steps {STEPS}"
+        n += 1
+    with capsys.disabled():
+        print(f"\nsimulation: seeds {first}.0 to {first}.{n - 1}, {STEPS} steps each")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_planted_mistake_is_found(mistake: str) -> None:
+    made = MISTAKES[mistake]
+    assert any(attempt(story_of(f"m{n}", 80), made).wrong for n in range(SEEDS_MAX)), mistake
+
+
+@pytest.mark.slow
+def test_a_story_that_fails_is_told_as_short_as_it_can_be() -> None:
+    made = MISTAKES["what has succeeded is cancelled"]
+    story = next(s for n in range(SEEDS_MAX) if attempt(s := story_of(f"m{n}", 80), made).wrong)
+    short = shortest(story, made)
+    assert {"submit", "cancel"} == {action.do for action in short.actions}
+    assert 2 == len(short.actions)
+    again = parse(short.lines())
+    assert attempt(again, made).wrong
+    assert [] == attempt(again).wrong
+
+
+def test_the_command_plays_a_seed_and_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert 0 == run(["sim", "--seed", "7", "--steps", "10", "--json"])
+    told = json.loads(capsys.readouterr().out)
+    assert ("7", 10, []) == (told["seed"], told["actions"], told["wrong"])
+    file = tmp_path / "story.jsonl"
+    file.write_text(story_of("7", 10).lines())
+    assert 0 == run(["sim", "--story", str(file), "--json"])
+    assert told["digest"] == json.loads(capsys.readouterr().out)["digest"]
