@@ -257,6 +257,10 @@ class HiveState:
         found = self.nodes.by_id.get(node)
         return frozenset() if found is None else found.offers
 
+    def serves_all(self, node: str) -> bool:
+        found = self.nodes.by_id.get(node)
+        return found is not None and HIVE_TENANT in found.tenants
+
     def lease_ns(self, request: job_record.Submitted) -> int:
         """As /config has it for the topic, where those who run the hive say so; else the tighter of what it
         and the pool have. What it has and cannot be read, ends no lease early."""

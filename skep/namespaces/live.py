@@ -28,6 +28,7 @@ from skep.namespaces.artifacts.store import Store
 from skep.namespaces.hive import HiveState
 from skep.namespaces.jobs import record as jobs
 from skep.namespaces.jobs.logs import Logs
+from skep.namespaces.jobs.preemption import preemptions
 from skep.namespaces.leases import Leases
 from skep.namespaces.locks.core import Granted, Withdrawn
 from skep.namespaces.locks.ends import Ends
@@ -412,6 +413,10 @@ class Hive:
         self.limits.sweep()
         due = [*self._due_jobs(now_ns), *self._silent_nodes(now_ns)]
         due += self.lock_ends.due(now_ns)
+        due += [
+            (f"/jobs/{job.id}", f"preempt for={other.id}", job.request.tenant)
+            for job, other in preemptions(self.state.jobs, self.state, now_ns)
+        ]
         if due:
             await asyncio.gather(*(self._own(*said) for said in due))
         await self._trigger(now_ns)

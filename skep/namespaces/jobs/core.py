@@ -17,10 +17,11 @@ import msgspec
 
 from skep.fs import ctl
 from skep.fs.errors import E
-from skep.namespaces.jobs import envelope, placement
+from skep.namespaces.jobs import envelope, preemption
 from skep.namespaces.jobs.due import is_spent, spent_ns, timeout_ns
 from skep.namespaces.jobs.envelope import scope_of
 from skep.namespaces.jobs.placement import Fit, place, wanted_of
+from skep.namespaces.jobs.preemption import PREEMPTED, why_kept
 from skep.namespaces.jobs.quotas import admitted
 from skep.namespaces.jobs.record import (
     MOVES,
@@ -50,7 +51,7 @@ BACKOFF_DOUBLINGS_MAX: Final = 16  # of jobs/backoff: no number grows without bo
 BUDGET: Final = "budget"  # the code of a job that has used up what it had
 
 
-class World(placement.World, Protocol):
+class World(preemption.World, Protocol):
     """What the other nouns know of a job's surroundings."""
 
     def defaults_of(self, topic: str, pool: str) -> Mapping[str, str]:
@@ -74,8 +75,8 @@ class World(placement.World, Protocol):
     def limit(self, tenant: str, key: str) -> int | None:
         """The limit that /config has for the tenant; None: there is none. Raises Refusal."""
 
-    def why_no_lease(self, pool: str, node: str) -> str:
-        """Why the pool gives the node no lease now; "": it does."""
+    def why_no_lease(self, pool: str, node: str, asking: int = 0, pool_asking: int = 0) -> str:
+        """Why the pool gives the node no lease now, were there so many more; "": it does."""
 
 
 Decided = Decision[Event, str]
@@ -364,6 +365,17 @@ def _give_back(jobs: Jobs, order: Order, world: World) -> Decided:
     return Decision((Returned(job.id, job.fence + 1, "released"),), job.id)
 
 
+def _preempt(jobs: Jobs, order: Order, world: World) -> Decided:
+    """A more urgent job takes its place, and it waits where it waited before."""
+    job, other = _job(jobs, order, order.name), _job(jobs, order, order.args["for"])
+    if not job.held:
+        raise refusal(E.ILLEGAL_MOVE, f"{job.state} -> queued")
+    _check_move(job, "queued")
+    if why := why_kept(jobs, world, job, other, order.time_ns):
+        raise refusal(E.CONFLICT, why)
+    return Decision((Returned(job.id, job.fence + 1, PREEMPTED),), job.id)
+
+
 def _release(jobs: Jobs, order: Order, world: World) -> Decided:
     """The lease never reached its reader."""
     job = _held_job(jobs, order, "queued")
@@ -428,5 +440,6 @@ _DECIDE: Final[Mapping[tuple[str, str], Callable[[Jobs, Order, World], Decided]]
     ("*", "spent"): _spent,
     ("*", "overdue"): _overdue,
     ("*", "wake"): _wake,
+    ("*", "preempt"): _preempt,
     ("*", "release"): _release,
 }

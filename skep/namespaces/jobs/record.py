@@ -26,14 +26,14 @@ MOVES: Final[Mapping[str, Mapping[str, str]]] = {
     "queued": {"leased": "next", "failed": "deadline", "cancelled": "cancel"},
     "leased": {
         "running": "start",
-        "queued": "lease lost",
+        "queued": "lease lost, preempted",
         "delayed": "nack",
         "failed": "nack, deadline",
         "cancelled": "cancel",
     },
     "running": {
         "succeeded": "ack",
-        "queued": "lease lost",
+        "queued": "lease lost, preempted",
         "delayed": "nack, timeout",
         "failed": "nack, timeout, deadline",
         "cancelled": "cancel",
@@ -106,7 +106,7 @@ class Renewed(msgspec.Struct, frozen=True, tag_field="type", tag="job.renewed"):
 
 
 class Returned(msgspec.Struct, frozen=True, tag_field="type", tag="job.returned"):
-    """Back in its queue. ``why``: expired or released; ``fence`` is the new one."""
+    """Back in its queue. ``why``: expired, released or preempted; ``fence`` is the new one."""
 
     job: str
     fence: int

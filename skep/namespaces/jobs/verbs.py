@@ -83,6 +83,7 @@ TABLES: Final[Mapping[str, ctl.Verbs]] = {
         Verb("spent", (FENCE,)),
         Verb("overdue"),
         Verb("wake"),
+        Verb("preempt", (Arg("for", required=True, kind="name"),)),
         Verb("release", (FENCE,)),
     ),
 }
