@@ -27,10 +27,11 @@ from skep.trace.clock import SECOND, SystemClock
 @click.option("--whole", is_flag=True, help="Do not look for the shortest story that fails.")
 @json_option
 def sim_command(seed: str, steps: int, runs: int, story: Path | None, whole: bool, as_json: bool) -> None:
-    """Play a hive, its workers, clients, network and disk in one thread, and check what it promises.
+    """Play a whole hive under one seed, and all that can go wrong in it.
 
-    The same seed is the same run, byte for byte. What fails is shown as the shortest story that does; kept
-    in a file, --story plays it again.
+    Queen, workers, clients, network and disk are in one thread, and what a hive promises is checked. The same
+    seed is the same run, byte for byte. What fails is shown as the shortest story that does; kept in a file,
+    --story plays it again.
 
     \b
     Examples:
