@@ -14,6 +14,7 @@ import enum
 import functools
 import inspect
 import stat
+from bisect import bisect_right
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Concatenate, Final, ParamSpec, Protocol, cast
 
@@ -38,7 +39,7 @@ from skep.fs.wire import Dirent, pack_dirent, pack_stat, stat_of
 
 P = ParamSpec("P")
 PAGE: Final = 256  # names of a directory taken at a time where it comes in pages
-DIRENT_TYPICAL: Final = 40  # bytes; where they are longer, fewer of a page fit
+PLACE_MAX: Final = (1 << 64) - 1  # of a name in a directory that comes in pages
 XATTR_MAX: Final = 65536  # bytes in one extended attribute, as on Linux
 
 
@@ -178,7 +179,9 @@ class Chan:
     """One caller at one node. Not open until ``open`` or ``create``; closed once, by ``clunk``."""
 
     __slots__ = (
+        "_base",
         "_entries",
+        "_marks",
         "_next",
         "_rest",
         "caller",
@@ -216,7 +219,9 @@ class Chan:
         self.how: How | None = None
         self.rclose = False
         self.place: int | None = None  # its number in the inner loop (hot.py), once asked for
-        self._entries: list[Entry] = []  # a directory's names, as they were when last read from 0
+        self._entries: list[Entry] = []  # a directory's names, as they were when last read from 0; or a page
+        self._base = 0  # how many names came before the page
+        self._marks: list[tuple[int, int]] = []  # of each page so far: its base, and after which place it is
         self._rest = 0  # 9P2000: what the last directory read left of its count
         self._next = (0, 0)  # 9P2000: the offset the next directory read must have, and its index
 
@@ -460,8 +465,7 @@ class Chan:
     @_told("read")
     async def readdir(self, offset: int, count: int) -> bytes:
         """9P2000.L: entries from the cookie ``offset`` on, as many as fit. Cookie n stands after the nth
-        name of the listing that offset 0 took, in a directory that comes in pages after the name at n - 2;
-        "." and ".." come first."""
+        name of the listing that offset 0 took; "." and ".." come first."""
         if self.paged:
             return await self._readdir_page(offset, count)
         if offset == 0 or not self._entries:
@@ -482,20 +486,45 @@ class Chan:
         return bytes(out)
 
     async def _readdir_page(self, offset: int, count: int) -> bytes:
-        found = await self.page(max(offset - 2, 0), max(count // DIRENT_TYPICAL, 1))
-        if offset < 1:
-            found.insert(0, Entry(".", (await self.attr()).qid, stat.S_IFDIR, -1))
-        if offset < 2:
-            found.insert(1 - offset, Entry("..", (await self.above.attr()).qid, stat.S_IFDIR))
+        if offset == 0:
+            self._turn_back()
         out = bytearray()
-        for entry in found:
-            packed = pack_dirent(Dirent(entry.qid, entry.at + 2, stat.S_IFMT(entry.mode) >> 12, entry.name))
+        while True:
+            if offset < 2:
+                name, there = ("..", self.above) if offset else (".", self)
+                entry = Entry(name, (await there.attr()).qid, stat.S_IFDIR)
+            elif (index := await self._seek(offset - 2)) < len(self._entries):
+                entry = self._entries[index]
+            else:
+                break
+            offset += 1
+            packed = pack_dirent(Dirent(entry.qid, offset, stat.S_IFMT(entry.mode) >> 12, entry.name))
             if len(out) + len(packed) > count:
                 if not out:
                     raise FsError(E.INVALID, f"count {count} is too small for one entry")
                 break
             out += packed
         return bytes(out)
+
+    def _turn_back(self) -> None:
+        """The first page is taken anew."""
+        self._entries, self._base, self._marks = [], 0, []
+
+    async def _seek(self, n: int) -> int:
+        """Have the page taken that has the name after ``n`` others; its index in ``_entries``, or their
+        number when there is none. Only where each page began is kept: who goes back into one that names have
+        left meanwhile, finds others in their places."""
+        if n < self._base:
+            at = bisect_right(self._marks, (n, PLACE_MAX)) - 1
+            (self._base, after), self._marks = self._marks[at], self._marks[: at + 1]
+            self._entries = await self.page(after, PAGE)
+        while n >= (end := self._base + len(self._entries)) and self.paged:
+            after = self._entries[-1].at if self._entries else self._marks[-1][1] if self._marks else 0
+            if not (found := await self.page(after, PAGE)):
+                break
+            self._marks.append((end, after))
+            self._entries, self._base = found, end
+        return min(n - self._base, len(self._entries))
 
     @_told("read")
     async def read_directory(self, offset: int, count: int, dialect: Dialect) -> bytes:
@@ -505,23 +534,18 @@ class Chan:
         buffer by several reads, each of what is left: where that is too small, it must get nothing."""
         rest, self._rest = self._rest, 0
         if offset == 0:
+            self._turn_back()
             self._entries = [] if self.paged else await self.entries()
             self._next = (0, 0)
-        expected, index = self._next
+        expected, n = self._next
         if offset != expected:
             raise FsError(E.INVALID, f"directory offset {offset}: 0 or {expected} was expected")
         out = bytearray()
-        while True:
-            if index == len(self._entries):
-                after = self._entries[-1].at if self._entries else 0
-                more = await self.page(after, PAGE) if self.paged else []
-                if not more:
-                    break
-                self._entries, index = more, 0
+        while (index := await self._seek(n)) < len(self._entries):
             try:
                 here, attr = await self.child(self._entries[index].name)
             except (FsError, OSError):  # gone since it was listed, or hidden
-                index += 1
+                n += 1
                 continue
             packed = pack_stat(stat_of(attr, here.name, dialect), dialect)
             if len(out) + len(packed) > count:
@@ -529,8 +553,8 @@ class Chan:
                     raise FsError(E.INVALID, f"count {count} is too small for one entry")
                 break
             out += packed
-            index += 1
-        self._next = (offset + len(out), index)
+            n += 1
+        self._next = (offset + len(out), n)
         self._rest = count - len(out)
         return bytes(out)
 

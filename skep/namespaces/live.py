@@ -26,7 +26,10 @@ from skep.namespaces.artifacts.core import BYTES_LIMIT
 from skep.namespaces.artifacts.shelf import shelf_at
 from skep.namespaces.artifacts.store import Store
 from skep.namespaces.hive import HiveState
+from skep.namespaces.jobs import core
 from skep.namespaces.jobs import record as jobs
+from skep.namespaces.jobs.history import FILE as HISTORY
+from skep.namespaces.jobs.history import Found, History
 from skep.namespaces.jobs.logs import Logs
 from skep.namespaces.jobs.preemption import preemptions
 from skep.namespaces.leases import Leases
@@ -35,7 +38,7 @@ from skep.namespaces.locks.ends import Ends
 from skep.namespaces.log.core import LOG
 from skep.namespaces.log.denials import Denials
 from skep.namespaces.nodes.core import Removed
-from skep.namespaces.order import HIVE, actor_of
+from skep.namespaces.order import HIVE, Order, actor_of
 from skep.namespaces.policy.core import HIVE_KEYS, first_lines, key_lines, mending_lines
 from skep.namespaces.policy.keys import Signer, load_or_create
 from skep.namespaces.sessions.core import Session, Sessions
@@ -48,6 +51,7 @@ from skep.trace import rules
 from skep.trace.clock import HOUR, MINUTE, SECOND, Clock
 from skep.trace.entry import Entry, Line
 from skep.trace.ring import Ring
+from skep.trace.rules import Refusal as RuleRefusal
 from skep.trace.turn import Refused, Turn, TurnStopped
 
 if TYPE_CHECKING:  # OpenSSL takes a tenth of a second to import
@@ -116,6 +120,7 @@ class Hive:
         self.directory = directory
         self.signer: Signer | None = None  # of policies; None: policy.key's, made when it is needed
         self.logs = Logs(directory / "jobs")
+        self.history = History(directory / HISTORY, turn.ledger.read, turn.seq)
         self.sessions = Sessions()
         self.authority: Authority | None = None  # None: it has no certificates
         self.tokens: Desk | None = None  # None: it has no key to make tokens with
@@ -166,8 +171,36 @@ class Hive:
         self.limits.command(caller, len(lines))
         actor = actor_of(caller.principal, caller.node)
         tenant = self._tenant(caller, path, lines)
-        done = await self._submit(actor, caller.role, tenant, path, lines, caller.token)
+        try:
+            done = await self._submit(actor, caller.role, tenant, path, lines, caller.token)
+        except FsError as error:
+            if error.kind is not E.MISSING or len(lines) != 1:
+                raise
+            return [await self._of_past(caller, path, lines[0], error)]
         return [f"{reply} rev={done.seq} trace={done.trace}" for reply in done.replies]
+
+    async def _of_past(self, caller: Caller, path: str, line: str, error: FsError) -> str:
+        """What the writer of a line that found no job is told when the job has left memory: the same as if it
+        had not. Nothing can follow for a job that has ended. Raises FsError."""
+        noun, place, name = hive.route(path)
+        command = parse_line(line)
+        id = name or command.args.get("job", "")
+        if noun != "jobs" or id > self.state.jobs.past.horizon:
+            raise error
+        await self.wait_history()
+        found = self.found(id)
+        if found is None:
+            raise error
+        actor, now_ns = actor_of(caller.principal, caller.node), self.clock.now_ns()
+        order = Order(command.verb, command.args, place, name, actor, caller.role, caller.tenant, now_ns, id)
+        try:
+            decided = core.decide(jobs.Jobs({id: found.job}), order, self.state)
+        except RuleRefusal as refusal:
+            kind = E[refusal.code]
+            detail = refusal.text.removeprefix(kind.value.text).removeprefix(": ")
+            raise FsError(kind, detail, trace=error.trace) from error
+        assert not decided.events, decided.events
+        return f"{decided.reply} rev={found.job.rev} trace={error.trace}"
 
     def writes(self, path: str) -> Callable[[Caller, list[Command]], Awaitable[list[str]]]:
         """What a ctl file at ``path`` runs: its commands as they were written."""
@@ -231,6 +264,19 @@ class Hive:
             self.signer = Signer(self.authority.signing_key("policy"))
         for line in key_lines(self.state.policy, trusted):
             await self._own("/policy/ctl", line)
+
+    # jobs
+
+    def found(self, id: str) -> Found | None:
+        """The job, from memory or from the history as far as that goes; None: there is none."""
+        job = self.state.jobs.by_id.get(id)
+        if job is not None:
+            return Found(job, self.state.artifacts.outputs.get(id, {}))
+        return self.history.job(id) if id <= self.state.jobs.past.horizon else None
+
+    async def wait_history(self) -> None:
+        """Return when what has left memory can be found. Raises FsError(E.IO) when it cannot be."""
+        await self.history.wait_reached(self.state.jobs.past.rev)
 
     # nodes
 
@@ -384,6 +430,7 @@ class Hive:
                         if (record := self.state.jobs.by_id.get(job)) is not None:
                             self.agenda.moved(record)
                         self.news(job)
+        self.history.moved(entries)
         if self.authority is not None:
             self.authority.moved(event for entry in entries for event in entry.events)
         self.leases.dispatch_all()
@@ -408,6 +455,7 @@ class Hive:
         """Do what is due now: end leases and delays, notice silent nodes, sweep the store."""
         # Other processes of this hive may have queued jobs for our readers.
         self.turn.refresh()
+        self.history.write()
         now_ns = self.clock.now_ns()
         await self.denials.flush()
         self.limits.sweep()
@@ -498,6 +546,7 @@ class Hive:
     async def close(self) -> None:
         """Return when what was left for later is done, and what was refused is recorded; call it before the
         turn's close."""
+        await await self.history.close()
         if self._sweeping is not None:
             self._sweeping.cancel()  # it takes as long as there are artifacts, and the next one finds them
         if self._later:

@@ -44,20 +44,24 @@ who is of another tenant finds nothing, in listings, errors and events alike.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+import stat
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
 
 from skep.fs import ctl
+from skep.fs.chan import settle
 from skep.fs.ctl import Arg, Command, Verb
 from skep.fs.errors import E, FsError
-from skep.fs.node import Caller, Handle, How
+from skep.fs.node import Caller, Handle, How, Maybe
 from skep.fs.shapes import Append, Ctl, File, Reply, Stream, Text
-from skep.fs.tree import Clone, Listing
+from skep.fs.tree import Clone, Listing, Paged
 from skep.namespaces.follow import Feed, events
 from skep.namespaces.jobs import envelope
-from skep.namespaces.jobs.record import MOVES, TERMINAL, Attempt, Job, shown_input, visible
+from skep.namespaces.jobs.history import Found
+from skep.namespaces.jobs.names import Place, Shelf, job_of, locate, own_jobs, pages, read
+from skep.namespaces.jobs.record import MOVES, TERMINAL, Attempt, Job, shown_input
 from skep.namespaces.jobs.verbs import SUBMIT, TABLES, VERSION
 from skep.namespaces.live import Hive, Progress
 from skep.namespaces.rows import Rows, fixed
@@ -88,53 +92,77 @@ def files(hive: Hive) -> Listing:
         {
             "clone": Clone(lambda caller: _Draft(hive, hive.clock.new_id())),
             "ctl": Ctl(TABLES["ctl"], hive.writes("/jobs/ctl")),
-            "by-key": Listing(
-                lambda caller: list(hive.state.jobs.by_key.get(caller.tenant, ())),
-                lambda key, caller: _by_key(hive, key, caller),
-            ),
+            "by-key": _by_key(hive),
             "by-state": {state: _by_state(hive, state) for state in MOVES},
         }
     )
-    return Listing(
-        lambda caller: [*children, *(job.id for job in _visible(hive, caller))],
+    return Paged(
+        pages(
+            hive,
+            Shelf.JOBS,
+            lambda caller, after, limit: hive.history.listed(caller.tenant, after, limit),
+            lambda caller: own_jobs(hive, caller),
+            children,
+        ),
         lambda name, caller: children.get(name) or _job(hive, name, caller),
     )
 
 
-def _visible(hive: Hive, caller: Caller) -> Iterable[Job]:
-    """The caller's jobs, found without passing other tenants': how many these have is not to be timed."""
-    jobs = hive.state.jobs
-    if caller.node:
-        return (job for job in jobs.by_id.values() if _sees(job, caller))
-    return (jobs.by_id[id] for id in jobs.by_tenant.get(caller.tenant, ()))
+def _job(hive: Hive, id: str, caller: Caller) -> Maybe[Rows[Hive]]:
+    place = locate(hive, id, caller)
+    return _rows(hive, id, place, Shelf.JOBS) if isinstance(place, Place) else _late_job(hive, id, place)
 
 
-def _sees(job: Job, caller: Caller) -> bool:
-    return visible(job, caller.role, caller.tenant, caller.node)
+async def _late_job(hive: Hive, id: str, place: Maybe[Place | None]) -> Rows[Hive]:
+    return _rows(hive, id, await _placed(id, place), Shelf.JOBS)
 
 
-def _job(hive: Hive, id: str, caller: Caller) -> Rows[Hive]:
-    job = hive.state.jobs.by_id.get(id)
-    if job is None or not _sees(job, caller):
+async def _placed(id: str, place: Maybe[Place | None]) -> Place:
+    if (found := await settle(place)) is None:
         # Whether it is another's or nobody's, the record is the same: it has a number in the ledger, by which
         # one could tell.
         raise FsError(E.MISSING, id, hidden=ID.fullmatch(id) is not None)
-    return Rows(FILES, hive, id, job.rev, AT)
+    return found
 
 
-def _by_key(hive: Hive, key: str, caller: Caller) -> str | None:
-    keyed = hive.state.jobs.keyed(caller.tenant, key, hive.clock.now_ns())
-    if keyed is None or not _sees(hive.state.jobs.by_id[keyed.job], caller):
-        return None
-    return f"{keyed.job}\n"
+def _rows(hive: Hive, id: str, place: Place, shelf: Shelf) -> Rows[Hive]:
+    rows = Rows(FILES, hive, id, place.rev, AT)
+    rows.number = shelf.path(place.number)
+    return rows
+
+
+def _by_key(hive: Hive) -> Listing:
+    async def walk(key: str, caller: Caller) -> Text | None:
+        keyed = hive.state.jobs.keyed(caller.tenant, key, hive.clock.now_ns())
+        if keyed is None:
+            await hive.history.wait_reached(hive.turn.seq)
+        id = hive.history.keyed(caller.tenant, key) if keyed is None else keyed.job
+        place = None if id is None else await settle(locate(hive, id, caller))
+        if place is None:
+            return None
+        file = Text(f"{id}\n")
+        file.number = Shelf.KEY.path(place.number)
+        return file
+
+    def own(caller: Caller) -> Iterable[tuple[int, str]]:
+        of = {id: key for key, (id, *_) in hive.state.jobs.by_key.get(caller.tenant, {}).items()}
+        return ((number, of[id]) for number, id in own_jobs(hive, caller) if id in of)
+
+    def listed(caller: Caller, after: int, limit: int) -> Sequence[tuple[int, str]]:
+        return hive.history.listed_keys(caller.tenant, after, limit)
+
+    return Paged(pages(hive, Shelf.KEY, listed, own, kind=stat.S_IFREG), walk)
 
 
 def _by_state(hive: Hive, state: str) -> Listing:
-    def walk(id: str, caller: Caller) -> Rows[Hive] | None:
-        found = _job(hive, id, caller)
-        return found if hive.state.jobs.by_id[id].state == state else None
+    async def walk(id: str, caller: Caller) -> Rows[Hive] | None:
+        place = await _placed(id, locate(hive, id, caller))
+        return _rows(hive, id, place, Shelf.STATE) if place.state == state else None
 
-    return Listing(lambda caller: [job.id for job in _visible(hive, caller) if job.state == state], walk)
+    def listed(caller: Caller, after: int, limit: int) -> Sequence[tuple[int, str]]:
+        return hive.history.listed(caller.tenant, after, limit, state)
+
+    return Paged(pages(hive, Shelf.STATE, listed, lambda caller: own_jobs(hive, caller, state)), walk)
 
 
 # one job
@@ -142,7 +170,7 @@ def _by_state(hive: Hive, state: str) -> Listing:
 
 def _text(render: Callable[[Job], str]) -> Callable[[Hive, str], Text]:
     """A row whose text is rendered from the job's record when opened."""
-    return lambda hive, id: Text(lambda: render(hive.state.jobs.by_id[id]))
+    return lambda hive, id: Text(lambda: read(hive, id, lambda found: render(found.job)))
 
 
 def request_json(job: Job) -> str:
@@ -194,13 +222,15 @@ def _progress(hive: Hive, id: str) -> Text:
 
 
 def _artifacts(hive: Hive, id: str) -> Text:
-    outputs = hive.state.artifacts.outputs
-    return Text(lambda: "".join(f"{name} sha256:{sha}\n" for name, sha in outputs.get(id, {}).items()))
+    def render(found: Found) -> str:
+        return "".join(f"{name} sha256:{sha}\n" for name, sha in found.outputs.items())
+
+    return Text(lambda: read(hive, id, render))
 
 
 def _events(hive: Hive, id: str) -> Stream:
-    def source(caller: Caller) -> Feed:
-        job = hive.state.jobs.by_id[id]
+    async def source(caller: Caller) -> Feed:
+        job = (await job_of(hive, id)).job
         return Feed(hive, job.first - 1, job.rev, events(hive, caller, id))
 
     return Stream(source)
@@ -221,13 +251,14 @@ class _Wait:
         self.hive = hive
         self.id = id
         self.given = False
-        job = hive.state.jobs.by_id[id]
-        self.lease = len(job.attempts) if caller.node and job.node == caller.node else 0  # 0: it has none
+        job = hive.state.jobs.by_id.get(id)
+        holds = job is not None and caller.node and job.node == caller.node
+        self.lease = len(job.attempts) if job is not None and holds else 0  # 0: it has none
 
     async def next(self) -> bytes | None:
         if self.given:
             return None
-        while not self._over(job := self.hive.state.jobs.by_id[self.id]):
+        while not self._over(job := (await job_of(self.hive, self.id)).job):
             await self.hive.wait_news(self.id)
         self.given = True
         return f"{job.state}\n".encode()
@@ -290,7 +321,8 @@ class _Printing:
 
     async def next(self) -> bytes | None:
         while True:
-            ended = self.hive.state.jobs.by_id[self.id].state in TERMINAL
+            job = self.hive.state.jobs.by_id.get(self.id)
+            ended = job is None or job.state in TERMINAL
             if data := self.hive.logs.read(self.id, self.name, self.offset, PIECE):
                 self.offset += len(data)
                 return data
@@ -356,6 +388,7 @@ class _Drafting(Reply):
             commands
             and commands[0].verb != SUBMIT.name
             and self.draft.id not in self.draft.hive.state.jobs.by_id
+            and self.draft.id > self.draft.hive.state.jobs.past.horizon
         ):
             raise FsError(E.USAGE, f"line {commands[0].number}: expected {ctl.synopsis(SUBMIT)}")
         replies = await run(self.draft.hive, self.draft.id, self.caller, commands)

@@ -12,10 +12,9 @@ import logging
 import sqlite3
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from threading import Condition, Thread
 from typing import Any, Final, NamedTuple, get_args
 
 import msgspec
@@ -24,6 +23,7 @@ from skep.fs.errors import E, FsError
 from skep.namespaces.jobs import record
 from skep.namespaces.jobs.record import Job, Jobs, number_after
 from skep.trace.entry import Entry, entry_decoder, leaf_hash
+from skep.trace.ledger import LedgerError
 from skep.trace.rules import Meta
 
 log = logging.getLogger("skep.history")
@@ -138,7 +138,7 @@ _plain = entry_decoder(dict)
 class History:
     """The index in the file at ``path``. ``read``: the ledger's; ``seq``: its last entry now.
 
-    Made, asked and closed on one event loop. Its thread begins when it is first needed."""
+    Made, asked and closed on one event loop, which has its writing done on a thread, a batch at a time."""
 
     def __init__(self, path: Path, read: Callable[[int, int], list[tuple[int, bytes]]], seq: int) -> None:
         self.path = path
@@ -146,40 +146,30 @@ class History:
         self._read = read
         self._last = seq  # the ledger's last
         self._told: list[Entry[Any]] = []  # the entries up to ``_last`` that are not written yet, the latest
-        self._asked = False
         self._closing = False
         self._damaged = False
-        self._wake = Condition()
-        self._thread: Thread | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._waiting: set[tuple[int, asyncio.Future[None]]] = set()
+        self._writer: sqlite3.Connection | None = None  # the thread's; None: not open
         self._reader: sqlite3.Connection | None = None
+        self._writing: asyncio.Task[None] | None = None
+        self._waiting: set[tuple[int, asyncio.Future[None]]] = set()
         self._found: OrderedDict[str, Found] = OrderedDict()
 
-    # on the event loop
+    # writing
 
     def moved(self, entries: list[Entry[Any]]) -> None:
         """The ledger has these too."""
-        with self._wake:
-            self._last = entries[-1].seq
-            if len(self._told) > PENDING_MAX:
-                self._told = []
-            self._told += entries
-            full = len(self._told) >= BATCH
-        if full:
+        self._last = entries[-1].seq
+        if len(self._told) > PENDING_MAX:
+            self._told = []
+        self._told += entries
+        if len(self._told) >= BATCH:
             self.write()
 
     def write(self) -> None:
-        """Have it written what was told, soon."""
-        if self.seq == self._last or self._closing:
-            return
-        if self._thread is None:
-            self._loop = asyncio.get_running_loop()
-            self._thread = Thread(target=self._run, name="history", daemon=True)
-            self._thread.start()
-        with self._wake:
-            self._asked = True
-            self._wake.notify()
+        """Have it written what the ledger has, soon."""
+        writes = self._writing is not None and not self._writing.done()
+        if self.seq < self._last and not writes and not self._closing:
+            self._writing = asyncio.ensure_future(self._write())
 
     async def wait_reached(self, seq: int) -> None:
         """Return when the entry ``seq`` is in it. Raises FsError(E.IO) when it cannot be written."""
@@ -191,6 +181,119 @@ class History:
                 await waiting[1]
             finally:
                 self._waiting.discard(waiting)
+
+    async def close(self) -> None:
+        """Write the rest, if it has begun to write; the ledger must still be open."""
+        if self._writing is not None:
+            self.write()
+            self._closing = True
+            await asyncio.wait([self._writing])
+        self._closing = True
+        self._tell(FsError(E.IO, "the hive has stopped"))
+        for connection in (self._reader, self._writer):
+            if connection is not None:
+                connection.close()
+
+    async def _write(self) -> None:
+        while self.seq < self._last or self._damaged:
+            try:
+                self.seq = await asyncio.to_thread(self._step())
+            except (sqlite3.Error, LedgerError, OSError) as error:
+                # It is tried again when it is next asked for: what was told is in the ledger.
+                log.warning("%s: %s", self.path, error)
+                self._damaged = self._damaged or _is_damage(error)
+                self._tell(FsError(E.IO, f"the history of jobs: {error}"))
+                return
+            self._tell()
+
+    def _tell(self, failure: FsError | None = None) -> None:
+        """Wake those who wait for an entry that is in it, or all when there is a failure."""
+        for seq, future in self._waiting:
+            if future.done():
+                continue
+            if failure is not None:
+                future.set_exception(failure)
+            elif seq <= self.seq:
+                future.set_result(None)
+
+    def _step(self) -> Callable[[], int]:
+        """What the thread does next; it gives the last entry that is in the index then."""
+        if self._writer is None or self._damaged:
+            return self._open
+        if self._told and (done := self.seq + 1 - self._told[0].seq) > 0:
+            del self._told[:done]
+        if self._told and self._told[0].seq == self.seq + 1:
+            return partial(self._write_told, self._told[:BATCH])
+        # After a start, and when more was told than is kept.
+        until = self._told[0].seq - 1 if self._told else self._last
+        return partial(self._write_read, self.seq, min(BATCH, until - self.seq))
+
+    # on the thread
+
+    def _open(self) -> int:
+        """Have the file open, laid out and of this ledger; another is taken away first."""
+        for connection in (self._reader, self._writer):
+            if connection is not None:
+                connection.close()
+        self._reader = self._writer = None
+        if self._damaged:
+            self._remove()
+        try:
+            connection, seq = self._checked()
+        except sqlite3.DatabaseError as error:
+            if not _is_damage(error):
+                raise
+            self._remove()
+            connection, seq = self._checked()
+        if seq is None:
+            connection.close()
+            self._remove()
+            connection, seq = self._checked()
+        self._damaged = False
+        self._writer = connection
+        return seq or 0
+
+    def _checked(self) -> tuple[sqlite3.Connection, int | None]:
+        """The file and the last entry that it has; None: it is of another ledger or release."""
+        connection = _connect(self.path)
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        if version not in (0, VERSION):
+            return connection, None
+        connection.executescript(SCHEMA)
+        connection.execute(f"PRAGMA user_version = {VERSION}")
+        reached = connection.execute("SELECT seq, leaf FROM reached").fetchone()
+        if reached is None:
+            return connection, 0
+        there = self._read(reached[0] - 1, 1) if reached[0] <= self._last else []
+        return connection, reached[0] if there and leaf_hash(there[0][1]) == reached[1] else None
+
+    def _remove(self) -> None:
+        for end in ("", "-wal", "-shm"):
+            Path(f"{self.path}{end}").unlink(missing_ok=True)
+
+    def _write_told(self, entries: list[Entry[Any]]) -> int:
+        batch = _Batch(last=entries[-1].seq)
+        for entry in entries:
+            for event in entry.events:
+                batch.add(entry.seq, type(event).__struct_config__.tag, event)
+        batch.leaf = leaf_hash(self._read(batch.last - 1, 1)[0][1])
+        return self._put(batch)
+
+    def _write_read(self, after: int, limit: int) -> int:
+        batch = _Batch()
+        for seq, body in self._read(after, limit):
+            for event in _entries.decode(body).events:
+                batch.add(seq, event.type, event)
+            batch.last, batch.leaf = seq, leaf_hash(body)
+        assert batch.last, "the ledger has entries up to ``_last``"
+        return self._put(batch)
+
+    def _put(self, batch: _Batch) -> int:
+        assert self._writer is not None, "it is opened first"
+        _write(self._writer, batch)
+        return batch.last
+
+    # reading
 
     def find(self, id: str) -> Row | None:
         """The job, when it is in the index."""
@@ -244,140 +347,19 @@ class History:
         return self._ask(LIST_KEYS, tenant, after, limit)
 
     def _ask(self, sql: str, *args: object) -> list[Any]:
-        if not self.seq:
-            return []  # it has not been written yet
+        if not self.seq or self._damaged:
+            return []  # there is no file yet
         try:
             if self._reader is None:
                 self._reader = _connect(self.path)
             return self._reader.execute(sql, args).fetchall()
         except sqlite3.DatabaseError as error:
+            if not _is_damage(error):
+                raise FsError(E.IO, f"the history of jobs: {error}") from error
             log.warning("%s is made anew: %s", self.path, error)
             self._damaged, self.seq = True, 0
-            self._forget()
             self.write()
             raise FsError(E.IO, "the history of jobs is made anew") from error
-
-    def _forget(self) -> None:
-        """Whatever was read is of a file that is no more."""
-        if self._reader is not None:
-            self._reader.close()
-            self._reader = None
-
-    def close(self) -> None:
-        """Write the rest, if it has begun to write; the ledger must still be open."""
-        if self._thread is not None:
-            with self._wake:
-                self._closing = True
-                self._wake.notify()
-            self._thread.join()
-        self._forget()
-        for _, future in self._waiting:
-            future.cancel()
-
-    def _reached(self, failure: sqlite3.Error | None, anew: bool) -> None:
-        if anew:
-            self._forget()
-        for seq, future in self._waiting:
-            if future.done():
-                continue
-            if failure is not None:
-                future.set_exception(FsError(E.IO, f"the history of jobs: {failure}"))
-            elif seq <= self.seq:
-                future.set_result(None)
-
-    # on the thread
-
-    def _run(self) -> None:
-        connection: sqlite3.Connection | None = None
-        while True:
-            with self._wake:
-                while not (self._asked or self._closing):
-                    self._wake.wait()
-                self._asked = False
-                closing = self._closing
-            failure, anew = None, False
-            try:
-                if connection is None or self._damaged:
-                    connection, anew = self._opened(connection), True
-                self._catch_up(connection)
-            except sqlite3.Error as error:
-                # It is tried again when it is next asked for; what was told is in the ledger.
-                failure = error
-                log.warning("%s: %s", self.path, error)
-                if _is_damage(error):
-                    self._damaged, self.seq = True, 0
-            assert self._loop is not None
-            with suppress(RuntimeError):  # the loop was closed without us
-                self._loop.call_soon_threadsafe(self._reached, failure, anew)
-            if closing:
-                if connection is not None:
-                    connection.close()
-                return
-
-    def _opened(self, old: sqlite3.Connection | None) -> sqlite3.Connection:
-        """The file, laid out, and of this ledger; another is taken away first."""
-        if old is not None:
-            old.close()
-        if self._damaged:
-            self._remove()
-        try:
-            connection, seq = self._checked()
-        except sqlite3.DatabaseError as error:
-            if not _is_damage(error):
-                raise
-            self._remove()
-            connection, seq = self._checked()
-        if seq is None:
-            connection.close()
-            self._remove()
-            connection, seq = self._checked()
-        self._damaged = False
-        self.seq = seq or 0
-        return connection
-
-    def _checked(self) -> tuple[sqlite3.Connection, int | None]:
-        """The file and the last entry that it has; None: it is of another ledger or release."""
-        connection = _connect(self.path)
-        (version,) = connection.execute("PRAGMA user_version").fetchone()
-        if version not in (0, VERSION):
-            return connection, None
-        connection.executescript(SCHEMA)
-        connection.execute(f"PRAGMA user_version = {VERSION}")
-        reached = connection.execute("SELECT seq, leaf FROM reached").fetchone()
-        if reached is None:
-            return connection, 0
-        there = self._read(reached[0] - 1, 1) if reached[0] <= self._last else []
-        return connection, reached[0] if there and leaf_hash(there[0][1]) == reached[1] else None
-
-    def _remove(self) -> None:
-        for end in ("", "-wal", "-shm"):
-            Path(f"{self.path}{end}").unlink(missing_ok=True)
-
-    def _catch_up(self, connection: sqlite3.Connection) -> None:
-        """Write until the ledger's last entry: what was told, and before it what must be read."""
-        while self.seq < self._last:
-            with self._wake:
-                told = [entry for entry in self._told[:BATCH] if entry.seq > self.seq]
-                if not told or told[0].seq == self.seq + 1:
-                    self._told = self._told[BATCH:]
-            batch = _Batch()
-            if told and told[0].seq == self.seq + 1:
-                for entry in told:
-                    for event in entry.events:
-                        batch.add(entry.seq, type(event).__struct_config__.tag, event)
-                batch.last = told[-1].seq
-                batch.leaf = leaf_hash(self._read(batch.last - 1, 1)[0][1])
-            elif not told and self._told:
-                continue
-            else:
-                until = told[0].seq - 1 if told else self._last
-                for seq, body in self._read(self.seq, min(BATCH, until - self.seq)):
-                    for event in _entries.decode(body).events:
-                        batch.add(seq, event.type, event)
-                    batch.last, batch.leaf = seq, leaf_hash(body)
-                assert batch.last, "the ledger has entries up to ``_last``"
-            _write(connection, batch)
-            self.seq = batch.last
 
 
 def _write(connection: sqlite3.Connection, batch: _Batch) -> None:
@@ -404,6 +386,6 @@ def _connect(path: Path) -> sqlite3.Connection:
     return connection
 
 
-def _is_damage(error: sqlite3.Error) -> bool:
+def _is_damage(error: Exception) -> bool:
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     return code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)

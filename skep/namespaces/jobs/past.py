@@ -15,7 +15,7 @@ from skep.trace.clock import HOUR
 
 HISTORY_NS: Final = HOUR  # how long an ended job stays, where the ledger does not say.
 KEY_NS: Final = 24 * HOUR  # how long a key is kept, where the ledger does not say.
-ENDED_MAX: Final = 16_384  # ended jobs in memory, every tenant's: some 2 KiB each. More leave before their time.
+ENDED_MAX: Final = 16_384  # ended jobs in memory, every tenant's, some 2 KiB each; more leave earlier.
 LEAVE_MAX: Final = 4  # that one event sends away: each event ends one job at most, so they never pile up.
 
 
