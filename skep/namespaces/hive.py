@@ -25,7 +25,6 @@ from skep.namespaces.jobs import verbs as job_verbs
 from skep.namespaces.jobs.envelope import arguments, scope_of
 from skep.namespaces.jobs.placement import wanted_of
 from skep.namespaces.jobs.queues import AGEING_NS
-from skep.namespaces.jobs.usage import ALL
 from skep.namespaces.locks import core as locks
 from skep.namespaces.log import core as log
 from skep.namespaces.nodes import core as nodes
@@ -190,13 +189,13 @@ class HiveState:
         assert found is None or isinstance(found, int)
         return found
 
-    def why_not_held(self, tenant: str, actor: str = ALL, now_ns: int = 0, bound_ns: int = 0) -> str:
-        """Why the tenant's limits let no node have one more of the actor's jobs (ALL: of no actor in
-        particular) now, whose attempt may take ``bound_ns`` (0: there is no limit); "": they do."""
+    def room(self, tenant: str, actor: str, now_ns: int, bound_ns: int) -> int:
+        """How many more of the actor's jobs (ALL: of the tenant's) its limits let nodes hold now, whose
+        attempts may take ``bound_ns`` each; none when the limits cannot be read."""
         try:
-            return quotas.why_not_held(self.jobs.usage, self, tenant, actor, now_ns, bound_ns)
-        except Refusal as unreadable:
-            return unreadable.text
+            return quotas.room(self.jobs.usage, self, tenant, actor, now_ns, bound_ns)
+        except Refusal:
+            return 0
 
     def pool_for(self, tenant: str, submit: Mapping[str, str]) -> str:
         """The pool that the policies are asked about: where the job would go, or the first that refuses it;

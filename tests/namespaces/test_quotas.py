@@ -470,6 +470,7 @@ def test_no_burst_of_readers_has_more_held_than_the_limit_and_each_end_makes_roo
         await alive.run(first.id, "start")
         await alive.run(first.id, "ack")
         await until(lambda: sum(each.done() for each in readers) == 6)
+        assert ["/pools/default/next"] == [path for path in asked if path.endswith("next")]
         assert 3 == alive.state.jobs.usage.of(HIVE_TENANT).held
         # A limit that is raised lets those who wait go on at once.
         await limit_live(alive)

@@ -53,8 +53,8 @@ class World(Protocol):
     def offers(self, node: str) -> frozenset[str]:
         """What the node has: the names of its labels, and ``name:value``."""
 
-    def why_not_held(self, tenant: str, actor: str, now_ns: int, bound_ns: int) -> str:
-        """Why the tenant's limits let no node have one more of the actor's jobs; "": they do."""
+    def room(self, tenant: str, actor: str, now_ns: int, bound_ns: int) -> int:
+        """How many more of the actor's jobs the tenant's limits let nodes hold, of this time limit."""
 
 
 class Wanted(NamedTuple):
@@ -156,7 +156,7 @@ def told(verdict: Verdict, best: Verdict | None) -> str:
 class Fit:
     """The terms by which a node gets jobs of a pool, at a moment: queues.Terms."""
 
-    __slots__ = ("_lets", "_meets", "_now_ns", "_pool", "_world", "ageing_ns", "offers")
+    __slots__ = ("_meets", "_now_ns", "_pool", "_room", "_world", "ageing_ns", "offers")
 
     def __init__(self, world: World, pool: str, offers: frozenset[str], now_ns: int) -> None:
         self._world = world
@@ -166,10 +166,10 @@ class Fit:
         self.ageing_ns = world.ageing_ns(pool)
         # Asked once of each, though it stands in many places.
         self._meets: dict[tuple[str, tuple[str, ...]], bool] = {}
-        self._lets: dict[tuple[str, str, int], bool] = {}
+        self._room: dict[tuple[str, str, int], int] = {}
 
     def serves(self, tenant: str) -> bool:
-        return self.meets(tenant, ()) and self.lets(tenant, ALL, 0)
+        return self.meets(tenant, ()) and self.room(tenant, ALL, 0) > 0
 
     def meets(self, tenant: str, requires: tuple[str, ...]) -> bool:
         found = self._meets.get((tenant, requires))
@@ -187,10 +187,9 @@ class Fit:
         lacks = sorted((needs | frozenset(requires)) - self.offers)
         return f"it has no {','.join(lacks)}" if lacks else ""
 
-    def lets(self, tenant: str, actor: str, bound_ns: int) -> bool:
+    def room(self, tenant: str, actor: str, bound_ns: int) -> int:
         key = (tenant, actor, bound_ns)
-        found = self._lets.get(key)
+        found = self._room.get(key)
         if found is None:
-            found = not self._world.why_not_held(tenant, actor, self._now_ns, bound_ns)
-            self._lets[key] = found
+            found = self._room[key] = self._world.room(tenant, actor, self._now_ns, bound_ns)
         return found

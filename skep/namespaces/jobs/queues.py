@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
-from skep.namespaces.jobs.usage import bound_ns
+from skep.namespaces.jobs.usage import ALL, bound_ns
 from skep.trace.clock import SECOND
 
 if TYPE_CHECKING:  # the queues are a part of what is recorded there
@@ -51,8 +51,8 @@ class Terms(Protocol):
     def meets(self, tenant: str, requires: tuple[str, ...]) -> bool:
         """Whether the node has what the tenant's jobs require of it that name this."""
 
-    def lets(self, tenant: str, actor: str, bound_ns: int) -> bool:
-        """Whether limits let the actor have one more job held, of this time limit."""
+    def room(self, tenant: str, actor: str, bound_ns: int) -> int:
+        """How many more jobs of this time limit the actor (ALL: the tenant) may have held."""
 
 
 @dataclass
@@ -155,19 +155,19 @@ class _Share:
                 ranked = (rank_ns(waiting.queued_ns, priority, terms.ageing_ns), waiting.place, waiting.job)
                 if found is not None and found < ranked:
                     break
-                if terms.lets(tenant, *lane):
+                if terms.room(tenant, *lane):
                     found = ranked
                     break
         return None if found is None else found[2]
 
     def count(self, tenant: str, terms: Terms) -> int:
-        return sum(
-            len(lane)
+        found = sum(
+            min(len(lane), terms.room(tenant, *name))
             for (_, requires), band in self.bands.items()
             if terms.meets(tenant, requires)
             for name, lane in band.lanes.items()
-            if terms.lets(tenant, *name)
         )
+        return min(found, terms.room(tenant, ALL, 0))
 
 
 def rank_ns(queued_ns: int, priority: int, ageing_ns: int) -> int:

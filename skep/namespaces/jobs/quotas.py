@@ -33,26 +33,28 @@ ACTOR: Final = Limits(
 )
 
 
+ROOM_MAX: Final = 1 << 62  # where there is no limit
+
+
 class World(Protocol):
     def limit(self, tenant: str, key: str) -> int | None:
         """The limit that /config has for the tenant; None: there is none. Raises Refusal."""
 
 
-def why_not_held(usage: Usage, world: World, tenant: str, actor: str, now_ns: int, bound_ns: int) -> str:
-    """Why no job of the actor (ALL: of the tenant) is leased now, whose attempts may take ``bound_ns``; "":
-    it is. Raises Refusal when the limits cannot be read."""
-    for who, keys in ((ALL, TENANT), (actor, ACTOR)):
-        if keys is ACTOR and actor == ALL:
-            break
+def room(usage: Usage, world: World, tenant: str, actor: str, now_ns: int, bound_ns: int) -> int:
+    """How many more jobs of the actor (ALL: of the tenant) can be held now, whose attempts may take
+    ``bound_ns`` each (0: a moment). Raises Refusal when the limits cannot be read."""
+    found = ROOM_MAX
+    for who, keys in ((ALL, TENANT), (actor, ACTOR)) if actor != ALL else ((ALL, TENANT),):
         used = usage.of(tenant, who)
         most = world.limit(tenant, keys.held)
-        if most is not None and used.held >= most:
-            return over(_name(keys.held), used.held, most)
+        if most is not None:
+            found = min(found, most - used.held)
         most_ns = world.limit(tenant, keys.runtime)
-        have_ns = usage.ran_ns(used, now_ns) + used.reserved_ns
-        if most_ns is not None and have_ns + max(bound_ns, 1) > most_ns:
-            return over(_name(keys.runtime), duration(have_ns), duration(most_ns))
-    return ""
+        if most_ns is not None:
+            left_ns = most_ns - usage.ran_ns(used, now_ns) - used.reserved_ns
+            found = min(found, left_ns // max(bound_ns, 1))
+    return max(found, 0)
 
 
 def admitted(usage: Usage, event: Submitted, now_ns: int, world: World) -> Submitted:
