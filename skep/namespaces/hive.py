@@ -176,6 +176,20 @@ class HiveState:
         except config.ConfigError as error:
             raise refusal(E.CONFLICT, f"config: {error}") from error
 
+    def schema_version(self, reference: str, at: str) -> str:
+        """The version that is referred to. Raises Refusal, which begins with ``at``."""
+        try:
+            return self.schemas.name(reference)
+        except schemas.SchemaError as error:
+            raise refusal(E.SCHEMA, f"{at}: {error}") from error
+
+    def checked_by(self, reference: str, text: str | bytes, at: str) -> str:
+        """The version that the JSON text is good by. Raises Refusal, with the place below ``at``."""
+        try:
+            return self.schemas.check_text(reference, text, at)
+        except schemas.SchemaError as error:
+            raise refusal(E.SCHEMA, str(error)) from error
+
     def setting_or_default(self, scope: str, key: str) -> Value:
         """The same, but the key's default when it cannot be read: for what has begun and goes on."""
         try:

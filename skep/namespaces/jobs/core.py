@@ -17,7 +17,7 @@ import msgspec
 
 from skep.fs import ctl
 from skep.fs.errors import E
-from skep.namespaces.jobs import envelope, preemption
+from skep.namespaces.jobs import contract, envelope, preemption
 from skep.namespaces.jobs.due import is_spent, spent_ns, timeout_ns
 from skep.namespaces.jobs.envelope import scope_of
 from skep.namespaces.jobs.placement import Fit, place, wanted_of
@@ -51,7 +51,7 @@ BACKOFF_DOUBLINGS_MAX: Final = 16  # of jobs/backoff: no number grows without bo
 BUDGET: Final = "budget"  # the code of a job that has used up what it had
 
 
-class World(preemption.World, Protocol):
+class World(preemption.World, contract.World, Protocol):
     """What the other nouns know of a job's surroundings."""
 
     def defaults_of(self, topic: str, pool: str) -> Mapping[str, str]:
@@ -65,9 +65,6 @@ class World(preemption.World, Protocol):
 
     def has_artifact(self, tenant: str, sha256: str) -> bool:
         """Whether the tenant sealed these bytes."""
-
-    def setting(self, scope: str, key: str) -> object:
-        """What /config has for the key in the scope; None: nothing. Raises Refusal when it cannot be read."""
 
     def setting_or_default(self, scope: str, key: str) -> object:
         """The same; the key's default when it cannot be read, for what has begun and goes on."""
@@ -128,6 +125,7 @@ def accepted(order: Order, job: str, world: World) -> Submitted:
     text, artifact = _input(args, order.tenant, world)
     said = {**world.defaults_of(args["topic"], placed.pool), **args}
     scope = scope_of(order.tenant, args.get("workflow", ""), args.get("step", ""))
+    agreed = contract.contract(world, scope, args["topic"], text, artifact, args.get(CHECKED.name, ""))
     return Submitted(
         job=job,
         tenant=order.tenant,
@@ -140,6 +138,8 @@ def accepted(order: Order, job: str, world: World) -> Submitted:
         input=text,
         artifact=artifact,
         role=order.role,
+        checked=agreed.checked,
+        result_schema=agreed.result,
         **envelope.fields(said, scope, world) | {"requires": placed.requires},
     )
 
@@ -234,6 +234,8 @@ def _ack(jobs: Jobs, order: Order, world: World) -> Decided:
     if (job.state, job.text) == ("succeeded", result):
         return Decision((), job.id)
     _check_move(job, "succeeded")
+    if job.request.result_schema:
+        world.checked_by(job.request.result_schema, result, "/result")
     return Decision((Ended(job.id, "succeeded", job.fence, result),), job.id)
 
 

@@ -57,6 +57,7 @@ from skep.fs.errors import E, FsError
 from skep.fs.node import Caller, Handle, How, Maybe
 from skep.fs.shapes import Append, Ctl, File, Reply, Stream, Text
 from skep.fs.tree import Clone, Listing, Paged
+from skep.namespaces.checked import checked
 from skep.namespaces.follow import Feed, events
 from skep.namespaces.jobs import envelope
 from skep.namespaces.jobs.history import Found
@@ -91,7 +92,7 @@ def files(hive: Hive) -> Listing:
     children = fixed(
         {
             "clone": Clone(lambda caller: _Draft(hive, hive.clock.new_id())),
-            "ctl": Ctl(TABLES["ctl"], hive.writes("/jobs/ctl")),
+            "ctl": Ctl(TABLES["ctl"], lambda caller, commands: _submit(hive, caller, commands)),
             "by-key": _by_key(hive),
             "by-state": {state: _by_state(hive, state) for state in MOVES},
         }
@@ -106,6 +107,10 @@ def files(hive: Hive) -> Listing:
         ),
         lambda name, caller: children.get(name) or _job(hive, name, caller),
     )
+
+
+async def _submit(hive: Hive, caller: Caller, commands: list[Command]) -> list[str]:
+    return await hive.command(caller, "/jobs/ctl", await checked(hive, caller, commands))
 
 
 def _job(hive: Hive, id: str, caller: Caller) -> Maybe[Rows[Hive]]:
@@ -344,7 +349,8 @@ def _ctl(hive: Hive, id: str) -> Ctl:
 async def run(hive: Hive, id: str, caller: Caller, commands: list[Command]) -> list[str]:
     """Write the commands to the job: what is recorded in one entry, then progress into memory."""
     reports = [_report(hive, id, caller, command) for command in commands if command.verb == PROGRESS.name]
-    recorded = [command.text for command in commands if command.verb != PROGRESS.name]
+    written = [command for command in commands if command.verb != PROGRESS.name]
+    recorded = await checked(hive, caller, written)
     replies = iter(await hive.command(caller, f"/jobs/{id}/ctl", recorded) if recorded else [])
     for report in reports:
         hive.report(id, report)

@@ -14,6 +14,7 @@ import msgspec
 from skep.fs import ctl
 from skep.fs.ctl import Arg, Verb
 from skep.fs.errors import E
+from skep.namespaces.jobs.contract import vouching
 from skep.namespaces.jobs.core import Decided, World, accepted
 from skep.namespaces.jobs.envelope import arguments
 from skep.namespaces.jobs.quotas import admitted
@@ -56,9 +57,10 @@ def resubmission(job: Job, order: Order) -> Order:
     leaves who retries it to answer for it."""
     request = job.request
     actor, role = (request.actor, request.role) if request.role else (order.actor, order.role)
-    return Order(
-        "submit", arguments(request), "ctl", "", actor, role, request.tenant, order.time_ns, order.id
-    )
+    said = arguments(request)
+    if request.checked and request.artifact:
+        said |= vouching(request.checked, request.artifact)
+    return Order("submit", said, "ctl", "", actor, role, request.tenant, order.time_ns, order.id)
 
 
 def decide(jobs: Jobs, order: Order, world: World) -> Decided:

@@ -132,11 +132,36 @@ class Schemas:
         """What is wrong with the document by the schema, ERRORS_MAX at most. Raises SchemaError.
 
         ``document``: as a JSON decoder gives it."""
-        validator = _compiled(self.version(reference).content)
+        try:
+            validator = _compiled(self.version(reference).content)
+        # Published by a release that compiled it.
+        except (jsonschema_rs.ValidationError, PackError) as error:
+            raise SchemaError(f"{reference}: it cannot be read by this release") from error
         if validator.is_valid(document):
             return ()
         found = islice(validator.iter_errors(document), ERRORS_MAX)
         return tuple(Error(_pointer(error.instance_path), _brief(error.message)) for error in found)
+
+    def name(self, reference: str) -> str:
+        """The version that is referred to, ``thumb@1.2``. Raises SchemaError."""
+        return f"{reference.partition('@')[0]}@{self.version(reference)}"
+
+    def check_text(self, reference: str, text: str | bytes, at: str) -> str:
+        """The version that the JSON text is good by. Raises SchemaError, ``<at>/width: why``."""
+        try:
+            version = self.name(reference)
+            document = msgspec.json.decode(text)
+            found = self.errors(version, document)
+        except SchemaError as error:
+            raise SchemaError(f"{at}: {error}") from error
+        except RecursionError as error:
+            raise SchemaError(f"{at}: too deep") from error
+        # JSON's and UTF-8's.
+        except ValueError as error:
+            raise SchemaError(f"{at}: expected JSON, as {reference} is: {error}") from error
+        if found:
+            raise SchemaError(f"{at}{found[0].pointer}: {found[0].why}")
+        return version
 
     def check(self, reference: str, document: object) -> None:
         """Return when the document is valid by the schema. Raises SchemaError, ``/width: why``."""

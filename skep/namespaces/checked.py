@@ -1,0 +1,65 @@
+"""The door of submits: artifacts that are inputs of topics with a schema are checked here, before the line
+is written, for deciding reads no files. What the line then says, nobody but this door can write.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from skep.fs import ctl
+from skep.fs.chan import asked
+from skep.fs.ctl import Command
+from skep.fs.errors import E, FsError
+from skep.fs.node import Caller
+from skep.namespaces.artifacts.store import Put
+from skep.namespaces.jobs.contract import CHECKED_MAX, request_schema, vouching
+from skep.namespaces.jobs.envelope import scope_of
+from skep.namespaces.jobs.verbs import SUBMIT
+from skep.namespaces.live import Hive
+from skep.trace.rules import Refusal
+
+
+async def checked(hive: Hive, caller: Caller, commands: Sequence[Command]) -> list[str]:
+    """The commands' lines, to be written as the caller. Raises FsError(E.SCHEMA) with the place."""
+    return [
+        await _checked(hive, caller, command) if command.verb == SUBMIT.name else command.text
+        for command in commands
+    ]
+
+
+async def _checked(hive: Hive, caller: Caller, command: Command) -> str:
+    """What is wrong with the line besides the artifact's content, is told when it is decided."""
+    args, state, tenant = command.args, hive.state, caller.tenant
+    name = args.get("input", "").removeprefix("artifact:")
+    if args.get("input", "") != name:
+        at, digest = "/input", state.artifact_named(tenant, name) or ""
+    else:
+        at, digest = "/artifact", args.get("artifact", "").removeprefix("sha256:")
+    artifact = state.artifacts.by_hash.get(tenant, {}).get(digest)
+    try:
+        scope = scope_of(tenant, args.get("workflow", ""), args.get("step", ""))
+        schema = request_schema(state, scope, args["topic"]) if artifact is not None else None
+    except Refusal:
+        return command.text
+    if artifact is None or schema is None:
+        return command.text
+    if artifact.size > CHECKED_MAX:
+        raise FsError(E.SCHEMA, f"{at}: {artifact.size} bytes, at most {CHECKED_MAX} can be checked")
+    data = await _read(hive, Put(artifact.sha256, artifact.size, artifact.chunks))
+    try:
+        version = state.checked_by(schema, data, at)
+    except Refusal as error:
+        raise FsError(E.SCHEMA, error.text.removeprefix(E.SCHEMA.value.text).removeprefix(": ")) from error
+    return ctl.line(command.verb, args | vouching(version, digest))
+
+
+async def _read(hive: Hive, put: Put) -> bytes:
+    """All of its bytes, which have been checked by their hash."""
+    reading = hive.store.reading(put)
+    try:
+        found = bytearray()
+        while piece := await asked(reading.read(len(found), put.size - len(found))):
+            found += piece
+    finally:
+        reading.close()
+    return bytes(found)
