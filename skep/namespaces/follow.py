@@ -58,6 +58,8 @@ class Feed:
             limit = READ_MAX if self.until is None else min(READ_MAX, self.until - self.seq)
             bodies = turn.read(self.seq, limit)
             if bodies:
+                # Whose an event is, its job says.
+                await self.hive.wait_history()
                 lines = b"".join(self.render(_decoder.decode(body)) for _, body in bodies)
                 self.seq = bodies[-1][0]
                 if lines:
@@ -105,9 +107,9 @@ def sees(hive: Hive, caller: Caller, event: dict[str, Any]) -> bool:
     """Whether the event is of the caller's tenant, or of no tenant and the caller one who reads such."""
     if event["type"].startswith("log.") and caller.role not in AUDITORS:
         return False
-    job = hive.state.jobs.by_id.get(event.get("job", ""))
-    if job is not None:
-        return visible(job, caller.role, caller.tenant, caller.node)
+    found = hive.found(event.get("job", ""))
+    if found is not None:
+        return visible(found.job, caller.role, caller.tenant, caller.node)
     if event["type"].startswith("node."):
         return caller.role in READERS and hive.state.sees_node(caller.tenant, event["node"])
     if "tenant" in event:
@@ -142,6 +144,6 @@ def trace(hive: Hive, caller: Caller) -> Callable[[Plain], bytes]:
 
 
 def _tenant_of(hive: Hive, entry: Plain) -> str:
-    jobs = (hive.state.jobs.by_id.get(event.get("job", "")) for event in entry.events)
-    found = next((job.request.tenant for job in jobs if job is not None), entry.tenant)
-    return found or HIVE_TENANT
+    jobs = (hive.found(event.get("job", "")) for event in entry.events)
+    tenant = next((found.job.request.tenant for found in jobs if found is not None), entry.tenant)
+    return tenant or HIVE_TENANT

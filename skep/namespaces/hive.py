@@ -394,7 +394,7 @@ class HiveState:
                 pool = self.pool_for(order.tenant, order.args)
                 return About(name, order.actor, order.tenant, topic, pool, labels, order.args)
             case "jobs" | "dlq":
-                job = self.jobs.by_id.get(name)
+                job = self.jobs.by_id.get(name) or letters.of_past(self.jobs, order)
                 if job is None or job.request.tenant != order.tenant:
                     return About(name)
                 of = job.request
@@ -420,7 +420,7 @@ class HiveState:
 TABLES: Final[Mapping[str, Mapping[str, ctl.Verbs]]] = {
     "": HIVE_TABLES,
     "jobs": job_verbs.WRITTEN,
-    "dlq": letters.TABLES,
+    "dlq": letters.WRITTEN,
     "policy": policy.TABLES,
     "config": config.TABLES,
     "schemas": schemas.TABLES,

@@ -276,7 +276,8 @@ class Hive:
 
     async def wait_history(self) -> None:
         """Return when what has left memory can be found. Raises FsError(E.IO) when it cannot be."""
-        await self.history.wait_reached(self.state.jobs.past.rev)
+        while self.history.seq < self.state.jobs.past.rev:
+            await self.history.wait_reached(self.state.jobs.past.rev)
 
     # nodes
 
@@ -546,7 +547,7 @@ class Hive:
     async def close(self) -> None:
         """Return when what was left for later is done, and what was refused is recorded; call it before the
         turn's close."""
-        await await self.history.close()
+        await self.history.close()
         if self._sweeping is not None:
             self._sweeping.cancel()  # it takes as long as there are artifacts, and the next one finds them
         if self._later:

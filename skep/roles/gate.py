@@ -305,8 +305,8 @@ def names(hive: Hive, node: str, principal: str) -> Names:
     """What a manifest's variables stand for, for a session of ``principal`` and ``node`` ("": of no node)."""
 
     def leased(name: str) -> bool:
-        job = hive.state.jobs.by_id.get(name)
-        return job is not None and bool(node) and job.was_held_by(node)
+        found = hive.found(name) if node else None
+        return found is not None and found.job.was_held_by(node)
 
     def held(name: str) -> bool:
         return bool(node) and any(sha256 == name for _, sha256 in hive.state.artifacts_held(node))
@@ -314,8 +314,8 @@ def names(hive: Hive, node: str, principal: str) -> Names:
     actor = actor_of(principal, node)
 
     def own(name: str) -> bool:
-        job = hive.state.jobs.by_id.get(name)
-        return job is not None and job.request.actor == actor
+        found = hive.found(name)
+        return found is not None and found.job.request.actor == actor
 
     def annex(name: str) -> bool:
         other = hive.state.nodes.by_id.get(name)

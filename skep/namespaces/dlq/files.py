@@ -16,42 +16,71 @@ letter away; the job's own files stay. Other tenants' letters do not exist.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
 
+from skep.fs.chan import settle
+from skep.fs.ctl import Command
+from skep.fs.errors import E, FsError
 from skep.fs.node import Caller
 from skep.fs.shapes import Ctl, Text
-from skep.fs.tree import Listing
+from skep.fs.tree import Listing, Paged
 from skep.namespaces.jobs.files import request_json
-from skep.namespaces.jobs.letters import TABLES, is_letter
-from skep.namespaces.jobs.record import Job, visible
+from skep.namespaces.jobs.letters import TABLES, with_request
+from skep.namespaces.jobs.names import Shelf, job_of, locate, own_jobs, pages, read
+from skep.namespaces.jobs.record import Job
 from skep.namespaces.live import Hive
+from skep.namespaces.packed import PackError
 from skep.namespaces.rows import Rows, fixed
 from skep.trace.clock import rfc3339
 
 
 def files(hive: Hive) -> Listing:
     """The tree of /dlq."""
-    children = fixed({"ctl": Ctl(TABLES["ctl"], hive.writes("/dlq/ctl"))})
+    ctl = Ctl(TABLES["ctl"], lambda caller, commands: _command(hive, caller, commands))
+    children = fixed({"ctl": ctl})
 
-    def walk(name: str, caller: Caller) -> Any:
-        job = hive.state.jobs.by_id.get(name)
-        if job is None or not is_letter(hive.state.jobs, job) or not _sees(job, caller):
-            return children.get(name)
-        return Rows(FILES, hive, name, job.rev)
+    async def letter(name: str, caller: Caller) -> Any:
+        place = await settle(locate(hive, name, caller))
+        if place is None or name not in hive.state.jobs.dead.get(place.tenant, {}):
+            return None
+        rows = Rows(FILES, hive, name, place.rev)
+        rows.number = Shelf.DEAD.path(place.number)
+        return rows
 
-    return Listing(lambda caller: [*children, *_letters(hive, caller)], walk)
+    def listed(caller: Caller, after: int, limit: int) -> Sequence[tuple[int, str]]:
+        dead = hive.state.jobs.dead.get(caller.tenant, {})
+        while dead and (rows := hive.history.listed(caller.tenant, after, limit, "failed")):
+            if found := [row for row in rows if row[1] in dead]:
+                return found
+            after = rows[-1][0]
+        return []
+
+    def own(caller: Caller) -> Iterable[tuple[int, str]]:
+        dead = hive.state.jobs.dead.values()
+        return (row for row in own_jobs(hive, caller, "failed") if any(row[1] in some for some in dead))
+
+    return Paged(
+        pages(hive, Shelf.DEAD, listed, own, children),
+        lambda name, caller: children.get(name) or letter(name, caller),
+    )
 
 
-def _letters(hive: Hive, caller: Caller) -> list[str]:
-    jobs = hive.state.jobs
-    return [id for id in jobs.dead.get(caller.tenant, ()) if _sees(jobs.by_id[id], caller)]
-
-
-def _sees(job: Job, caller: Caller) -> bool:
-    return visible(job, caller.role, caller.tenant, caller.node)
+async def _command(hive: Hive, caller: Caller, commands: list[Command]) -> list[str]:
+    """Write them, each with its letter's request where that has left memory."""
+    lines = []
+    for command in commands:
+        id = command.args["id"]
+        kept = hive.state.jobs.dead.get(caller.tenant, {}).get(id)
+        try:
+            lines.append(
+                command.text if kept is None else with_request(command, (await job_of(hive, id)).job.request)
+            )
+        except PackError as error:
+            raise FsError(E.TOOBIG, str(error)) from error
+    return await hive.command(caller, "/dlq/ctl", lines)
 
 
 def _entry(job: Job) -> str:
@@ -65,7 +94,7 @@ def _entry(job: Job) -> str:
 
 
 def _text(render: Callable[[Job], str]) -> Callable[[Hive, str], Text]:
-    return lambda hive, id: Text(lambda: render(hive.state.jobs.by_id[id]))
+    return lambda hive, id: Text(lambda: read(hive, id, lambda found: render(found.job)))
 
 
 FILES: Final[Mapping[str, Callable[[Hive, str], Text]]] = {

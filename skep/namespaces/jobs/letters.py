@@ -12,14 +12,16 @@ from typing import Final
 import msgspec
 
 from skep.fs import ctl
-from skep.fs.ctl import Arg, Verb
+from skep.fs.ctl import Arg, Command, Verb
 from skep.fs.errors import E
 from skep.namespaces.jobs.contract import vouching
 from skep.namespaces.jobs.core import Decided, World, accepted
 from skep.namespaces.jobs.envelope import arguments
 from skep.namespaces.jobs.quotas import admitted
-from skep.namespaces.jobs.record import Discarded, Job, Jobs, visible
+from skep.namespaces.jobs.record import Discarded, Job, Jobs, Submitted, visible
 from skep.namespaces.order import Order, refusal
+from skep.namespaces.packed import PackError, pack, unpack_as
+from skep.trace.entry import canonical
 from skep.trace.rules import Decision
 
 LETTER: Final = Arg("id", required=True, kind="name", help="the job that has failed")
@@ -35,17 +37,40 @@ TABLES: Final[Mapping[str, ctl.Verbs]] = {
         ),
     ),
 }
+# As written down: of a letter that has left memory the door says what was submitted.
+REQUEST: Final = Arg("request")
+WRITTEN: Final[Mapping[str, ctl.Verbs]] = {
+    place: ctl.verbs(*(verb._replace(args=(*verb.args, REQUEST)) for verb in table.values()))
+    for place, table in TABLES.items()
+}
 
 
 def letter(jobs: Jobs, order: Order) -> Job:
     """The dead letter that the order is about; raises Refusal."""
-    job = jobs.by_id.get(order.args["id"])
+    job = jobs.by_id.get(order.args["id"]) or of_past(jobs, order)
     if job is None or not is_letter(jobs, job) or not visible(job, order.role, order.tenant, order.node):
         raise refusal(E.MISSING)
     order.check_rev(job.rev)
     if order.verb == "discard" and not order.args["reason"].strip():
         raise refusal(E.USAGE, "discard: reason=: expected why")
     return job
+
+
+def of_past(jobs: Jobs, order: Order) -> Job | None:
+    """The letter that has left memory, with the request that the order brings when it is the one that was
+    submitted; None: there is no such letter, or it brings another."""
+    kept = jobs.dead.get(order.tenant, {}).get(order.args.get("id", ""))
+    try:
+        text = unpack_as(order.args.get("request", ""), "" if kept is None else kept.request)
+    except PackError:
+        return None
+    assert kept is not None, "no text has the hash ''"
+    return Job(msgspec.json.decode(text, type=Submitted), 0, 0, kept.rev, "failed")
+
+
+def with_request(command: Command, request: Submitted) -> str:
+    """The line of a command about a letter that has left memory. Raises PackError."""
+    return ctl.line(command.verb, command.args | {REQUEST.name: pack(canonical(request))})
 
 
 def is_letter(jobs: Jobs, job: Job) -> bool:
@@ -68,7 +93,7 @@ def decide(jobs: Jobs, order: Order, world: World) -> Decided:
     its resubmission too."""
     job = letter(jobs, order)
     if order.verb == "discard":
-        return Decision((Discarded(job.id, order.args["reason"]),), job.id)
+        return Decision((Discarded(job.id, order.args["reason"], job.request.tenant),), job.id)
     event = accepted(resubmission(job, order), order.id, world)
     # The key names the retry from now on: its request is the same, as it was written.
     event = msgspec.structs.replace(event, body=job.request.body, actor=job.request.actor, retry_of=job.id)

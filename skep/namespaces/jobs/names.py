@@ -38,6 +38,7 @@ class Place(NamedTuple):
     number: int
     rev: int
     state: str
+    tenant: str
 
 
 def sees(job: Job, caller: Caller) -> bool:
@@ -48,7 +49,7 @@ def locate(hive: Hive, id: str, caller: Caller) -> Maybe[Place | None]:
     """The job, when it exists for the caller."""
     job = hive.state.jobs.by_id.get(id)
     if job is not None:
-        return Place(job.number, job.rev, job.state) if sees(job, caller) else None
+        return Place(job.number, job.rev, job.state, job.request.tenant) if sees(job, caller) else None
     return _locate_past(hive, id, caller) if id <= hive.state.jobs.past.horizon else None
 
 
@@ -62,7 +63,7 @@ async def _locate_past(hive: Hive, id: str, caller: Caller) -> Place | None:
         seen = found is not None and sees(found.job, caller)
     else:
         seen = row.tenant == caller.tenant
-    return Place(row.place, row.rev, row.state) if seen else None
+    return Place(row.place, row.rev, row.state, row.tenant) if seen else None
 
 
 def read(hive: Hive, id: str, render: Callable[[Found], str]) -> Maybe[str]:
