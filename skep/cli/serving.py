@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
-import socket
 from pathlib import Path
 from typing import Any, Final
 
@@ -236,7 +234,7 @@ def worker_command(
     """
     from skep.roles.handlers import HandlersError, load
     from skep.roles.running import performing
-    from skep.roles.worker import Plan, WorkerError, work
+    from skep.roles.worker import Plan, WorkerError, host_node, work
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     address = hive or _where_workers_go()
@@ -244,7 +242,7 @@ def worker_command(
     own = "" if standing is None else standing().identity.name.node
     if node is not None and own not in ("", node):
         raise click.UsageError(f"--node {node}: the identity is that of {own}")
-    name = node or own or re.sub("[^a-z0-9-]", "-", socket.gethostname().lower()).strip("-")
+    name = node or own or host_node()
     place = directory or default_state().parent / f"worker-{name}"
     try:
         perform = performing(load(handlers))

@@ -26,6 +26,7 @@ from skep.roles.uplink import Uplink
 from skep.trace.clock import SECOND, parse_duration
 
 log = logging.getLogger("skep.worker")
+RESULT_MAX: Final = 4096  # bytes: longer results are artifacts
 ERROR_MAX: Final = 1024  # bytes of why a job failed; the rest is in its log
 RETRY_S: Final = 1.0  # between tries to say something that the hive cannot take now
 _PASSING: Final = (E.NOSPACE, E.THROTTLED, E.OVERLOAD, E.BUSY, E.IO)

@@ -22,10 +22,9 @@ from pathlib import Path
 from typing import Final
 
 from skep.roles.handlers import PLACEHOLDERS, Handler
-from skep.roles.leased import ERROR_MAX, JobFailed, Lease, Leased, cut
+from skep.roles.leased import ERROR_MAX, RESULT_MAX, JobFailed, Lease, Leased, cut
 from skep.trace.clock import SECOND, parse_duration
 
-RESULT_MAX: Final = 4096  # bytes: longer results are artifacts
 TAIL: Final = 64 * 1024  # bytes of standard output kept to find its last line in
 PIECE: Final = 32 * 1024  # bytes of a log sent at a time
 PIECES_MAX: Final = 16  # read and not sent yet: then the process waits for its pipe

@@ -6,9 +6,12 @@ One job's life is leased.py's; the session that may be lost meanwhile is uplink.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
+import re
 import shutil
+import socket
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
@@ -27,7 +30,13 @@ from skep.roles.uplink import Uplink
 log = logging.getLogger("skep.worker")
 HEARTBEAT_S: Final = 5.0  # three missed ones make a node suspect
 RETRY_S: Final = 2.0  # after a pool refused: it may be made, opened or resumed any time
+PARTING_S: Final = 5.0  # for giving back what still runs when its grace is over
 LOCK: Final = "worker.lock"
+
+
+def host_node() -> str:
+    """What a node is called that has no name: as its host."""
+    return re.sub("[^a-z0-9-]", "-", socket.gethostname().lower()).strip("-")
 
 
 class WorkerError(Exception):
@@ -53,15 +62,21 @@ class Plan(msgspec.Struct, frozen=True):
 async def work(plan: Plan, say: Callable[[str], None]) -> None:
     """Work until told to stop; then finish what runs, taking nothing new. ``say`` gets ``ready`` when the
     hive has taken us in. Raises WorkerError, FsError when the hive refuses the node."""
+    with told_signals() as told:
+        await drive(plan, told, say)
+
+
+async def drive(plan: Plan, told: asyncio.Event, say: Callable[[str], None]) -> None:
+    """As ``work``, until ``told``, which is no signal's."""
     plan.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
     try:
-        with alone(plan.directory / LOCK), told_signals() as told:
-            await Worker(plan).run(told, say)
+        with alone(plan.directory / LOCK):
+            await Loops(plan).run(told, say)
     except Held as error:
         raise WorkerError(f"{plan.directory}: another worker (pid {error}) uses it") from None
 
 
-class Worker:
+class Loops:
     """The loops of one node."""
 
     def __init__(self, plan: Plan) -> None:
@@ -98,7 +113,7 @@ class Worker:
             await asyncio.wait([*slots, *always])
 
     async def _tell(self, told: asyncio.Event) -> None:
-        """Returns when told to stop for the second time."""
+        """Returns when told to stop for the second time, or when what ran on had its time."""
         await told.wait()
         log.info("stopping: %d jobs are run to their end", len(self.running))
         told.clear()
@@ -110,7 +125,10 @@ class Worker:
             for leased in self.running.values():
                 log.info("%s: given back", leased.lease.job)
                 leased.leave()
-            await told.wait()
+            # A hive that is away hears nothing of it: the leases end by themselves.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(PARTING_S):
+                    await told.wait()
 
     async def _beat(self, say: Callable[[str], None]) -> None:
         path = f"/nodes/{self.plan.node}/heartbeat"
