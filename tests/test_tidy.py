@@ -15,7 +15,7 @@ from skep.__main__ import COMMANDS
 
 ROOT = Path(__file__).parent.parent
 ROOMS = ("native", "trace", "fs", "boot", "namespaces", "validator", "roles", "sim", "cli", "__main__")
-LOOSE = {"bench": "cli"}  # modules beside the rooms, and the room they may import like
+LOOSE = {"bench": "cli", "worker": "roles"}  # modules beside the rooms, and the room they may import like
 CORE = ("wire", "session", "client", "messages", "idiom")
 CORE_KEEPS_OUT = {"asyncio", "ssl", "socket", "time", "random", "select", "threading"}
 DRAWERS = {"utils", "util", "helpers", "common", "managers", "models", "types", "misc"}
