@@ -200,6 +200,8 @@ async def guess(spy: Spy, known: Known) -> None:
         trigger = f"trigger=canary-trigger-{n}"
         for line in (f"pause {trigger}", f"create {trigger} topic=sum on=job.ended", f"run {trigger}"):
             await spy.write("/triggers/ctl", f"{line}\n")
+    for file in ("", "/limits", "/usage", "/actors"):
+        await spy.look(f"/tenants/{ZEBRA.replace('/', ':')}{file}")
     for line in ("drain", "resume", "shutdown"):
         await spy.write("/ctl", f"{line}\n")
     for line in ("create pool=canary", "map topic=canary-topic pool=default", "drain pool=default"):
@@ -274,13 +276,13 @@ def test_the_same_spy_finds_everything_in_its_own_tenant() -> None:
 
 
 @pytest.mark.slow
-def test_the_hives_own_tenant_sees_its_machines_and_nobodys_work() -> None:
+def test_the_hives_own_tenant_sees_its_machines_and_how_much_is_used_and_nobodys_work() -> None:
     watchman = msgspec.structs.replace(SPIES["observer"], tenant=HIVE_TENANT)
     seen, did = asyncio.run(spied(watchman, Dialect.L, None))
-    assert ["canary", "zebra"] == found(did.canaries, seen)
-    allowed = re.compile(r"/nodes/|/pools/default/(load|workers) |/(events|log/trace/live.jsonl)(@0)? ")
+    assert ["canary", "zebra", str(SIZE)] == found(did.canaries, seen)
+    allowed = re.compile(r"/nodes/|/tenants/|/pools/default/(load|workers) |/(events|log/trace/live.jsonl)(@0)? ")
     told = [line for line in seen[0] + seen[1] if "canary" in line or "zebra" in line]
-    assert [] == [line for line in told if not allowed.match(line) and not line.startswith("/nodes ")]
+    assert [] == [line for line in told if not allowed.match(line) and not line.startswith(("/nodes ", "/tenants "))]
     for line in told:
         for event in re.findall(r"\\\"type\\\":\\\"([a-z.]+)", line):
             assert not event.startswith(("job.", "artifact.")), event
