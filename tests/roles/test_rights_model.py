@@ -212,6 +212,11 @@ class Machine(RuleBasedStateMachine):
         token = self.minting.mint(terms(until_ns=self.clock.now_ns() + HOUR))
         desk.held.hold(desk.believe(token, Bearer("ann", "ann", TENANT, b"")), lambda: None)()
 
+    def linked(self, place: Path_) -> list[Path_]:
+        """The names of the file, by which hard links it has."""
+        file = self.where.joinpath(*place)
+        return [other for other in self.model.files if self.where.joinpath(*other).samefile(file)]
+
     @property
     def it(self) -> Client:
         assert self.client is not None
@@ -268,7 +273,8 @@ class Machine(RuleBasedStateMachine):
             if self.model.files[place] is None:
                 raise Refused(OTHER)
             self.model.need("write", place)
-            self.model.files[place] = text
+            for linked in self.linked(place):
+                self.model.files[linked] = text
 
         assert self.said(expected) == self.done(lambda: self.it.write_file("/".join(path), text.encode())), (
             path
