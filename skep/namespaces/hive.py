@@ -312,16 +312,11 @@ class HiveState:
             return f"node={node} has not joined"
         if found.state != "online":
             return f"node={node} is {found.state}"
-        for name, held, most in (
-            (
-                f"pool={pool}",
-                self.jobs.queues.count_held(pool) + pool_asking,
-                self.pools.by_name[pool].capacity,
-            ),
-            (f"node={node}", self.count_held(node) + asking, found.capacity),
-        ):
-            if most and held >= most:
-                return f"{name} holds {held} of {most} leases"
+        if found.capacity and self.count_held(node) + asking >= found.capacity:
+            return f"node={node} holds the {found.capacity} leases that it can"
+        most = self.pools.by_name[pool].capacity
+        if most and self.jobs.queues.count_held(pool) + pool_asking >= most:
+            return f"pool={pool} gives no more than {most} leases at a time"
         return ""
 
     def held_tenant(self, job: str, node: str) -> str | None:

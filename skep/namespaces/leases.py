@@ -112,6 +112,16 @@ class Leases:
         held = state.count_held(node) + self._asking_nodes[node]
         return held / (found.capacity or 1) if found is not None else held
 
+    @property
+    def asking(self) -> bool:
+        """Whether readers have been told, and their lines are not decided yet."""
+        return bool(self._asking)
+
+    def why_not(self, pool: str, node: str) -> str:
+        """Why the pool gives the node no lease now, whatever waits there; "": it does."""
+        asked = sum(n for (of, _), n in self._asking.items() if of == pool)
+        return self._state().why_no_lease(pool, node, self._asking_nodes[node], asked)
+
     def ranked(self, pool: str) -> list[tuple[str, str]]:
         """Node and tenant of each reader that waits, in the order in which they are told."""
         state = self._state()
@@ -158,7 +168,7 @@ class _Choice:
         return sum(
             n
             for (pool, of), n in self._asking.items()
-            if pool == self._pool and HIVE_TENANT in (tenant, of) or (pool, of) == (self._pool, tenant)
+            if (pool == self._pool and HIVE_TENANT in (tenant, of)) or (pool, of) == (self._pool, tenant)
         )
 
     def has_job(self, reader: _Reader, asking: int) -> bool:

@@ -14,8 +14,8 @@
     <id>/sessions     R the ids of its sessions
 
 Heartbeats are in memory only. What their absence means is in the ledger, and so is what they say of labels,
-capacity and version, when that is something else than before: jobs that require labels, and pools that do, get
-nodes that have them, and no node gets more leases than its capacity.
+capacity and version, when that is something else than before: jobs that require labels, and pools that do,
+get nodes that have them, and no node gets more leases than its capacity.
 
 A node exists for the tenant that it has joined for, when that is the only one, and for the hive's own, whose
 operators command it. The hive's own nodes, and those of several tenants, run jobs of more than one: what they

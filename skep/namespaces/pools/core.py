@@ -24,6 +24,8 @@ AGEING_MAX_NS: Final = 365 * 24 * HOUR  # ranks stay numbers of 64 bits.
 CANDIDATES_MAX: Final = 16  # pools of one topic: each is looked at by every submit of it.
 TOPICS_MAX: Final = 65536  # the table is read whole by /pools/<p>/topics.
 
+RESERVED: Final = ("ctl", "plan")  # files of /pools: a pool of that name was made before there was a plan.
+
 POOL: Final = Arg("pool", required=True, kind="name")
 TOPIC: Final = Arg("topic", required=True, kind="name")
 
@@ -145,7 +147,7 @@ def decide(pools: Pools, order: Order) -> Decided:
 
 def _create(pools: Pools, order: Order) -> Decided:
     name = order.args["pool"]
-    if name in pools.by_name or name == "ctl":
+    if name in pools.by_name or name in RESERVED:
         raise refusal(E.EXISTS, f"pool={name}")
     if len(pools.by_name) >= POOLS_MAX:
         raise refusal(E.QUOTA, f"pools have={len(pools.by_name)} max={POOLS_MAX}")

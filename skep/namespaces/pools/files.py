@@ -1,15 +1,34 @@
 """/pools: where jobs wait for nodes.
 
     ctl               W create, map, unmap, drain, resume; R usage
+    plan              W a submit, its arguments or an object; R where the job would go, a JSON line
     <pool>/state      R open, draining
     <pool>/topics     R a line for each topic mapped to it
     <pool>/requires   R a line for each label that a node must have to get the pool's jobs: gpu, zone:eu
     <pool>/load       R waiting, held and readers: how many; capacity, the leases it gives at a time, if said
     <pool>/queue      R the ids of the caller's tenant's waiting jobs, the next one first
-    <pool>/workers    R a line for each node that holds jobs or waits for one: name, held=, readers=, capacity=
+    <pool>/workers    R a line for each node that holds jobs or waits: name held= readers= capacity=
     <pool>/next       R blocks; gives one lease to the node that reads, a JSON line (lease.py), then ends
 
 Ended before the read returns, the job stays queued; taken and not read, it goes back.
+
+A topic may be mapped to several pools: its jobs go to the one with the least to do, what waits and is held
+for each lease it gives at a time (capacity=), of equal ones to the first; one that drains is the last resort.
+A job that requires labels (submit requires=), in a pool that may require more, is leased to nodes that have
+them all; where no node of the hive has, it is refused, ``no_workers``. Other jobs wait, until a node comes,
+except in pools that were created with empty=refuse. What /config has for pools and topics bounds and replaces
+what is said here.
+
+Between tenants the next lease goes to who holds the fewest of the pool, of those to the one served longest
+ago. Of a tenant's jobs the first goes first, a step of priority counting as much as ageing= of waiting (30s):
+nothing waits for ever. A job that nobody can take is passed by. Of several readers the node that holds the
+least for its capacity is given the job. Where /config sets jobs/preempt, a job that has waited a second takes
+the place of one of its own tenant of lower priority, which goes back to where it waited; that happens to no
+job twice.
+
+``plan`` decides a submit and throws the outcome away: {"pool", "worker", "at_once", "ahead": how many of the
+tenant's jobs wait before it, "pools" and "workers": each with chosen, or rejected: why, "job": the one that
+its key stands for, "refused": why}. Its worker is who waits for a job now and gets it, ``at_once``.
 
 Pools and topics are the hive's, the same for every tenant. What goes on in them is a tenant's own: its jobs
 and its nodes are counted, and no other's. The hive's own tenant, whose nodes run everybody's jobs, gets the
@@ -29,11 +48,12 @@ from typing import Any, Final
 
 from skep.fs.errors import E, FsError
 from skep.fs.node import Caller
-from skep.fs.shapes import Ctl, Stream, Text
+from skep.fs.shapes import Ctl, Stream, Text, Transaction
 from skep.fs.tree import Listing
 from skep.namespaces.lease import Next
 from skep.namespaces.live import Hive
 from skep.namespaces.order import HIVE_TENANT
+from skep.namespaces.plan import plan
 from skep.namespaces.pools.core import TABLES
 from skep.namespaces.rows import Rows, fixed
 from skep.trace.rules import Refusal
@@ -41,7 +61,12 @@ from skep.trace.rules import Refusal
 
 def files(hive: Hive) -> Listing:
     """The tree of /pools."""
-    children = fixed({"ctl": Ctl(TABLES["ctl"], hive.writes("/pools/ctl"))})
+    children = fixed(
+        {
+            "ctl": Ctl(TABLES["ctl"], hive.writes("/pools/ctl")),
+            "plan": Transaction(lambda caller, said: plan(hive, caller, said)),
+        }
+    )
 
     def walk(name: str, caller: Caller) -> Any:
         pool = hive.state.pools.by_name.get(name)
@@ -125,5 +150,6 @@ def _next(hive: Hive, pool: str) -> Stream:
 
 
 FILES: Final[Mapping[str, Callable[[Hive, str], Any]]] = {
-    "state": _state, "topics": _topics, "requires": _requires, "load": _load, "queue": _queue, "workers": _workers, "next": _next,
+    "state": _state, "topics": _topics, "requires": _requires, "load": _load, "queue": _queue,
+    "workers": _workers, "next": _next,
 }  # fmt: skip
