@@ -41,6 +41,7 @@ COMMANDS: Final = {
     "stat": Row("listing", "Show what a hive tells about its files."),
     "rm": Row("writing", "Remove files and empty directories of a hive."),
     "whoami": Row("reading", "Show who this hive takes you for."),
+    "csv": Row("sheets", "Export and import nodes and configuration as CSV."),
     "policy": Row("policy", "Check, sign and publish policies, and ask what they decide."),
     "manifest": Row("manifest", "Check and sign manifests of roles."),
     "sim": Row("simulating", "Play a whole hive under one seed, and all that can go wrong in it."),

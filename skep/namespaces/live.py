@@ -165,10 +165,11 @@ class Hive:
 
     # writing
 
-    async def command(self, caller: Caller, path: str, lines: Sequence[str]) -> list[str]:
+    async def command(self, caller: Caller, path: str, lines: Sequence[str], cost: int = 0) -> list[str]:
         """Write the lines to ``path`` as the caller; a reply for each: what was made or changed, the
-        revision, the trace. All take effect or none. Raises FsError."""
-        self.limits.command(caller, len(lines))
+        revision, the trace. All take effect or none. ``cost``: as how many lines they count, 0: as they are.
+        Raises FsError."""
+        self.limits.command(caller, cost or len(lines))
         actor = actor_of(caller.principal, caller.node)
         tenant = self._tenant(caller, path, lines)
         try:

@@ -26,6 +26,7 @@ from skep.trace.clock import MINUTE, SECOND
 from skep.trace.entry import canonical
 from skep.trace.rules import Meta, Refusal
 
+SHEETS = ("export.csv", "import.csv")
 TEAM = "other/project/env"  # BOB's tenant
 
 words = st.lists(st.sampled_from("abcd"), unique=True, max_size=4).map(tuple)
@@ -365,7 +366,7 @@ async def ask(door: Door, said: str) -> Any:
 def test_a_draft_is_published_holds_at_once_and_is_told() -> None:
     async def story(hive: Served) -> None:
         ann = hive.ann
-        assert ["ctl", "keys", "effective.json", "effective", "draft"] == await ann.names("/config")
+        assert ["ctl", "keys", "effective.json", "effective", *SHEETS, "draft"] == await ann.names("/config")
         assert "system@1" == await put(ann, "limits.jobs = 4\n")
         assert "limits.jobs = 4\n" == await ann.read("/config/live") == await ann.read("/config/versions/1")
         assert "" == await ann.read("/config/draft")
@@ -407,7 +408,7 @@ def test_a_tenant_sees_its_own_scopes_and_values_and_no_other() -> None:
         ann, bob = hive.ann, hive.door(BOB)
         await put(ann, "limits.jobs = 4\n", TEAM)
         await put(ann, "limits.jobs = 5\n", "acme/web/prod")
-        assert ["ctl", "keys", "effective.json", "effective"] == await bob.names("/config")
+        assert ["ctl", "keys", "effective.json", "effective", *SHEETS] == await bob.names("/config")
         found = json.loads(await bob.read("/config/effective.json"))
         assert {"value": 4, "source": f"{TEAM}@1"} == found["values"]["limits/jobs"]
         assert f"{TEAM}/flow@1" == await put(bob, "limits.jobs = 2\n", f"{TEAM}/flow")

@@ -65,8 +65,14 @@ ROLLBACK: Final = Verb(
     "rollback scope=lab/web/prod v=3",
     "make an earlier version live again",
 )
-# What people write. The door adds the draft to the line.
-VERBS: Final = ctl.verbs(PUBLISH, ROLLBACK)
+IMPORT: Final = Verb(
+    "import",
+    (Arg("sha256", required=True, kind="sha256", help="of import.csv, as sha256sum tells it"),),
+    "import sha256=0f…",
+    "publish every document of import.csv, or none",
+)
+# What people write. The door adds the draft to the line, and makes of an import what it publishes.
+VERBS: Final = ctl.verbs(PUBLISH, ROLLBACK, IMPORT)
 TABLES: Final[Mapping[str, ctl.Verbs]] = {
     "ctl": ctl.verbs(PUBLISH._replace(args=(*PUBLISH.args, Arg("content", required=True))), ROLLBACK)
 }

@@ -7,6 +7,8 @@
     draft             W the document that publish makes live; R
     live              R the live document
     versions/<v>      R an earlier one
+    export.csv        R the live documents of the caller's scopes, as a sheet of scope and document
+    import.csv        W such a sheet, which import publishes; R
     <scope>/          draft, live, versions/<v> and effective.json of a scope; mkdir begins one
 
 The scopes: system, organisations (acme), teams, which are tenants (acme/web/prod), their workflows
@@ -16,13 +18,20 @@ hive's own tenant's, workflows and steps are their tenant's; whoever else's are 
 
 A document is TOML, or JSON, with a list of the keys that it locks: below it they are only tightened.
 
+import publishes the documents of a sheet in one transaction, the innermost scopes first: what a document
+locks refuses none below it that comes with it, but holds there from then on. Scopes that the sheet does not
+have stay as they are. A mistake is told with its line and column, and nothing was published.
+
     echo limits.jobs = 100 > config/draft
     echo publish sha256=$(sha256sum < config/draft | cut -c1-64) > config/ctl
+    cat config/export.csv > saved.csv; cp saved.csv config/import.csv
+    echo import sha256=$(sha256sum < saved.csv | cut -c1-64) > config/ctl
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from hashlib import sha256
 from typing import Any, Final
 
 import msgspec
@@ -35,6 +44,7 @@ from skep.fs.shapes import Ctl, Memory, Text, Transaction
 from skep.fs.tree import Listing
 from skep.namespaces.config.core import (
     HIVE_SCOPES_MAX,
+    IMPORT,
     SCOPES_MAX,
     SYSTEM,
     VERBS,
@@ -46,14 +56,19 @@ from skep.namespaces.config.core import (
     owner,
     snapshot,
 )
+from skep.namespaces.config.document import DocumentError, Source, parse
 from skep.namespaces.config.keys import KEYS, row, told
 from skep.namespaces.drafts import packed
 from skep.namespaces.live import Hive
 from skep.namespaces.order import HIVE_TENANT
-from skep.namespaces.packed import TEXT_MAX, unpack
+from skep.namespaces.packed import TEXT_MAX, PackError, pack, unpack
 from skep.namespaces.rows import fixed
+from skep.namespaces.sheet import Form, Line, Staged, export
+from skep.trace.turn import Refused
 
 SLASH: Final = ":"  # for the slashes of a scope in a directory's name
+SHEET: Final = Form("config.v1", ("scope", "document"))
+IMPORTED: Final = "import.csv"
 OF_SYSTEM: Final = ("draft", "live", "versions")  # beside ctl; no organisation has such a name
 
 
@@ -80,8 +95,10 @@ class Scopes(Listing):
             "keys": _keys(),
             "effective.json": Text(lambda caller: self.snapshot(own_scope(caller.tenant))),
             "effective": Transaction(self._ask),
+            "export.csv": export(SHEET, self._sheet),
         })  # fmt: skip
         self.system = Scope(self, SYSTEM)
+        self.staged = Staged()
 
     @property
     def config(self) -> Config:
@@ -92,7 +109,7 @@ class Scopes(Listing):
     def _list(self, caller: Caller) -> list[str]:
         named = (scope.replace("/", SLASH) for scope in self._owned(caller.tenant) if scope != SYSTEM)
         system = self.system.listing(caller) if caller.tenant == HIVE_TENANT else []
-        return [*self.always, *(name for name in system if name in OF_SYSTEM), *sorted(named)]
+        return [*self.always, IMPORTED, *(name for name in system if name in OF_SYSTEM), *sorted(named)]
 
     def _owned(self, tenant: str) -> list[str]:
         return [scope for scope in self.config.scopes.keys() | self.drafts.keys() if owner(scope) == tenant]
@@ -100,6 +117,8 @@ class Scopes(Listing):
     def _find(self, name: str, caller: Caller) -> Any:
         if name in self.always:
             return self.always[name]
+        if name == IMPORTED:
+            return self.staged.file(caller)
         if name in OF_SYSTEM:
             return self.system.thing(name, caller) if caller.tenant == HIVE_TENANT else None
         scope = name.replace(SLASH, "/")
@@ -113,7 +132,7 @@ class Scopes(Listing):
         scope = name.replace(SLASH, "/")
         if name in self._list(caller):
             raise FsError(E.EXISTS, name)
-        if not is_scope(scope) or scope == SYSTEM or name in self.always or name in OF_SYSTEM:
+        if not is_scope(scope) or scope == SYSTEM or name in (*self.always, IMPORTED, *OF_SYSTEM):
             raise FsError(E.USAGE, f"{name!r}: expected a scope, {SLASH} for its slashes")
         if owner(scope) != caller.tenant:
             raise FsError(E.DENIED, f"rule=scope-owner scope={scope} is not this tenant's")
@@ -125,7 +144,7 @@ class Scopes(Listing):
         scope = name.replace(SLASH, "/")
         if name not in self._list(caller):
             raise FsError(E.MISSING, name)
-        if name in self.always or name in OF_SYSTEM or scope in self.config.scopes:
+        if name in (*self.always, IMPORTED, *OF_SYSTEM) or scope in self.config.scopes:
             raise FsError(E.READONLY, "it was published, or always is")
         del self.drafts[scope]
         self.made.pop(scope, None)
@@ -144,6 +163,8 @@ class Scopes(Listing):
 
     async def _command(self, caller: Caller, commands: list[Command]) -> list[str]:
         """Write the lines down, each publish with its draft."""
+        if any(command.verb == IMPORT.name for command in commands):
+            return await self._import(caller, commands)
         lines, published = [], []
         for command in commands:
             if command.verb == "publish":
@@ -160,6 +181,34 @@ class Scopes(Listing):
     def _packed(self, scope: str, caller: Caller) -> str:
         draft = self.drafts.get(scope) if owner(scope) == caller.tenant else None
         return packed(draft, scope)
+
+    # sheets
+
+    def _sheet(self, caller: Caller) -> Iterator[tuple[str, str]]:
+        """The caller's scopes and their live documents, the outermost first."""
+        records = [
+            self.config.scopes[scope] for scope in self._owned(caller.tenant) if scope in self.config.scopes
+        ]
+        records.sort(key=lambda record: (record.scope != SYSTEM, record.scope.count("/"), record.scope))
+        return ((record.scope, unpack(record.version.content).decode()) for record in records)
+
+    async def _import(self, caller: Caller, commands: list[Command]) -> list[str]:
+        """Publish what the sheet has. Raises FsError, when nothing of it was."""
+        if len(commands) > 1:
+            raise FsError(E.USAGE, f"import: expected a write of one line, this one has {len(commands)}")
+        lines = self.staged.read(SHEET, caller, commands[0].args["sha256"])
+        publishing = [(line, _publish(line, caller)) for line in lines]
+        publishing.sort(key=lambda each: (each[0].row["scope"] == SYSTEM, -each[0].row["scope"].count("/")))
+        if not publishing:
+            return ["0"]
+        try:
+            replies = await self.hive.command(caller, "/config/ctl", [each for _, each in publishing])
+        except FsError as error:
+            if error.kind is E.TOOBIG or not isinstance(error.__cause__, Refused):
+                raise
+            raise publishing[error.__cause__.k][0].error("document", error.detail, error.kind) from error
+        self.staged.done(caller)
+        return [f"{len(lines)} {replies[-1].partition(' ')[2]}"]
 
     # what is asked
 
@@ -184,6 +233,19 @@ class Scopes(Listing):
             raise FsError(E.USAGE, f"{key}: there is no such key") from error
         answer = {"scope": scope, "key": key, "value": told(row(key), value), "source": str(source)}
         return msgspec.json.encode(answer).decode() + "\n"
+
+
+def _publish(line: Line, caller: Caller) -> str:
+    """The line of the ledger that publishes the sheet's. Raises FsError."""
+    scope, text = line.row["scope"], line.row["document"].encode()
+    if not is_scope(scope) or owner(scope) != caller.tenant:
+        raise line.error("scope", f"{scope!r}: expected a scope that is this tenant's")
+    try:
+        parse(text, Source(scope, 0))
+        content = pack(text)
+    except (DocumentError, PackError) as error:
+        raise line.error("document", str(error), E.SCHEMA) from error
+    return ctl.line("publish", {"scope": scope, "sha256": sha256(text).hexdigest(), "content": content})
 
 
 class Scope(Listing):

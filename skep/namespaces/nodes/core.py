@@ -34,6 +34,22 @@ TABLES: Final[Mapping[str, ctl.Verbs]] = {
             "what the policies may think of it; red gets no leases",
         ),
         Verb("remove", (NODE,), "remove node=w1", "forget it; it must hold no lease"),
+        Verb(
+            "expect",
+            (
+                NODE,
+                Arg("principal", required=True),
+                Arg("role", required=True, kind="name"),
+                Arg("tenants", help="those it works for, blanks between; else as it joins"),
+                Arg("duty", kind="open|cordoned|draining"),
+                Arg("trust", kind="green|yellow|red"),
+                Arg("labels", kind="labels"),
+                Arg("capacity", kind="number"),
+                Arg("version"),
+            ),
+            "expect node=w9 principal=spiffe://hive/drone-worker/w9 role=drone-worker trust=yellow",
+            "register it before it joins; of one that is there, set its duty, trust and labels",
+        ),
     ),
     # The hive's own, written to no file.
     "*": ctl.verbs(
@@ -49,12 +65,22 @@ TABLES: Final[Mapping[str, ctl.Verbs]] = {
     ),
 }
 
+IMPORT: Final = Verb(
+    "import",
+    (Arg("sha256", required=True, kind="sha256", help="of import.csv, as sha256sum tells it"),),
+    "import sha256=0f…",
+    "expect every node of import.csv",
+)
+# What people write. The door makes of an import what it expects.
+VERBS: Final = {**TABLES["ctl"], IMPORT.name: IMPORT}
+
 # What is heard of it: state -> the states that may follow.
 LINKS: Final[Mapping[str, frozenset[str]]] = {
     "online": frozenset({"suspect", "lost", "left"}),
     "suspect": frozenset({"online", "lost", "left"}),
     "lost": frozenset({"online", "left"}),
     "left": frozenset({"online"}),
+    "expected": frozenset({"online"}),
 }
 
 
@@ -95,11 +121,20 @@ class Offered(msgspec.Struct, frozen=True, tag_field="type", tag="node.offered",
     version: str = ""
 
 
+class Expected(msgspec.Struct, frozen=True, tag_field="type", tag="node.expected", omit_defaults=True):
+    """It was registered, and has not joined."""
+
+    node: str
+    principal: str
+    role: str
+    tenants: tuple[str, ...] = ()
+
+
 class Removed(msgspec.Struct, frozen=True, tag_field="type", tag="node.removed"):
     node: str
 
 
-Event = Joined | Heard | Employed | Rated | Offered | Removed
+Event = Joined | Heard | Employed | Rated | Offered | Expected | Removed
 
 
 class Node(msgspec.Struct, frozen=True):
@@ -119,7 +154,7 @@ class Node(msgspec.Struct, frozen=True):
 
     @property
     def state(self) -> str:
-        """online, suspect, lost, left, cordoned, draining: the first that is not as it should be."""
+        """online, suspect, lost, left, expected, cordoned, draining: what is not as it should be."""
         return self.duty if self.link == "online" and self.duty != "open" else self.link
 
 
@@ -221,6 +256,35 @@ def _offer(nodes: Nodes, order: Order, world: World) -> Decided:
     return Decision((event,) if (event.labels, event.capacity, event.version) != known else (), node.id)
 
 
+def _expect(nodes: Nodes, order: Order, world: World) -> Decided:
+    """What of the node is not as it is said becomes so. Its principal stays, until it is removed."""
+    args, name = order.args, order.args["node"]
+    expected = Expected(name, args["principal"], args["role"], tuple(args.get("tenants", "").split()))
+    known = nodes.by_id.get(name)
+    events: list[Event] = []
+    if known is None:
+        if "#" in name:
+            raise refusal(E.USAGE, f"expect: node={name}: expected a name without #")
+        if len(nodes.by_id) >= NODES_MAX:
+            raise refusal(E.QUOTA, f"nodes have={len(nodes.by_id)} max={NODES_MAX}")
+        known = Node(name, expected.principal, expected.role, 0, 0)
+        events.append(expected)
+    elif known.principal != expected.principal:
+        raise refusal(E.DENIED, f"rule=node-owner node={name}")
+    order.check_rev(known.rev)
+    if "duty" in args and args["duty"] != known.duty:
+        events.append(Employed(name, args["duty"]))
+    if "trust" in args and args["trust"] != known.trust:
+        events.append(Rated(name, args["trust"]))
+    labels = ctl.labels(args["labels"]) if "labels" in args else known.labels
+    offered = Offered(
+        name, labels, int(args.get("capacity", known.capacity)), args.get("version", known.version)
+    )
+    if (labels, offered.capacity, offered.version) != (known.labels, known.capacity, known.version):
+        events.append(offered)
+    return Decision(tuple(events), name)
+
+
 def _remove(nodes: Nodes, order: Order, world: World) -> Decided:
     node = _node(nodes, order, order.args["node"])
     if held := world.count_held(node.id):
@@ -240,6 +304,7 @@ _DECIDE: Final[Mapping[str, Callable[[Nodes, Order, World], Decided]]] = {
     "join": _join, "leave": _heard("left"), "suspect": _heard("suspect"), "lost": _heard("lost"),
     "back": _heard("online"), "cordon": _employ("cordoned"), "drain": _employ("draining"),
     "uncordon": _employ("open"), "trust": _trust, "offer": _offer, "remove": _remove,
+    "expect": _expect,
 }  # fmt: skip
 
 
@@ -280,6 +345,8 @@ def _changed(known: Node | None, event: Event, meta: Meta) -> Node | None:
         if event.tenant not in new.tenants:
             new = msgspec.structs.replace(new, tenants=(*new.tenants, event.tenant))
         return new
+    if isinstance(event, Expected):
+        return Node(event.node, event.principal, event.role, 0, meta.seq, "expected", tenants=event.tenants)
     assert known is not None, event
     match event:
         case Heard():
