@@ -173,7 +173,8 @@ class Ctl(File):
     """A control file: lines written are commands, answered on the write; a read tells the usage.
 
     ``verbs`` is the table; ``run`` gets one write's commands, checked against it, and gives a reply line for
-    each. It makes all of them take effect or raises: one write is one transaction."""
+    each. It makes all of them take effect or raises: one write is one transaction. ``garbled`` gets what is
+    no commands, before its writer is told so."""
 
     qtype = QT.APPEND
 
@@ -182,10 +183,12 @@ class Ctl(File):
         verbs: Mapping[str, ctl.Verb],
         run: Callable[[Caller, list[ctl.Command]], Maybe[Iterable[str]]],
         mode: int = 0o666,
+        garbled: Callable[[Caller, bytes, FsError], Maybe[None]] | None = None,
     ) -> None:
         super().__init__(mode)
         self.verbs = verbs
         self.run = run
+        self.garbled = garbled
 
     def opened(self, how: How, caller: Caller) -> Handle:
         return _Commands(self, caller)
@@ -200,12 +203,24 @@ class _Commands(Reply):
     async def write(self, offset: int, data: memoryview) -> int:
         if len(data) > CTL_MAX:
             raise FsError(E.TOOBIG, f"max={CTL_MAX}")
-        commands = ctl.parse(bytes(data))
+        commands = await parsed(self.caller, bytes(data), self.file.garbled)
         for command in commands:
             ctl.check(command, self.file.verbs)
         lines: Iterable[str] = await asked(self.file.run(self.caller, commands)) if commands else ()
         self.reply("".join(f"{line}\n" for line in lines).encode())
         return len(data)
+
+
+async def parsed(
+    caller: Caller, data: bytes, garbled: Callable[[Caller, bytes, FsError], Maybe[None]] | None
+) -> list[ctl.Command]:
+    """The commands of one write. Raises FsError, after ``garbled`` has got what is no commands."""
+    try:
+        return ctl.parse(data)
+    except FsError as error:
+        if garbled is not None:
+            await asked(garbled(caller, data, error))
+        raise
 
 
 class Transaction(File):

@@ -19,7 +19,7 @@ from skep.namespaces.artifacts import core as artifacts
 from skep.namespaces.config import core as config
 from skep.namespaces.config.keys import Value, row
 from skep.namespaces.jobs import core as jobs
-from skep.namespaces.jobs import letters, placement, quotas
+from skep.namespaces.jobs import letters, placement, quotas, undecodable
 from skep.namespaces.jobs import record as job_record
 from skep.namespaces.jobs import verbs as job_verbs
 from skep.namespaces.jobs.envelope import arguments, scope_of
@@ -113,6 +113,7 @@ Event = (
     | trust_record.Event
     | locks.Event
     | triggers.Event
+    | undecodable.Event
 )
 
 
@@ -133,6 +134,7 @@ class HiveState:
     schemas: schemas.Schemas = field(default_factory=schemas.Schemas)
     locks: locks.Locks = field(default_factory=locks.Locks)
     triggers: triggers.Triggers = field(default_factory=triggers.Triggers)
+    undecodable: undecodable.Undecodable = field(default_factory=undecodable.Undecodable)
 
     def copy(self) -> HiveState:
         return HiveState(
@@ -149,6 +151,7 @@ class HiveState:
             self.schemas.copy(),
             self.locks.copy(),
             self.triggers.copy(),
+            self.undecodable.copy(),
         )
 
     @property
@@ -415,7 +418,7 @@ class HiveState:
 TABLES: Final[Mapping[str, Mapping[str, ctl.Verbs]]] = {
     "": HIVE_TABLES,
     "jobs": job_verbs.WRITTEN,
-    "dlq": letters.WRITTEN,
+    "dlq": {"ctl": {**letters.WRITTEN["ctl"], undecodable.KEEP.name: undecodable.KEEP}},
     "policy": policy.TABLES,
     "config": config.TABLES,
     "schemas": schemas.TABLES,
@@ -456,7 +459,7 @@ TENANT_VERBS: Final[frozenset[str]] = frozenset({
     *(f"/artifacts/ctl/{verb}" for verb in artifacts.VERBS),
     *(f"/config/ctl/{verb}" for verb in config.TABLES["ctl"]),
     *(f"/jobs/{place}/{verb}" for place in ("ctl", "*/ctl") for verb in job_verbs.TABLES[place]),
-    *(f"/dlq/ctl/{verb}" for verb in letters.TABLES["ctl"]),
+    *(f"/dlq/ctl/{verb}" for verb in TABLES["dlq"]["ctl"]),
     *(f"/locks/ctl/{verb}" for verb in locks.TABLES["ctl"]),
     *(f"/triggers/ctl/{verb}" for verb in TABLES["triggers"]["ctl"]),
 })  # fmt: skip
@@ -536,6 +539,10 @@ class HiveRules:
         match noun:
             case "jobs":
                 return jobs.decide(state.jobs, order, state)
+            case "dlq" if state.undecodable.find(order.tenant, order.args.get("id", "")):
+                return undecodable.decide(state.undecodable, order)
+            case "dlq" if order.verb == undecodable.KEEP.name:
+                return undecodable.decide(state.undecodable, order)
             case "dlq" if order.verb == "retry":
                 again = letters.resubmission(letters.letter(state.jobs, order), order)
                 policy.permit(state.policy, Asked("jobs", "/jobs/ctl", again, job_verbs.SUBMIT.args, state))
@@ -608,6 +615,7 @@ _APPLY: Final[Mapping[type, Callable[[HiveState, Any, Meta], None]]] = {
     **dict.fromkeys(get_args(trust_record.Event), _applying("trust", trust_record.apply)),
     **dict.fromkeys(get_args(locks.Event), _applying("locks", locks.apply)),
     **dict.fromkeys(get_args(triggers.Event), _applying("triggers", triggers.apply)),
+    **dict.fromkeys(get_args(undecodable.Event), _applying("undecodable", undecodable.apply)),
 }
 
 

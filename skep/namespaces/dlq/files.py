@@ -4,14 +4,21 @@
     <id>/entry.json     R the job, its code and message, the state before its end, how many attempts it had
     <id>/request.json   R what was asked for, as /jobs/<id>/request.json has it
     <id>/error          R the message alone
+    undecodable/        writes to /jobs/ctl and /jobs/clone that are no commands
+    undecodable/<id>/entry.json  R who wrote it and what is wrong; the length and the hash of all
+    undecodable/<id>/data        R its first 4096 bytes, as they were
+    undecodable/<id>/error       R what its writer was told
 
-``code`` is what its worker called it (``nack code=``), or nacked, final, timeout, deadline, lost. In
+``code`` is what its worker called it (``nack code=``), or nacked, final, timeout, deadline, budget, lost. In
 /jobs/by-state such a job is ``failed``, and stays so: a job ends once. ``retry`` submits another one with the
-topic, key, priority, labels, limits and input of the first, in its tenant and its submitter's name; it is
+whole request of the first, its envelope and its input, in its tenant and its submitter's name; it is
 refused when its submitter would now be refused, by the policies or for want of a pool. ``discard`` takes the
 letter away; the job's own files stay. Other tenants' letters do not exist.
 
-    echo retry id=$(ls dlq | grep -v ctl | head -1) > dlq/ctl
+What is not UTF-8, or no command at all, is kept too, when its writer may have that done, who is told all the
+same. Of a tenant's there are 64, the first that came, until they are discarded; ``retry`` refuses them.
+
+    echo retry id=$(ls dlq | grep ^0 | head -1) > dlq/ctl
 """
 
 from __future__ import annotations
@@ -27,6 +34,7 @@ from skep.fs.errors import E, FsError
 from skep.fs.node import Caller
 from skep.fs.shapes import Ctl, Text
 from skep.fs.tree import Listing, Paged
+from skep.namespaces.dlq import unread
 from skep.namespaces.jobs.files import request_json
 from skep.namespaces.jobs.letters import TABLES, with_request
 from skep.namespaces.jobs.names import Shelf, job_of, locate, own_jobs, pages, read
@@ -40,7 +48,7 @@ from skep.trace.clock import rfc3339
 def files(hive: Hive) -> Listing:
     """The tree of /dlq."""
     ctl = Ctl(TABLES["ctl"], lambda caller, commands: _command(hive, caller, commands))
-    children = fixed({"ctl": ctl})
+    children = fixed({"ctl": ctl, "undecodable": unread.files(hive)})
 
     async def letter(name: str, caller: Caller) -> Any:
         place = await settle(locate(hive, name, caller))

@@ -45,7 +45,7 @@ from __future__ import annotations
 
 import re
 import stat
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -55,10 +55,11 @@ from skep.fs.chan import settle
 from skep.fs.ctl import Arg, Command, Verb
 from skep.fs.errors import E, FsError
 from skep.fs.node import Caller, Handle, How, Maybe
-from skep.fs.shapes import Append, Ctl, File, Reply, Stream, Text
+from skep.fs.shapes import Append, Ctl, File, Reply, Stream, Text, parsed
 from skep.fs.tree import Clone, Listing, Paged
 from skep.namespaces.checked import checked
 from skep.namespaces.follow import Feed, events
+from skep.namespaces.garbled import keep
 from skep.namespaces.jobs import envelope
 from skep.namespaces.jobs.history import Found
 from skep.namespaces.jobs.names import Place, Shelf, job_of, locate, own_jobs, pages, read
@@ -92,7 +93,11 @@ def files(hive: Hive) -> Listing:
     children = fixed(
         {
             "clone": Clone(lambda caller: _Draft(hive, hive.clock.new_id())),
-            "ctl": Ctl(TABLES["ctl"], lambda caller, commands: _submit(hive, caller, commands)),
+            "ctl": Ctl(
+                TABLES["ctl"],
+                lambda caller, commands: _submit(hive, caller, commands),
+                garbled=_garbled(hive),
+            ),
             "by-key": _by_key(hive),
             "by-state": {state: _by_state(hive, state) for state in MOVES},
         }
@@ -107,6 +112,10 @@ def files(hive: Hive) -> Listing:
         ),
         lambda name, caller: children.get(name) or _job(hive, name, caller),
     )
+
+
+def _garbled(hive: Hive) -> Callable[[Caller, bytes, FsError], Awaitable[None]]:
+    return lambda caller, data, error: keep(hive, caller, data, error)
 
 
 async def _submit(hive: Hive, caller: Caller, commands: list[Command]) -> list[str]:
@@ -387,7 +396,7 @@ class _Drafting(Reply):
         self.caller = caller
 
     async def write(self, offset: int, data: memoryview) -> int:
-        commands = ctl.parse(bytes(data))
+        commands = await parsed(self.caller, bytes(data), _garbled(self.draft.hive))
         for command in commands:
             ctl.check(command, CLONE_VERBS)
         if (
