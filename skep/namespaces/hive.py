@@ -340,6 +340,9 @@ class HiveState:
                 found += [(job.request.tenant, sha256) for sha256 in hashes if sha256]
         return found
 
+    def submitter(self, job: str) -> str:
+        return self.jobs.by_id[job].request.actor
+
     def outputs_max(self, job: str) -> int | None:
         """How many bytes the outputs of a job may have together; None: as many as its tenant may have."""
         return self.jobs.by_id[job].request.bytes_max

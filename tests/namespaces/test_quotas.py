@@ -650,6 +650,30 @@ def test_an_output_has_room_in_its_job_s_tenant_s_bytes_and_in_the_job_s() -> No
     live(story)
 
 
+def test_an_actor_s_bytes_are_those_it_sealed_last_and_its_jobs_outputs(hive: Folded) -> None:
+    limit(hive, actor_artifact_bytes=100)
+
+    def seal(name: str, size: int, who: Caller = ANN, more: str = "") -> str:
+        digest = sha256(name.encode()).hexdigest()
+        try:
+            hive.write("/artifacts/ctl", f"seal name={name} sha256={digest} size={size} {more}", who)
+        except Refusal as refusal:
+            return refusal.text
+        return ""
+
+    full = "quota exceeded: actor-artifact-bytes have={} max=100"
+    assert ["", full.format(60), ""] == [seal("a", 60), seal("b", 41), seal("b", 40)]
+    job = submit(hive, who=AMY)
+    lease(hive)
+    assert ["", full.format(90)] == [seal("out", 90, W1, f"job={job}"), seal("more", 11, W1, f"job={job}")]
+    # What another has sealed is the one's who seals it next.
+    assert [full.format(90), "", ""] == [seal("a", 60, AMY), seal("out", 90, BOB), seal("out", 90, BOB)]
+    actors = hive.state.artifacts.actors
+    assert {ANN.principal: 100, AMY.principal: 90} == actors[HIVE_TENANT]
+    hive.write("/artifacts/ctl", f"remove sha256={sha256(b'a').hexdigest()}")
+    assert ["", {ANN.principal: 100, AMY.principal: 90}] == [seal("c", 60), actors[HIVE_TENANT]]
+
+
 def test_what_was_staged_before_a_start_counts_and_what_was_swept_does_not(tmp_path: Path) -> None:
     most = 1000
     store = Store(tmp_path, limit=lambda tenant: (0, most))
@@ -697,8 +721,8 @@ def test_a_tenant_s_limits_and_usage_are_files_for_itself_and_for_the_hive_s_own
         limits = await bob.read("/tenants/self/limits")
         assert f"\njobs 3 {BOB.tenant}@1\nwaiting - default\n" in "\n" + limits
         assert (
-            "unix:bea jobs=0 waiting=1 submits=1 day-runtime=0s\n"
-            "unix:bob jobs=1 waiting=1 submits=2 day-runtime=0s\n"
+            "unix:bea jobs=0 waiting=1 submits=1 day-runtime=0s artifact-bytes=0\n"
+            "unix:bob jobs=1 waiting=1 submits=2 day-runtime=0s artifact-bytes=0\n"
         ) == await bob.read("/tenants/self/actors")
         for place in ("default:default:default", "third:project:env", BOB.tenant, "none"):
             assert not await bob.exists(f"/tenants/{place}")

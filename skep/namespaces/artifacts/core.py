@@ -24,6 +24,7 @@ DAY: Final = 24 * HOUR
 YEAR: Final = 365 * DAY
 SIZE_LIMIT: Final = "limits/artifact-size"
 BYTES_LIMIT: Final = "limits/artifact-bytes"
+ACTOR_LIMIT: Final = "limits/actor-artifact-bytes"
 EXPIRED_MAX: Final = 64  # artifacts that one line ends: their events share a ledger entry of 64 KiB.
 
 
@@ -97,6 +98,7 @@ class Sealed(msgspec.Struct, frozen=True, tag_field="type", tag="artifact.sealed
     job: str = ""  # whose output it is; "": nobody's
     chunks: str = ""  # sha256 of its manifest; "": it has none
     until_ns: int = 0  # 0: it has no end
+    owner: str = ""  # who submitted the job whose output it is; "": ``actor``
 
 
 class Held(msgspec.Struct, frozen=True, tag_field="type", tag="artifact.held"):
@@ -136,6 +138,7 @@ class Artifact(msgspec.Struct, frozen=True):
     chunks: str = ""
     until_ns: int = 0  # 0: it has no end
     hold: str = ""  # the reason; "": it is not held
+    owner: str = ""  # as it was sealed last
 
     def due(self, now_ns: int) -> bool:
         return 0 < self.until_ns <= now_ns and not self.hold
@@ -148,9 +151,9 @@ class Artifacts:
     names: dict[tuple[str, str], dict[str, None]] = field(default_factory=dict)  # by_name from its other end
     outputs: dict[str, dict[str, str]] = field(default_factory=dict)  # job -> name -> sha256, never changed
     sealed: dict[str, int] = field(default_factory=dict)  # sha256 -> how many tenants have it
-    sizes: dict[str, int] = field(
-        default_factory=dict
-    )  # tenant -> bytes that it has, those of each hash once
+    sizes: dict[str, int] = field(default_factory=dict)  # tenant -> bytes it has, of each hash once
+    # tenant -> owner -> bytes of what was sealed last as its
+    actors: dict[str, dict[str, int]] = field(default_factory=dict)
 
     def copy(self) -> Artifacts:
         return Artifacts(
@@ -160,6 +163,7 @@ class Artifacts:
             self.outputs.copy(),
             self.sealed.copy(),
             self.sizes.copy(),
+            {tenant: sizes.copy() for tenant, sizes in self.actors.items()},
         )
 
     def due(self, tenant: str, now_ns: int, used: Collection[str]) -> Iterator[Artifact]:
@@ -175,6 +179,9 @@ class World(Protocol):
 
     def limit(self, tenant: str, key: str) -> int | None:
         """The limit that /config has for the tenant; None: there is none. Raises Refusal."""
+
+    def submitter(self, job: str) -> str:
+        """The actor that submitted a job that is held."""
 
     def outputs_max(self, job: str) -> int | None:
         """How many bytes the outputs of a job that is held may have together; None: there is no limit."""
@@ -216,20 +223,34 @@ def _seal(digest: str, order: Order, world: World) -> Sealed:
     return Sealed(
         digest, int(args["size"]), tenant, args["name"], order.actor, kind, args.get("type", ""), job,
         args.get("chunks", "").removeprefix("sha256:"), order.time_ns + _kept_ns(kind, args.get("ttl")),
+        world.submitter(job) if job else "",
     )  # fmt: skip
 
 
 def _check_limits(artifacts: Artifacts, sealed: Sealed, world: World) -> None:
     """What a tenant has already takes no more of its room: it can be sealed again, under any limit of it."""
     _check_outputs(artifacts, sealed, world)
-    if sealed.sha256 in artifacts.by_hash.get(sealed.tenant, {}):
-        return
-    most = world.limit(sealed.tenant, SIZE_LIMIT)
-    if most is not None and sealed.size > most:
-        raise refusal(E.TOOBIG, f"max={most} bytes of one artifact")
-    most, have = world.limit(sealed.tenant, BYTES_LIMIT), artifacts.sizes.get(sealed.tenant, 0)
-    if most is not None and have + sealed.size > most:
-        raise refusal(E.QUOTA, f"artifact-bytes have={have} max={most}")
+    tenant, owner = sealed.tenant, owner_of(sealed)
+    before = artifacts.by_hash.get(tenant, {}).get(sealed.sha256)
+    if before is None:
+        most = world.limit(tenant, SIZE_LIMIT)
+        if most is not None and sealed.size > most:
+            raise refusal(E.TOOBIG, f"max={most} bytes of one artifact")
+        _check_bytes(world, tenant, BYTES_LIMIT, artifacts.sizes.get(tenant, 0), sealed.size)
+    if before is None or owner_of(before) != owner:
+        have = artifacts.actors.get(tenant, {}).get(owner, 0)
+        _check_bytes(world, tenant, ACTOR_LIMIT, have, sealed.size)
+
+
+def _check_bytes(world: World, tenant: str, key: str, have: int, size: int) -> None:
+    most = world.limit(tenant, key)
+    if most is not None and have + size > most:
+        raise refusal(E.QUOTA, f"{key.removeprefix('limits/')} have={have} max={most}")
+
+
+def owner_of(artifact: Sealed | Artifact) -> str:
+    """The actor whose bytes these are: who sealed them, or submitted the job whose output they are."""
+    return artifact.owner or artifact.actor
 
 
 def _check_outputs(artifacts: Artifacts, sealed: Sealed, world: World) -> None:
@@ -298,12 +319,13 @@ def _apply_sealed(artifacts: Artifacts, event: Sealed, meta: Meta) -> None:
     before = table.get(event.sha256)
     artifact = Artifact(
         event.sha256, event.size, event.tenant, event.name, event.actor, event.kind, event.media,
-        meta.time_ns, meta.seq, event.chunks, event.until_ns,
+        meta.time_ns, meta.seq, event.chunks, event.until_ns, owner=event.owner,
     )  # fmt: skip
     if before is None:
         artifacts.sealed[event.sha256] = artifacts.sealed.get(event.sha256, 0) + 1
         artifacts.sizes[event.tenant] = artifacts.sizes.get(event.tenant, 0) + event.size
     else:
+        _charge(artifacts, before, -before.size)
         artifact = msgspec.structs.replace(
             artifact,
             kind=max(event.kind, before.kind, key=_ORDER.index),
@@ -313,11 +335,21 @@ def _apply_sealed(artifacts: Artifacts, event: Sealed, meta: Meta) -> None:
             hold=before.hold,
         )
     table[event.sha256] = artifact
+    _charge(artifacts, artifact, artifact.size)
     if event.job:
         # A new dict: copies of the table share it.
         artifacts.outputs[event.job] = artifacts.outputs.get(event.job, {}) | {event.name: event.sha256}
     else:
         _name(artifacts, event)
+
+
+def _charge(artifacts: Artifacts, artifact: Artifact, by: int) -> None:
+    """Its owner has so many bytes more."""
+    sizes = artifacts.actors.setdefault(artifact.tenant, {})
+    owner = owner_of(artifact)
+    sizes[owner] = sizes.get(owner, 0) + by
+    if not sizes[owner]:
+        del sizes[owner]
 
 
 def _name(artifacts: Artifacts, event: Sealed) -> None:
@@ -336,7 +368,9 @@ def _apply_hold(artifacts: Artifacts, event: Held | Released, meta: Meta) -> Non
 
 
 def _apply_ended(artifacts: Artifacts, event: Ended, meta: Meta) -> None:
-    artifacts.sizes[event.tenant] -= artifacts.by_hash[event.tenant].pop(event.sha256).size
+    gone = artifacts.by_hash[event.tenant].pop(event.sha256)
+    artifacts.sizes[event.tenant] -= gone.size
+    _charge(artifacts, gone, -gone.size)
     for name in artifacts.names.pop((event.tenant, event.sha256), ()):
         del artifacts.by_name[event.tenant][name]
     artifacts.sealed[event.sha256] -= 1

@@ -76,6 +76,9 @@ KEYS: Final[Mapping[str, Key]] = {
     "limits/actor-waiting": Key("number", "less", None, "jobs of one actor that wait at a time"),
     "limits/actor-submits": Key("number", "less", None, "submissions of one actor in a second"),
     "limits/actor-day-runtime": Key("duration", "less", None, "the runtime of one actor's jobs in a day"),
+    "limits/actor-artifact-bytes": Key(
+        "number", "less", None, "bytes that one actor and its jobs have sealed"
+    ),
     "artifacts/classes": Key("set", "shrink", ("short", "standard", "audit"), "what seal may ask for"),
 }
 

@@ -15,7 +15,8 @@ under limits/, for a tenant as a whole and, actor-, for each actor of it, that i
     day-runtime      of attempts that ended on this day of UTC, from their start, at most for their timeout;
                      reserved=: the timeouts of those that are held, which count as if they had run so long.
                      Where it is limited, every job needs a timeout
-    artifact-bytes   sealed, each hash once, and staged here; staged=: of them
+    artifact-bytes   sealed, each hash once, and staged here; staged=: of them. An actor's are those that it
+                     has sealed last, and the outputs of its jobs
     artifact-size, runtime, retries   of one artifact or job
 
 A limit refuses what is new (quota exceeded, throttled) and ends nothing: lowered below what there is, it is
@@ -110,13 +111,15 @@ def _line(hive: Hive, tenant: str, name: str, have: str) -> str:
 def _actors(hive: Hive, tenant: str) -> Text:
     def content() -> str:
         rows = hive.state.jobs.usage.by_tenant.get(tenant, {})
-        return "".join(_actor(hive, tenant, actor, rows[actor]) for actor in sorted(rows) if actor != ALL)
+        sizes = hive.state.artifacts.actors.get(tenant, {})
+        return "".join(_actor(hive, tenant, actor) for actor in sorted((rows.keys() | sizes) - {ALL}))
 
     return Text(content)
 
 
-def _actor(hive: Hive, tenant: str, actor: str, used: Used) -> str:
-    shown = _shown(hive, tenant, used, ACTOR.submits)
+def _actor(hive: Hive, tenant: str, actor: str) -> str:
+    shown = _shown(hive, tenant, hive.state.jobs.usage.of(tenant, actor), ACTOR.submits)
+    shown["artifact-bytes"] = str(hive.state.artifacts.actors.get(tenant, {}).get(actor, 0))
     return " ".join((actor, *(f"{name}={have}" for name, have in shown.items()))) + "\n"
 
 
