@@ -12,6 +12,7 @@ import click
 from skep.cli.connect import ADDRESS, default_address, identity_option, standing_for
 from skep.cli.exits import Failed, told
 from skep.fs.address import Address
+from skep.fs.ctl import labels as parsed_labels
 from skep.fs.ctl import line
 from skep.trace.clock import parse_duration
 
@@ -200,6 +201,12 @@ def _run(main: Any) -> None:
 @click.option("--pools", default="default", show_default=True, help="Whose jobs it does, POOL,POOL.")
 @click.option("--node", help="Its name in the hive. Default: its identity's, else the host's.")
 @click.option("--slots", default=1, show_default=True, type=click.IntRange(1, 1024), help="Jobs at a time.")
+@click.option("--labels", default="", help="What jobs and pools may require of it: gpu:a100,zone:eu.")
+@click.option(
+    "--capacity",
+    type=click.IntRange(1, 1 << 20),
+    help="Leases it may hold at a time. Default: its slots of all pools.",
+)
 @click.option(
     "--dir",
     "directory",
@@ -212,6 +219,8 @@ def worker_command(
     pools: str,
     node: str | None,
     slots: int,
+    labels: str,
+    capacity: int | None,
     directory: Path | None,
 ) -> None:
     """Run a worker: do the jobs of its pools. At SIGTERM it ends what runs, and takes nothing new.
@@ -246,11 +255,21 @@ def worker_command(
     place = directory or default_state().parent / f"worker-{name}"
     try:
         perform = performing(load(handlers))
-        plan = Plan(address, name, place, perform, tuple(pools.split(",")), slots, standing)
+        plan = Plan(
+            address, name, place, perform, tuple(pools.split(",")), slots, standing,
+            labels=_labels(labels), capacity=capacity or 0,
+        )  # fmt: skip
         with told(str(address)):
             _run(work(plan, lambda said: print(said, flush=True)))
     except (HandlersError, WorkerError) as error:
         raise Failed(str(error)) from error
+
+
+def _labels(said: str) -> dict[str, str]:
+    try:
+        return parsed_labels(said)
+    except ValueError as error:
+        raise click.UsageError(f"--labels {said}: expected k:v,k:v") from error
 
 
 def _where_workers_go() -> Address:
