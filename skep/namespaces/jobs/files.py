@@ -24,15 +24,20 @@ A job has:
                         release (it stops with the job undone: another attempt follows at once)
 
 ``submit`` may be a JSON object, ``{"verb":"submit","v":1,"topic":"sum","input":"x"}``; what is wrong with
-it is told with a JSON pointer, and another version than 1 is refused. A ``key=`` is kept as long as the
-ledger: with the same arguments it is the same job, with others it is refused; a submit that was refused
-leaves its key free. The key of a job that was retried from /dlq names the retry.
+it is told with a JSON pointer, and another version than 1 is refused. A ``key=`` is kept for the time that
+/config says (jobs/key-window, 24h): a request that says the same, however it is spelled, is the same job,
+another is refused, and then the key is free; a submit that was refused leaves its key free. The key of a job
+that was retried from /dlq names the retry. by-key tells the last job under a key for ever.
 
 A job ends once, whatever dies. ``nack`` says that an attempt failed: after ``delay=``, else after a second
 that doubles with each failure, less up to half by chance, at most 5 minutes, another follows, ``retries=``
 times. A lease that ends without a word is no failure of the job: another attempt follows at once, 16 times.
 ``timeout=`` ends an attempt, 5 seconds later when its worker does not, as a nack does; ``deadline=`` ends the
 job. What submit does not say of them, the topic's map says, then its pool's create.
+
+A job that has ended leaves memory after a while (jobs/history, 1h; of more than 16384 the oldest) and is read
+from the ledger's index from then on, by the same names; nodes have it no more in their listings. A draft of
+clone that is older than such a job is refused.
 
 A job exists for its tenant, and for the nodes it was leased to. So do its key and whatever else names it:
 who is of another tenant finds nothing, in listings, errors and events alike.
