@@ -245,6 +245,9 @@ def test_a_job_asks_for_no_more_retries_and_priority_than_it_may(hive: Folded) -
     assert "QUOTA quota exceeded: priority have=4 max=3" == refused(hive, "priority=4")
     request = hive.state.jobs.by_id[submit(hive)].request
     assert (2, 3) == (request.retries, request.priority)
+    hive.write("/pools/ctl", "map topic=eager pool=default retries=9")
+    job = hive.write("/jobs/ctl", "submit topic=eager")
+    assert 2 == hive.state.jobs.by_id[job].request.retries
 
 
 def test_a_retry_of_a_dead_letter_is_a_submission_of_who_submitted_it(hive: Folded) -> None:

@@ -123,7 +123,7 @@ def accepted(order: Order, job: str, world: World) -> Submitted:
     args = order.args
     placed = place(world, wanted_of(order.tenant, args))
     text, artifact = _input(args, order.tenant, world)
-    said = {**world.defaults_of(args["topic"], placed.pool), **args}
+    defaults = world.defaults_of(args["topic"], placed.pool)
     scope = scope_of(order.tenant, args.get("workflow", ""), args.get("step", ""))
     agreed = contract.contract(world, scope, args["topic"], text, artifact, args.get(CHECKED.name, ""))
     return Submitted(
@@ -140,7 +140,7 @@ def accepted(order: Order, job: str, world: World) -> Submitted:
         role=order.role,
         checked=agreed.checked,
         result_schema=agreed.result,
-        **envelope.fields(said, scope, world) | {"requires": placed.requires},
+        **envelope.fields(args, defaults, scope, world) | {"requires": placed.requires},
     )
 
 

@@ -5,7 +5,7 @@ What it costs, what it does, whom it is for, what it is part of, and the trace t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -60,33 +60,36 @@ def scope_of(tenant: str, workflow: str, step: str) -> str:
     return "/".join(name for name in names if name)
 
 
-def fields(args: Mapping[str, str], scope: str, world: World) -> dict[str, Any]:
+def fields(own: Mapping[str, str], defaults: Mapping[str, str], scope: str, world: World) -> dict[str, Any]:
     """The fields of Submitted that the arguments of a submit come to; raises Refusal.
 
-    ``args`` are those of the line, and what its topic's map and its pool say where it says nothing."""
+    ``own`` are those of the line, ``defaults`` what its topic's map and its pool say where it says nothing:
+    of them no more is taken than limits let it have."""
+    args = {**defaults, **own}
     _check(args)
     found: dict[str, Any] = {field: args.get(name, "") for name, field in _WORDS.items()}
     for name, field in _DURATIONS.items():
-        found[field] = _bounded(name, scope, world, args, parse_duration)
+        found[field] = _bounded(name, own, args, scope, world)
     return found | {
-        "priority": _bounded("priority", scope, world, args, int),
+        "priority": _bounded("priority", own, args, scope, world),
         "labels": ctl.labels(args.get("labels", "")),
         "requires": _sorted(args, "requires"),
         "risk": _sorted(args, "risk"),
-        "retries": _bounded("retries", scope, world, args, int),
+        "retries": _bounded("retries", own, args, scope, world),
         "bytes_max": int(args["bytes"]) if "bytes" in args else None,
     }
 
 
-def _bounded(name: str, scope: str, world: World, args: Mapping[str, str], read: Any) -> int:
+def _bounded(name: str, own: Mapping[str, str], args: Mapping[str, str], scope: str, world: World) -> int:
     """What is said, else configured, and no more than the limit; 0: nothing is said."""
+    read: Callable[[str], int] = parse_duration if name in _DURATIONS else int
     found = read(args[name]) if name in args else _configured(name, scope, world, args["topic"])
     most = world.setting(scope, _LIMITS[name]) if name in _LIMITS else None
     if not isinstance(most, int):
         return found
-    if name in args and found > most:
+    if name in own and found > most:
         shown = duration(most) if name in _DURATIONS else most
-        raise refusal(E.QUOTA, f"{name} have={args[name]} max={shown}")
+        raise refusal(E.QUOTA, f"{name} have={own[name]} max={shown}")
     # A duration of 0 has no end.
     return min(found or most, most) if name in _DURATIONS else min(found, most)
 
