@@ -37,9 +37,10 @@ def preemptions(jobs: Jobs, world: World, now_ns: int) -> Iterator[tuple[Job, Jo
     """Each job that is to lose its place now, and the one that takes it. A node that holds several of a
     tenant's loses the least urgent, of those the one that was leased last."""
     places: dict[tuple[str, str, str], list[Job]] = {}
+    allowed: dict[str, bool] = {}
     for job in map(jobs.by_id.__getitem__, jobs.held):
         of = job.request
-        if jobs.count_waiting(of.pool, of.tenant):
+        if jobs.count_waiting(of.pool, of.tenant) and _allows(world, allowed, of.tenant):
             places.setdefault((of.pool, of.tenant, job.node), []).append(job)
     placed: set[str] = set()
     for (pool, _, node), held in places.items():
@@ -50,6 +51,13 @@ def preemptions(jobs: Jobs, world: World, now_ns: int) -> Iterator[tuple[Job, Jo
         if held:
             placed.add(other.id)
             yield min(held, key=lambda job: (job.request.priority, -job.attempts[-1].leased_ns)), other
+
+
+def _allows(world: World, allowed: dict[str, bool], tenant: str) -> bool:
+    """Whether some of the tenant's jobs may take places: what it has not, none of its workflows has."""
+    if tenant not in allowed:
+        allowed[tenant] = not _why_forbidden(world, tenant)
+    return allowed[tenant]
 
 
 def _next(jobs: Jobs, world: World, pool: str, node: str, tenant: str, now_ns: int) -> Job | None:
@@ -78,12 +86,10 @@ def why_kept(jobs: Jobs, world: World, job: Job, other: Job, now_ns: int) -> str
     found = _next(jobs, world, one.pool, job.node, one.tenant, now_ns)
     if found is None or found.id != other.id:
         return f"{other.id} is not the next that {job.node} would be given"
-    return _why_forbidden(world, other)
+    return _why_forbidden(world, scope_of(two.tenant, two.workflow, two.step))
 
 
-def _why_forbidden(world: World, other: Job) -> str:
-    request = other.request
-    scope = scope_of(request.tenant, request.workflow, request.step)
+def _why_forbidden(world: World, scope: str) -> str:
     try:
         return "" if world.setting(scope, "jobs/preempt") is True else f"jobs/preempt is not set for {scope}"
     except Refusal as unreadable:

@@ -160,14 +160,16 @@ class _Share:
                     break
         return None if found is None else found[2]
 
-    def count(self, tenant: str, terms: Terms) -> int:
-        found = sum(
-            min(len(lane), terms.room(tenant, *name))
-            for (_, requires), band in self.bands.items()
-            if terms.meets(tenant, requires)
-            for name, lane in band.lanes.items()
-        )
-        return min(found, terms.room(tenant, ALL, 0))
+    def count(self, tenant: str, terms: Terms, most: int) -> int:
+        most, found = min(most, terms.room(tenant, ALL, 0)), 0
+        for (_, requires), band in self.bands.items():
+            if not terms.meets(tenant, requires):
+                continue
+            for name, lane in band.lanes.items():
+                found += min(len(lane), terms.room(tenant, *name))
+                if found >= most:
+                    return most
+        return found
 
 
 def rank_ns(queued_ns: int, priority: int, ageing_ns: int) -> int:
@@ -248,7 +250,7 @@ class Queues:
         for of in (tenant,) if tenant else (of for _, _, of in queue.order):
             share = queue.shares.get(of)
             if share is not None and share.waiting and terms.serves(of):
-                found += share.count(of, terms)
+                found += share.count(of, terms, most - found)
                 if found >= most:
                     break
         return found
