@@ -29,7 +29,7 @@ from skep.namespaces.live import Heartbeat
 from skep.namespaces.order import HIVE_TENANT
 from skep.namespaces.packed import pack
 from skep.namespaces.tree import hive_tree
-from skep.trace.clock import HOUR, MINUTE, MS, SECOND, SystemClock
+from skep.trace.clock import HOUR, MINUTE, MS, SECOND, ManualClock, SystemClock
 from skep.trace.entry import Line
 from skep.trace.rules import Refusal
 from skep.trace.sqlite import SqliteLedger
@@ -531,6 +531,29 @@ def test_who_waits_for_the_day_to_end_is_told_when_it_has() -> None:
         await reader
 
     live(story)
+
+
+@pytest.mark.slow
+def test_two_processes_of_one_hive_keep_one_limit(tmp_path: Path) -> None:
+    async def story() -> None:
+        ledger, clock = str(tmp_path / "ledger.db"), ManualClock()
+        async with (
+            living(tmp_path / "one", ledger, clock) as one,
+            living(tmp_path / "two", ledger, clock) as two,
+        ):
+            await limit_live(one, waiting=9, jobs=4)
+            many = [(one, two)[n % 2].submit(f"key=k{n}", who) for n, who in enumerate(sessions(ANN, 30))]
+            assert (9, {"QUOTA"}) == await burst(*many)
+            readers = [asyncio.ensure_future(hive.hive.take(W1, "default")) for hive in (one, two) * 4]
+            await until(lambda: sum(each.done() for each in readers) == 4)
+            for alive in (one, two):
+                await quiet(alive)
+                assert 4 == alive.state.jobs.usage.of(HIVE_TENANT).held
+            for each in readers:
+                each.cancel()
+            await asyncio.gather(*readers, return_exceptions=True)
+
+    asyncio.run(story())
 
 
 def test_after_a_kill_usage_is_what_it_was(tmp_path: Path) -> None:
