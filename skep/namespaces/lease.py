@@ -2,7 +2,7 @@
 
 job, attempt (from 1), fence, topic, tenant, priority, labels, deadline (when it ends unless renewed), lease
 (how long a renewal lasts), and the input: input, or artifact and its size in bytes. As far as they are said:
-timeout, runtime_left (of the attempts together), bytes (of the outputs together), requires, risk, pack,
+timeout, no more than runtime_left (of all attempts), bytes (of the outputs together), requires, risk, pack,
 capability, actor_id, actor_type, workflow, run, step, and the W3C trace context, traceparent and tracestate.
 """
 
@@ -49,7 +49,10 @@ def lease_line(hive: Hive, job: Job) -> bytes:
         "deadline": rfc3339(job.until_ns), "lease": duration(hive.state.lease_ns(request)),
     } | envelope.shown_to_worker(request) | shown_input(job)  # fmt: skip
     if request.runtime_ns:
-        line["runtime_left"] = duration(max(request.runtime_ns - job.ran_ns(), 0))
+        left_ns = max(request.runtime_ns - job.ran_ns(), 0)
+        line["runtime_left"] = duration(left_ns)
+        # Workers keep to this one alone.
+        line["timeout"] = duration(min(left_ns, request.timeout_ns or left_ns))
     if request.artifact:
         line["size"] = hive.state.artifacts.by_hash[request.tenant][request.artifact].size
     return msgspec.json.encode(line) + b"\n"

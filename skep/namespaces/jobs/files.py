@@ -33,7 +33,18 @@ A job ends once, whatever dies. ``nack`` says that an attempt failed: after ``de
 that doubles with each failure, less up to half by chance, at most 5 minutes, another follows, ``retries=``
 times. A lease that ends without a word is no failure of the job: another attempt follows at once, 16 times.
 ``timeout=`` ends an attempt, 5 seconds later when its worker does not, as a nack does; ``deadline=`` ends the
-job. What submit does not say of them, the topic's map says, then its pool's create.
+job, and so does, with the code budget, ``runtime=``, which its attempts have together. What submit does not
+say of them, the topic's map says, then its pool's create, then /config: topics/<topic>/… and jobs/…, in the
+scope of the job's workflow and step. Limits there refuse what asks for more. What is published there holds
+from the next decision on; while a scope cannot be read nothing is submitted in it, and what runs goes on.
+
+Where /config names schemas for a topic, topics/<topic>/request and result, its jobs' input and result are
+JSON that is good by them: ``schema: /input/width: why``. An artifact that is an input is checked as it is
+submitted, and refused above 1 MiB. An ack that is refused leaves the job running. What was good by a version
+of a schema is, in a retry, good by later ones of its major, and by no other.
+
+What else is said of a job, capability, risk, pack, actor, workflow, is for the policies, which see all of it
+(context.risk, context.capabilities), and for its worker; the submitter says it, nobody else vouches for it.
 
 A job that has ended leaves memory after a while (jobs/history, 1h; of more than 16384 the oldest) and is read
 from the ledger's index from then on, by the same names; nodes have it no more in their listings. A draft of
