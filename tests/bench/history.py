@@ -1,9 +1,8 @@
 """What a job costs when very many were done before it: python -m tests.bench.history
 
 In process: lines through the turn and the policies, the ledger and its index on tmpfs. A hive is filled with
-jobs that were submitted, leased, started and acknowledged; after 10^3, 10^5 and 10^6 of them the same is timed
-again, one job after the other. Jobs done are forgotten after the configured time, or when there are too many: as in
-a hive, no other rule is set here.
+jobs that were submitted, leased, started and acknowledged; after 10^3, 10^5 and 10^6 of them the same is
+timed again, one job after the other. What is forgotten, and when, is as in every hive.
 """
 
 from __future__ import annotations
@@ -28,6 +27,7 @@ from skep.trace.turn import Turn
 ANN = Caller("unix:ann", "operator")
 NODE = Caller("unix:work", "drone-worker", node="w1")
 AT_ONCE = 64  # jobs of one write while filling: entries are that much fewer, jobs are not.
+COLUMNS = ("jobs done", "median µs", "p99 µs", "CPU µs", "in memory", "RSS MiB", "index behind")
 STEP_NS = 1_000_000  # of the hive's clock for each job: a thousand a second.
 
 
@@ -96,9 +96,7 @@ async def measured(sizes: list[int], samples: int, queued: int, directory: Path)
     await hive.start(("create pool=default queue=100000", "map topic=sum pool=default"))
     await hive.join(NODE)
     filled = Filled(hive, clock)
-    print(
-        "jobs done   median µs/job   p99 µs/job   CPU µs/job   in memory   RSS MiB   index behind", flush=True
-    )
+    print(" ".join(f"{title:>12}" for title in COLUMNS), flush=True)
     for size in sizes:
         await filled.fill(size)
         behind = turn.seq - hive.history.seq
@@ -107,11 +105,12 @@ async def measured(sizes: list[int], samples: int, queued: int, directory: Path)
         began = time.process_time()
         took = sorted(await filled.work(samples))
         busy = (time.process_time() - began) / samples
-        print(
-            f"{size:9}   {median(took) * 1e6:13.0f}   {took[-max(samples // 100, 1)] * 1e6:10.0f}   {busy * 1e6:10.0f}"
-            f"   {len(turn.state.jobs.by_id):9}   {resident() >> 20:7}   {behind:12}",
-            flush=True,
-        )
+        p99 = took[-max(samples // 100, 1)]
+        row = (
+            size, *(round(each * 1e6) for each in (median(took), p99, busy)),
+            len(turn.state.jobs.by_id), resident() >> 20, behind,
+        )  # fmt: skip
+        print(" ".join(f"{cell:12}" for cell in row), flush=True)
     print(f"a job that waits: {await filled.queue(queued)} bytes of memory, with both states")
     await hive.close()
     await turn.close()
