@@ -56,6 +56,7 @@ class Right(enum.IntFlag):
 ALL_RIGHTS: Final = Right.READ | Right.WRITE | Right.CREATE | Right.REMOVE
 # The permissions that a file does not show, by the rights that there are to it. A table, as a walk asks it of
 # each name, and flags are slow to reckon with.
+_DIR: Final = int(QT.DIR)  # an IntFlag's & is a function in Python
 _LOST: Final = tuple(
     (0 if rights & Right.READ else 0o444) | (0 if rights & (Right.WRITE | Right.CREATE) else 0o222)
     for rights in range(2 * Right.LIST)
@@ -96,11 +97,11 @@ class Witness(Protocol):
 
 async def settle(value: Maybe[T]) -> T:
     """What a node's answer comes to. Its coroutine is begun at once, without a task of its own."""
+    if not hasattr(value, "__await__"):
+        return value
     if asyncio.isfuture(value):
         return await _outcome(value)
-    if hasattr(value, "__await__"):
-        return await value
-    return value
+    return await value
 
 
 async def _outcome(future: asyncio.Future[T]) -> T:
@@ -298,11 +299,11 @@ class Chan:
         Raises the first name's error; a later one's ends the walk short."""
         here = self.clone()
         qids: list[Qid] = []
-        if names and not (await self.attr()).qid.type & QT.DIR:
+        if names and not (await self.attr()).qid.type & _DIR:
             raise FsError(E.NOTDIR)
         for i, name in enumerate(names):
             try:
-                if i and not qids[-1].type & QT.DIR:
+                if i and not qids[-1].type & _DIR:
                     raise FsError(E.NOTDIR)
                 here, attr = await here.child(name)
             except (FsError, OSError) as error:
@@ -562,7 +563,8 @@ class Chan:
 
     async def attr(self) -> Attr:
         """What stat tells, its permissions cut to what the caller may do here."""
-        attr = await settle(self.node.attr(self.caller))
+        told = self.node.attr(self.caller)
+        attr: Attr = told if isinstance(told, Attr) else await settle(told)
         lost = attr.mode & _LOST[self.view.rights]
         if lost and stat.S_ISDIR(attr.mode):
             lost &= 0o222

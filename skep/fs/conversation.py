@@ -334,11 +334,15 @@ def _plain_how(mode: int, dialect: Dialect) -> How:
     return How(how.read, how.write, bool(mode & m.OTRUNC), bool(mode & OAPPEND), how.execute)
 
 
+# An IntFlag's & is a function in Python.
+_TRUNC, _APPEND, _CREATION = int(LO.TRUNC), int(LO.APPEND), int(LO.CREAT | LO.EXCL)
+
+
 def _linux_how(flags: int) -> How:
     access = flags & 3
     if access == 3:
         raise FsError(E.INVALID, f"open flags {flags:#o}")
-    return How(access != 1, access != 0, bool(flags & LO.TRUNC), bool(flags & LO.APPEND), False, flags)
+    return How(access != 1, access != 0, bool(flags & _TRUNC), bool(flags & _APPEND), False, flags)
 
 
 async def _open(conversation: Conversation, call: Call, t: m.Topen) -> Done:
@@ -348,7 +352,7 @@ async def _open(conversation: Conversation, call: Call, t: m.Topen) -> Done:
 
 
 async def _lopen(conversation: Conversation, call: Call, t: m.Tlopen) -> Done:
-    how = _linux_how(t.flags & ~(LO.CREAT | LO.EXCL))
+    how = _linux_how(t.flags & ~_CREATION)
     return Done(m.Rlopen(await _chan(call).open(how), 0), how=how)
 
 

@@ -28,6 +28,9 @@ class Dialect(enum.Enum):
     U = "9P2000.u"
     L = "9P2000.L"
 
+    # Looked up for each message; Enum's own is a function in Python.
+    __hash__ = object.__hash__
+
 
 class QT(enum.IntFlag):
     """Qid types: the top byte of a mode."""

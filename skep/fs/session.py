@@ -216,7 +216,8 @@ class Session:
 
     def resume(self) -> None:
         """Go on after ``take`` has made room, or after a reset."""
-        self._frames()
+        if self._in:
+            self._frames()
 
     def limit(self, fids_max: int, tags_max: int, meter: Meter | None) -> None:
         """Set what it may do from now on. Fids that it has already it keeps."""
@@ -266,7 +267,7 @@ class Session:
         One call at a time is made ready, so that a burst of requests never holds more than one burst's
         answers: the caller performs it and resumes."""
         at, data = 0, self._in
-        while self.turn > 0 and not self.ready and not self.stalled and len(data) - at >= 4:
+        while len(data) - at >= 4 and self.turn > 0 and not self.ready and not self.stalled:
             if self.kernel is not None and not self._stopped:
                 at += self._kernel_answers(data, at)
                 continue
@@ -462,7 +463,10 @@ class Session:
 
     def _runnable(self, call: Call) -> bool:
         """Whether every call that stands before it, on each of its fids, may be passed."""
-        return all(self._passable(call, number) for number in call.numbers)
+        for number in call.numbers:
+            if self._queues[number][0] is not call and not self._passable(call, number):
+                return False
+        return True
 
     def _passable(self, call: Call, number: int) -> bool:
         parked = False

@@ -196,9 +196,16 @@ class Ctl(File):
 
 class _Commands(Reply):
     def __init__(self, file: Ctl, caller: Caller) -> None:
-        super().__init__(ctl.usage(file.verbs).encode())
+        super().__init__(b"")
         self.file = file
         self.caller = caller
+        self.written = False
+
+    def read(self, offset: int, count: int) -> bytes:
+        if not self.written and not self.data:
+            # Not at open: most only write.
+            self.data = ctl.usage(self.file.verbs).encode()
+        return super().read(offset, count)
 
     async def write(self, offset: int, data: memoryview) -> int:
         if len(data) > CTL_MAX:
@@ -207,6 +214,7 @@ class _Commands(Reply):
         for command in commands:
             ctl.check(command, self.file.verbs)
         lines: Iterable[str] = await asked(self.file.run(self.caller, commands)) if commands else ()
+        self.written = True
         self.reply("".join(f"{line}\n" for line in lines).encode())
         return len(data)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import secrets
@@ -38,6 +39,7 @@ from skep.trace.ledger import LedgerError, LedgerTampered, open_ledger
 from skep.trace.turn import Turn, TurnStopped
 
 log = logging.getLogger("skep.queen")
+YOUNG_MAX: Final = 20_000  # objects made and kept between two looks for cycles: those of some hundred jobs
 QUEENS: Final = ("queen-primary",)  # the roles that serve a hive
 LOCK: Final = "queen.lock"
 NODE: Final = "queen"  # what its certificate calls it: the host's name is often a worker's
@@ -155,6 +157,7 @@ async def _hive(plan: Plan) -> AsyncIterator[Hive]:
         ledger = open_ledger(url)
         with contextlib.closing(ledger):
             turn = Turn(ledger, HiveRules(), UNRECORDED)
+            _spare_memory()
             try:
                 version = metadata.version("skep")
                 hive = Hive(turn, SystemClock(), plan.directory, version, artifacts=plan.artifacts)
@@ -169,6 +172,13 @@ async def _hive(plan: Plan) -> AsyncIterator[Hive]:
         raise QueenError(f"integrity: {error.where} (ledger {url})") from error
     except LedgerError as error:
         raise QueenError(f"ledger {url}: {error}") from error
+
+
+def _spare_memory() -> None:
+    """Look for cycles less often, and never among what the ledger has just been folded to: that stays, and
+    what a request leaves behind goes without being looked for."""
+    gc.freeze()
+    gc.set_threshold(YOUNG_MAX)
 
 
 @contextlib.asynccontextmanager
