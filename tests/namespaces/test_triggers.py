@@ -438,6 +438,21 @@ def test_events_that_were_not_fired_for_are_when_the_hive_is_back(tmp_path: Path
     asyncio.run(run())
 
 
+def test_the_rest_of_an_entry_is_fired_for_when_the_hive_died_within_it(tmp_path: Path) -> None:
+    async def run() -> None:
+        ledger, clock = str(tmp_path / "ledger"), ManualClock()
+        async with living(tmp_path, ledger, clock) as alive:
+            await created(alive, "on=job.submitted on-labels=a:b")
+            alive.hive.turn.on_commit.clear()
+            await alive.write("/jobs/ctl", *["submit topic=sum labels=a:b"] * 3)
+            await alive.hive.say("/triggers/t", f"fire seq={alive.hive.turn.seq} k=0 depth=0", HIVE_TENANT)
+        async with living(tmp_path, ledger, clock) as alive:
+            await alive.hive.tick()
+            assert 3 * ["event"] == fired(alive)
+
+    asyncio.run(run())
+
+
 @pytest.mark.slow
 def test_how_far_it_has_looked_is_written_down_now_and_then(tmp_path: Path) -> None:
     async def run() -> None:

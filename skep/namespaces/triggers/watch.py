@@ -96,8 +96,9 @@ class Watch:
     def _settled(self) -> int:
         """Up to which entry no trigger is to be fired for."""
         state = self._state()
-        cursors = (_trigger(state, key).cursor[0] for keys in state.on.values() for key in keys)
-        return max(state.seen, min(cursors, default=0))
+        # Of the cursor's own entry there may be more to fire for.
+        settled = (_trigger(state, key).cursor[0] - 1 for keys in state.on.values() for key in keys)
+        return max(state.seen, min(settled, default=0))
 
     def _match(self, occasions: Iterable[Occasion]) -> None:
         state = self._state()
