@@ -127,7 +127,23 @@ LINES = {
     "overdue": "overdue", "wake": "wake",
 }  # fmt: skip
 
-steps = st.one_of(
+Step = tuple[str, int, int, str]
+
+
+def attempt(*steps: tuple[str, int]) -> list[Step]:
+    """The first job's next attempt on w1, if nothing comes between."""
+    return [("lease", 0, 0, "w1"), *((verb, n, 0, "w1") for verb, n in steps)]
+
+
+ATTEMPTS = (
+    attempt(("start", 0), ("nack", 0), ("wait", DELAY_S), ("wake", 0)),
+    attempt(("start", 0), ("wait", 12), ("nack", 0), ("wait", DELAY_S), ("wake", 0)),
+    attempt(("start", 0), ("wait", LEASE_S), ("expire", 0)),
+    attempt(("start", 0), ("wait", 20), ("renew", 0), ("wait", 20), ("spent", 0)),
+    attempt(("start", 0), ("wait", 36), ("expire", 0)),
+    attempt(("start", 0), ("wait", 25), ("timeout", 0), ("wait", 1), ("wake", 0)),
+)
+single = st.one_of(
     st.tuples(st.just("submit"), st.integers(0, 2), st.just(0), st.just("w1")),
     st.tuples(st.just("lease"), st.just(0), st.just(0), st.sampled_from(list(NODES))),
     st.tuples(st.just("wait"), st.integers(1, 40), st.just(0), st.just("w1")),
@@ -140,10 +156,15 @@ steps = st.one_of(
 )
 
 
+scripts = st.lists(st.one_of(single.map(lambda step: [step]), st.sampled_from(ATTEMPTS)), max_size=20).map(
+    lambda parts: [("submit", 1, 0, "w1"), *(step for part in parts for step in part)]
+)
+
+
 @pytest.mark.slow
 @settings(max_examples=60, deadline=None)
-@given(st.lists(steps, max_size=40))
-def test_the_engine_does_what_the_table_says(script: list[tuple[str, int, int, str]]) -> None:
+@given(scripts)
+def test_the_engine_does_what_the_table_says(script: list[Step]) -> None:
     hive, models, now = Pure(), dict[str, Model](), 0
     for verb, n, off, node in script:
         before = {id: model.state for id, model in models.items()}
