@@ -30,7 +30,7 @@ _WORD: Final = re.compile(r"(?:[^ \t']|'(?:[^']|'')*')+")
 _QUOTED: Final = re.compile(r"'((?:[^']|'')*)'")
 _PLAIN: Final = re.compile(r"[^\x00-\x20\x7f']+")
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
-_LIST: Final = re.compile(r"[A-Za-z0-9][\w.:+@-]{0,127}(?:,[A-Za-z0-9][\w.:+@-]{0,127})*", re.ASCII)
+_LISTED: Final = re.compile(r"[A-Za-z0-9][\w.:+@-]{0,127}", re.ASCII)
 _SHA256: Final = re.compile(r"(?:sha256:)?[0-9a-f]{64}")
 
 
@@ -196,9 +196,20 @@ def labels(value: str) -> dict[str, str]:
     return {name: text for name, _, text in pairs}
 
 
+def is_list(value: str) -> bool:
+    try:
+        words = listed(value)
+    except ValueError:
+        return False
+    return bool(words) and all(map(_LISTED.fullmatch, words))
+
+
 def listed(value: str) -> tuple[str, ...]:
-    """The words of ``a,b,k:v``, each once, as they stand; none of ""."""
-    return tuple(dict.fromkeys(value.split(","))) if value else ()
+    """The words of ``a,b,k:v``, or of a JSON array of strings, each once, as they stand; none of "".
+
+    Raises ValueError."""
+    words = msgspec.json.decode(value, type=list[str]) if value.startswith("[") else value.split(",")
+    return tuple(dict.fromkeys(words)) if value else ()
 
 
 class Kind(NamedTuple):
@@ -211,7 +222,7 @@ KINDS: Final[Mapping[str, Kind]] = {
     "name": Kind(is_name, f"a name of at most {NAME_MAX} bytes without /"),
     "number": Kind(is_number, "a whole number"),
     "duration": Kind(is_duration, "a duration, like 30s"),
-    "list": Kind(lambda value: _LIST.fullmatch(value) is not None, "words, like a,b or k:v"),
+    "list": Kind(is_list, "words, like a,b or k:v"),
     "labels": Kind(is_labels, "labels, like k:v,k:v"),
     "traceparent": Kind(is_traceparent, "a W3C traceparent, 00-<32 hex>-<16 hex>-<2 hex>"),
     "tracestate": Kind(is_tracestate, "a W3C tracestate, vendor=value,… of at most 512 characters"),

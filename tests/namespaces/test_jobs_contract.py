@@ -103,6 +103,15 @@ def test_what_is_said_of_a_job_is_in_its_record(hive: Folded) -> None:
     assert (TRACE, "vendor=a,other@b=c") == (request.traceparent, request.tracestate)
 
 
+def test_words_may_be_a_json_array(hive: Folded) -> None:
+    line = json.dumps({"verb": "submit", "topic": "sum", "risk": ["pii", "export"], "input": {"a": [1]}})
+    request = hive.state.jobs.by_id[hive.write("/jobs/ctl", line)].request
+    assert (("export", "pii"), '{"a":[1]}') == (request.risk, request.input)
+    for wrong in (["a,b"], [1], [""], []):
+        said = refused(hive, "/jobs/ctl", json.dumps({"verb": "submit", "topic": "sum", "risk": wrong}))
+        assert "submit: /risk: " in said
+
+
 def test_an_entry_of_a_ledger_that_knew_no_envelope_loads() -> None:
     old = b'{"type":"job.submitted","job":"j","tenant":"t","actor":"a","topic":"x","pool":"p","body":"b"}'
     found = msgspec.json.decode(old, type=Submitted)

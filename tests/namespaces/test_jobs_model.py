@@ -220,13 +220,13 @@ def say(hive: Pure, model: Model, id: str, verb: str, off: int, node: str, now: 
     again = verb in ("ack", "nack", "final") and node == was.node and fence == was.fence
     assert taken or (again and not was.held), (verb, was)
     if taken:
-        # Without delay= the wait is the engine's to choose: half of it is chance.
         model.take(verb, now)
         job = hive.state.jobs.by_id[id]
-        if verb == "timeout" and job.state == "delayed":
-            model.state, model.until = "delayed", -(-(job.until_ns - hive.began_ns) // SECOND)
-        elif verb == "timeout":
-            model.state = job.state if model.state == "delayed" else model.state
+        # Without delay= the wait is the engine's to choose, and so is whether the deadline comes before.
+        if model.state == job.state == "delayed" and verb == "timeout":
+            model.until = -(-(job.until_ns - hive.began_ns) // SECOND)
+        elif model.state == "delayed" and verb == "timeout":
+            model.state, model.code = job.state, job.code
 
 
 class Pure(Folded):

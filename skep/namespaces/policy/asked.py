@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from hashlib import sha256
 from typing import Final, NamedTuple, Protocol
 
+from skep.fs import ctl
 from skep.fs.ctl import Arg
 from skep.namespaces.order import Order, actor_type, node_of
 from skep.namespaces.policy.request import ARGS, Name, Value
@@ -97,7 +98,12 @@ def _words(*found: str) -> tuple[str, ...]:
 def _risk(asked: Asked) -> tuple[str, ...]:
     """What the request says, and what its label says."""
     about = asked.about
-    return _words(*about.said.get("risk", "").split(","), *about.labels.get("risk", "").split("+"))
+    return _words(*_listed(about, "risk"), *about.labels.get("risk", "").split("+"))
+
+
+def _listed(about: About, name: str) -> tuple[str, ...]:
+    said = about.said.get(name, "")
+    return ctl.listed(said) if ctl.is_list(said) else ()
 
 
 def _actor(asked: Asked) -> str:
@@ -131,7 +137,7 @@ _VALUES: Final[Mapping[Name, Callable[[Asked], Value]]] = {
     ("context", "capabilities"): lambda asked: _words(
         asked.about.capability, asked.about.said.get("capability", "")
     ),
-    ("context", "requires"): lambda asked: _words(*asked.about.said.get("requires", "").split(",")),
+    ("context", "requires"): lambda asked: _words(*_listed(asked.about, "requires")),
     ("context", "risk"): _risk,
     ("context", "pack"): lambda asked: asked.about.said.get("pack") or asked.about.labels.get("pack", ""),
     ("context", "actor"): _actor,
