@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import sqlite3
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -183,19 +184,17 @@ class History:
                 self._waiting.discard(waiting)
 
     async def close(self) -> None:
-        """Write the rest, if it has begun to write; the ledger must still be open."""
-        if self._writing is not None:
-            self.write()
-            self._closing = True
-            await asyncio.wait([self._writing])
+        """Let the batch that is being written end; the next start goes on there."""
         self._closing = True
+        if self._writing is not None:
+            await asyncio.wait([self._writing])
         self._tell(FsError(E.IO, "the hive has stopped"))
         for connection in (self._reader, self._writer):
             if connection is not None:
                 connection.close()
 
     async def _write(self) -> None:
-        while self.seq < self._last or self._damaged:
+        while (self.seq < self._last or self._damaged) and not self._closing:
             try:
                 self.seq = await asyncio.to_thread(self._step())
             except (sqlite3.Error, LedgerError, OSError) as error:
@@ -379,6 +378,8 @@ def _write(connection: sqlite3.Connection, batch: _Batch) -> None:
 
 
 def _connect(path: Path) -> sqlite3.Connection:
+    # As private as the ledger; what SQLite puts beside it is so too.
+    os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
     connection = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
     # A crash of the machine may cost the last batches, never the order of the file.
     connection.execute("PRAGMA journal_mode = WAL")
