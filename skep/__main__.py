@@ -46,6 +46,7 @@ COMMANDS: Final = {
     "manifest": Row("manifest", "Check and sign manifests of roles."),
     "sim": Row("simulating", "Play a whole hive under one seed, and all that can go wrong in it."),
     "bench": Row("measuring", "Measure a live 9P server; nothing is written to it."),
+    "conformance": Row("conformance", "Try a worker in any language against the protocol."),
     "completion": Row("shell", "Print the completion script of a shell."),
 }
 

@@ -1,0 +1,75 @@
+"""``skep conformance worker``: the examples pass it, and what is wrong with a worker is found."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from skep.cli.kit import CASES
+from tests.daemons import ROOT, run
+
+pytestmark = pytest.mark.slow
+
+# None lasts longer than twenty seconds.
+PARTS = (
+    ("takes", "text", "once", "fails", "retried", "unknown", "artifact", "drain"),
+    ("renews",),
+    ("one", "cancel", "late"),
+    ("restart", "unanswered", "beats"),
+)
+PYTHON = ("--", sys.executable, "examples/worker.py")
+SHELL = ("--mount", "--", "sh", "examples/worker.sh")
+
+
+def tried(cases: tuple[str, ...], *command: str) -> tuple[int, dict[str, bool | None], str]:
+    """The exit status, what came of each case, and the reasons of those that failed."""
+    chosen = [word for case in cases for word in ("--case", case)]
+    done = run("conformance", "worker", "--json", *chosen, *command, env={"PYTHONPATH": str(ROOT)})
+    found = [json.loads(text) for text in done.stdout.splitlines()]
+    return (
+        done.returncode,
+        {each["case"]: each["ok"] for each in found},
+        "\n".join(each["why"] for each in found),
+    )
+
+
+def test_every_case_is_tried_here() -> None:
+    assert {case.name for case in CASES} == {case for part in PARTS for case in part}
+
+
+@pytest.mark.parametrize("command", [PYTHON, SHELL], ids=["python", "shell"])
+@pytest.mark.parametrize("cases", PARTS, ids=lambda part: part[0])
+def test_the_example_does_all_that_is_asked(cases: tuple[str, ...], command: tuple[str, ...]) -> None:
+    assert (0, dict.fromkeys(cases, True)) == tried(cases, *command)[:2]
+
+
+# A renewal that is refused tells of a cancel too, later where leases are longer.
+@pytest.mark.parametrize(("case", "without"), [("renews", "renew"), ("cancel", "renew watch")])
+def test_a_worker_that_leaves_out_a_duty_is_found_out(case: str, without: str, tmp_path: Path) -> None:
+    lazy = tmp_path / "lazy.sh"
+    text = (ROOT / "examples" / "worker.sh").read_text()
+    for duty in without.split():
+        text = text.replace(f"    {duty} &\n", "    : &\n")
+    lazy.write_text(text)
+    status, ok, why = tried((case,), "--mount", "--", "sh", str(lazy))
+    assert (1, {case: False}) == (status, ok)
+    assert "the job succeeded; seen: " in why
+
+
+def test_what_is_not_claimed_is_told_and_not_tried() -> None:
+    assert (0, {"renews": None}) == tried(("renews",), "--without", "renews", "--", "false")[:2]
+
+
+def test_a_command_that_is_no_worker_is_told_so() -> None:
+    status, ok, why = tried(("takes",), "--", "sh", "-c", "echo no worker; exit 3")
+    assert (1, {"takes": False}) == (status, ok)
+    assert why.endswith("seen: it ended with status 3: no worker")
+
+
+def test_a_case_that_is_none_is_refused() -> None:
+    done = run("conformance", "worker", "--case", "nothing", "--", "true")
+    assert 2 == done.returncode
+    assert "nothing: no case of this name: expected one of takes text " in done.stderr
