@@ -137,12 +137,12 @@ def test_a_default_that_is_no_address_is_a_mistake_of_usage() -> None:
 
 
 def test_ls_lists_names_and_more_when_asked(hive: Hive) -> None:
-    assert ["ctl", "default"] == hive.ask("ls", "/pools").splitlines()
+    assert ["ctl", "plan", "default"] == hive.ask("ls", "/pools").splitlines()
     long = hive.ask("ls", "-l", "/pools").splitlines()
-    assert long[1].startswith("dr-xr-xr-x")
+    assert long[2].startswith("dr-xr-xr-x")
     assert "/health:" in hive.ask("ls", "-R").splitlines()
     records = [json.loads(line) for line in hive.ask("ls", "--json", "/pools").splitlines()]
-    assert [("/pools/ctl", "file"), ("/pools/default", "directory")] == [
+    assert [("/pools/ctl", "file"), ("/pools/plan", "file"), ("/pools/default", "directory")] == [
         (r["path"], r["type"]) for r in records
     ]
 

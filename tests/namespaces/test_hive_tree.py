@@ -282,7 +282,7 @@ def test_a_pool_tells_what_waits_and_who_works() -> None:
         assert "waiting 0\nheld 2\nreaders 1\n" == await hive.ann.read("/pools/default/load")
         assert "w1 held=1 readers=0\nw2 held=1 readers=1\n" == await hive.ann.read("/pools/default/workers")
         assert "sum\n" == await hive.ann.read("/pools/default/topics")
-        assert ["ctl", "default"] == await hive.ann.names("/pools")
+        assert ["ctl", "plan", "default"] == await hive.ann.names("/pools")
         reading[1].cancel()
         await asyncio.wait(reading)
 
