@@ -304,6 +304,13 @@ def test_a_lease_lasts_as_its_topic_s_configuration_says_from_the_next_one_on(hi
     assert hive.clock.now_ns() + 5 * MINUTE == running(hive, submit(hive)).until_ns
 
 
+def test_a_tenant_shortens_a_lease_and_does_not_make_it_longer(hive: Folded) -> None:
+    for n, (lease, seconds) in enumerate((("5m", 30), ("10s", 10))):
+        configure(hive, {"topics": {"sum": {"lease": lease}}}, f"other/project/env/w{n}", BOB)
+        running(hive, job := submit_as(hive, BOB, {"workflow": f"w{n}"}))
+        assert hive.clock.now_ns() + seconds * SECOND == now(hive, job).until_ns
+
+
 def test_the_delay_between_attempts_is_configured(hive: Folded) -> None:
     configure(hive, {"jobs": {"retries": 9, "backoff": "1m", "backoff-max": "90s"}})
     delays = []
