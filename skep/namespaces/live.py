@@ -457,7 +457,8 @@ class Hive:
         """Do what is due now: end leases and delays, notice silent nodes, sweep the store."""
         # Other processes of this hive may have queued jobs for our readers.
         self.turn.refresh()
-        self.history.write()
+        if self.history.seq < self.state.jobs.past.rev:
+            self.history.write()
         now_ns = self.clock.now_ns()
         await self.denials.flush()
         self.limits.sweep()

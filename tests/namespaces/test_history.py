@@ -419,6 +419,24 @@ def test_a_long_directory_is_listed_in_pages_while_jobs_come_and_go() -> None:
     live(story)
 
 
+def test_where_the_index_cannot_be_written_what_is_in_memory_is_listed(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with living(tmp_path) as alive:
+            door = Door(hive_tree(alive.hive), ANN)
+            (tmp_path / FILE).mkdir()
+            job = await ended(alive, "key=k", "nack error=e")
+            jobs = await submitted(alive, PAGE + 20)
+            assert jobs == await door.names("/jobs/by-state/queued")
+            assert [job] == await door.names("/jobs/by-state/failed")
+            assert ["k"] == await door.names("/jobs/by-key")
+            assert jobs == [name for name in await door.names("/jobs") if name in jobs]
+            await forgotten(alive)
+            with pytest.raises(FsError, match="history of jobs"):
+                await door.names("/jobs")
+
+    asyncio.run(story())
+
+
 def test_one_may_go_back_in_a_long_directory() -> None:
     async def story(alive: Living) -> None:
         jobs = await submitted(alive, 2 * PAGE + 10)

@@ -110,6 +110,16 @@ def pages(
     def open_pages(caller: Caller) -> Page:
         seq = hive.turn.seq
 
+        async def known(caller: Caller, after: int, limit: int) -> Rows:
+            try:
+                await hive.history.wait_reached(seq)
+            except FsError:
+                # There is no space for it, say: what is in memory it need not tell.
+                if hive.history.seq < hive.state.jobs.past.rev:
+                    raise
+                return _merged(hive, caller, own(caller), listed(caller, after, limit), after, limit)
+            return listed(caller, after, limit)
+
         async def page(after: int, limit: int) -> list[Entry]:
             found: list[Entry] = []
             for at, (name, node) in enumerate((fixed or {}).items(), 1):
@@ -121,8 +131,7 @@ def pages(
                 if caller.node:
                     rows = islice((row for row in own(caller) if row[0] > after), left)
                 else:
-                    await hive.history.wait_reached(seq)
-                    rows = listed(caller, max(after, KEPT), left)
+                    rows = await known(caller, max(after, KEPT), left)
                 found += [
                     Entry(name, Qid(qid_type(kind), 0, shelf.path(number)), kind, number)
                     for number, name in rows
@@ -138,3 +147,14 @@ def own_jobs(hive: Hive, caller: Caller, state: str = "") -> Iterable[tuple[int,
     """The jobs in memory that the caller's node sees; given ``state``, of those in it."""
     jobs = hive.state.jobs.by_id.values()
     return ((job.number, job.id) for job in jobs if state in ("", job.state) and sees(job, caller))
+
+
+def _merged(
+    hive: Hive, caller: Caller, own: Iterable[tuple[int, str]], past: Rows, after: int, limit: int
+) -> Rows:
+    """Up to ``limit`` rows after the number: the caller's ``own`` in memory, and those of the ``past`` that
+    are not there, as far as these go."""
+    numbers = {number for number, _ in own_jobs(hive, caller)}
+    last = past[-1][0] if len(past) == limit else None  # None: there are no more
+    rows = [row for row in past if row[0] not in numbers] + [row for row in own if row[0] > after]
+    return sorted(row for row in rows if last is None or row[0] <= last)[:limit]
