@@ -43,10 +43,10 @@ def test_commanding_by_tcp_is_asked_for_and_warned_of(tmp_path: Path) -> None:
 
 def test_a_new_hive_begins_with_the_pools_it_is_told_and_an_old_one_with_its_own(tmp_path: Path) -> None:
     with queen(tmp_path, "--pool", "fast=a,b", "--pool", "slow") as hive:
-        assert ["ctl", "fast", "slow"] == hive.ask("ls", "/pools").splitlines()
+        assert ["ctl", "plan", "fast", "slow"] == hive.ask("ls", "/pools").splitlines()
         assert "a\nb" == hive.ask("cat", "/pools/fast/topics")
     with queen(tmp_path, "--pool", "other") as hive:
-        assert ["ctl", "fast", "slow"] == hive.ask("ls", "/pools").splitlines()
+        assert ["ctl", "plan", "fast", "slow"] == hive.ask("ls", "/pools").splitlines()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
