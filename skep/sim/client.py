@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
+from hashlib import sha256
 from typing import Final, TypeVar
 
 from skep.fs.connection import ConnectionLost
@@ -16,6 +17,7 @@ from skep.fs.messages import Dialect
 from skep.sim.drone import written
 from skep.sim.history import UNSURE, History, Said
 from skep.sim.queen import OPERATORS
+from skep.sim.story import HOME
 
 T = TypeVar("T")
 TRIES: Final = 60
@@ -56,6 +58,10 @@ class Caller:
         except OSError:
             return None
 
+    async def close(self) -> None:
+        for client in self._clients.values():
+            await client.close()
+
     async def write(
         self, tenant: str, path: str, verb: str, args: dict[str, str], about: str, again: bool, **more: str
     ) -> Said:
@@ -88,6 +94,28 @@ class Caller:
 
         with suppress(FsError):
             await self._once(tenant, said, work)
+        return said
+
+    async def publish(self, scope: str, content: bytes) -> Said:
+        """Publish a document of the configuration, until that is done. A draft is lost with its queen."""
+        name = scope.replace("/", ":")
+        draft = "/config/draft" if scope == "system" else f"/config/{name}/draft"
+        args = {"scope": scope, "sha256": sha256(content).hexdigest()}
+        for wait_s in (*AGAIN_S, *[AGAIN_S[-1]] * TRIES):
+            said = self.history.ask(self.name, "draft", scope, tenant=HOME)
+
+            async def write(client: Client) -> None:
+                if scope != "system":
+                    with suppress(FsError):
+                        await client.mkdir(f"/config/{name}")
+                await client.write_file(draft, content)
+
+            with suppress(FsError):
+                await self._once(HOME, said, write)
+                said = await self.write(HOME, "/config/ctl", "publish", args, scope, False)
+            if said.answer == "ok" and said.verb == "publish":
+                break
+            await asyncio.sleep(wait_s)
         return said
 
     async def check(self, tenant: str, name: str, fence: str) -> Said:

@@ -23,7 +23,14 @@ from skep.trace.clock import MS, SECOND, parse_duration
 HEARTBEAT_S: Final = 5.0
 AGAIN_S: Final = 1.0  # between tries of what the hive cannot take now
 TRIES: Final = 30
-POOLS: Final = ("default", "default", "slim")  # a slot each
+SILENT_S: Final = 20.0  # how long a job hangs that hangs: longer than any lease
+POOLS: Final = ("default", "default", "slim", "spare")  # a slot each
+OFFERS: Final = {
+    "w1": {"capacity": 3, "labels": {"gpu": "1", "zone": "eu"}},
+    "w2": {"labels": {"gpu": "2"}},
+    "w3": {"capacity": 2},
+    "w4": {"capacity": 1, "labels": {"zone": "us"}},
+}
 _PASSING: Final = (E.NOSPACE, E.THROTTLED, E.OVERLOAD, E.BUSY, E.IO)
 
 
@@ -79,7 +86,8 @@ class Drone:
     async def _beat(self) -> None:
         while True:
             try:
-                await self.uplink.write(f"/nodes/{self.node}/heartbeat", '{"capacity":3}')
+                said = msgspec.json.encode(OFFERS[self.node]).decode()
+                await self.uplink.write(f"/nodes/{self.node}/heartbeat", said)
             except FsError as error:
                 if error.kind not in _PASSING:
                     raise
@@ -118,7 +126,9 @@ class Drone:
         if not await self.say(lease.job, lease.fence, "start"):
             return
         silent = how.get("h") == "1" and lease.attempt == 1
-        await asyncio.sleep(3600 if silent else int(how["w"]) * MS / SECOND)
+        await asyncio.sleep(SILENT_S if silent else int(how["w"]) * MS / SECOND)
+        if silent:
+            return
         if how.get("o") == "final":
             await self.say(lease.job, lease.fence, "nack", error="no way", final="true")
         elif lease.attempt <= int(how.get("f", "0")):
@@ -139,11 +149,15 @@ class Drone:
             ended.cancel()
 
     async def _wait_ended(self, job: str) -> None:
-        try:
-            await self.uplink.wait_read(f"/jobs/{job}/wait")
-        except FsError as error:
-            if error.kind in _PASSING:
-                await asyncio.sleep(3600)
+        """Return when the lease, or the job, has ended."""
+        while True:
+            try:
+                await self.uplink.wait_read(f"/jobs/{job}/wait")
+            except FsError as error:
+                if error.kind in _PASSING:
+                    await asyncio.sleep(AGAIN_S)
+                    continue
+            return
 
     async def say(self, job: str, fence: int, verb: str, **args: str) -> bool:
         """Write a holder's word until there is an answer; whether it was taken."""

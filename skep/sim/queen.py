@@ -22,16 +22,21 @@ from skep.roles.gate import Doorkeeper
 from skep.roles.manifest import Manifest, load
 from skep.sim.disk import Disk, SimCommits, SimLedger
 from skep.sim.loop import Process
+from skep.trace.clock import SECOND
 from skep.trace.turn import Turn
 
 OPERATORS: Final = Address("tcp", "127.0.0.1", 1)
 WORKERS: Final = Address("tcp", "127.0.0.1", 2)
-QUEUE: Final = 6  # of the pool slim
+AGEING_NS: Final = 4 * SECOND  # of every pool
+QUEUES: Final = {"slim": 6}  # how many jobs may wait in a pool
+CAPACITIES: Final = {"spare": 2}  # how many of a pool may be held
 FIRST: Final = (
-    "create pool=default lease=5s",
-    f"create pool=slim lease=3s queue={QUEUE}",
+    "create pool=default lease=5s ageing=4s",
+    f"create pool=slim lease=3s ageing=4s queue={QUEUES['slim']}",
+    f"create pool=spare lease=5s ageing=4s capacity={CAPACITIES['spare']}",
     "map topic=sum pool=default",
     "map topic=slim pool=slim retries=1",
+    "map topic=any pool=default,spare",
 )
 SIGNER: Final = Signer(Ed25519PrivateKey.from_private_bytes(bytes(32)))  # the same in every run
 

@@ -17,10 +17,10 @@ import msgspec
 PAUSE_MS: Final = 150.0  # between two actions, on average
 HOME: Final = "default/default/default"
 TENANTS: Final = (HOME, HOME, "acme/shop/prod", "zoo/apes/prod")
-TOPICS: Final = ("sum", "sum", "sum", "slim")
+TOPICS: Final = ("sum", "sum", "any", "slim")
 LOCKS: Final = ("db", "door")
 # What may go wrong in a story; each has some of them, so that what one hides another shows.
-FAULTS: Final = ("kill", "pause", "cut", "stall", "slow", "full", "fail", "jump", "drain", "cordon")
+FAULTS: Final = ("kill", "pause", "cut", "stall", "slow", "full", "fail", "jump", "drain", "cordon", "config")
 
 
 class Action(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -63,6 +63,16 @@ def story_of(seed: str, steps: int) -> Story:
     story = Story(seed, chance.randint(1, 4), chance.randint(1, 3))
     writer = _Writer(story, chance)
     return msgspec.structs.replace(story, actions=tuple(writer.action() for _ in range(steps)))
+
+
+def document(args: Mapping[str, str]) -> bytes:
+    """The configuration that says ``args``, by key."""
+    said: dict[str, dict[str, object]] = {}
+    for key, value in args.items():
+        noun, _, name = key.partition("/")
+        found = int(value) if value.isdigit() else value == "true" if value in ("true", "false") else value
+        said.setdefault(noun, {})[name] = found
+    return msgspec.json.encode(said, order="sorted")
 
 
 class _Writer:
@@ -165,6 +175,13 @@ class _Writer:
             of=self.chance.choice(("ack", "nack", "renew", "start", "ack")),
         )
 
+    def config(self) -> Action:
+        """A document for a tenant, or for all."""
+        scope = self.chance.choice((*TENANTS, "system"))
+        said = _SYSTEM if scope == "system" else _LIMITS
+        args = {key: self.chance.choice(values) for key, values in said.items() if self.chance.random() < 0.4}
+        return Action(self.now(), "config", self.client(), of=scope, args=args)
+
     def kill(self) -> Action:
         """After so many steps of its own, to be back so many ms later."""
         who = self.chance.choice(("queen", "queen", "queen", self.worker(), self.client()))
@@ -206,7 +223,19 @@ _TERMS: Final = (
     ("retries", 0.6, ("0", "1", "3")),
     ("timeout", 0.3, ("1s", "3s", "20s")),
     ("deadline", 0.2, ("2s", "15s", "60s")),
+    ("requires", 0.15, ("gpu", "gpu:1", "zone:eu", "gpu,zone")),
 )
+# What a tenant's document may say, and the system's.
+_LIMITS: Final = {
+    "limits/jobs": ("1", "2", "4"),
+    "limits/waiting": ("2", "5", "20"),
+    "limits/submits": ("1", "2", "5"),
+    "limits/actor-jobs": ("1", "3"),
+    "limits/actor-waiting": ("3", "9"),
+    "limits/actor-submits": ("1", "4"),
+    "jobs/preempt": ("true", "false"),
+}
+_SYSTEM: Final = {"jobs/history": ("1s", "5s"), "jobs/key-window": ("1m", "2m"), "jobs/preempt": ("true",)}
 
 _Make = Callable[[_Writer], Action]
 
@@ -230,7 +259,8 @@ _VERBS: Final[Mapping[str, tuple[float, _Make]]] = {
     "lock": (4, _Writer.lock),
     "unlock": (4, _lock("unlock")),
     "check": (3, _lock("check")),
-    "ghost": (5, _Writer.ghost),
+    "ghost": (8, _Writer.ghost),
+    "config": (2, _Writer.config),
     "kill": (3, _Writer.kill),
     "pause": (3, _Writer.pause),
     "cut": (4, _Writer.cut),

@@ -23,10 +23,10 @@ from skep.sim.history import History
 from skep.sim.loop import Process, SimLoop, Stuck
 from skep.sim.net import Network
 from skep.sim.queen import Made, reign
-from skep.sim.story import HOME, Action, Story
+from skep.sim.story import HOME, Action, Story, document
 from skep.trace.clock import MS, SECOND
 
-END_S: Final = 1800.0  # after the last action; then jobs that have not ended never will
+END_S: Final = 200.0  # without a job's end, after the last action: then those that are left have none
 LOOK_S: Final = 1.0
 LOCK_TTL: Final = "24h"  # longer than any story, whatever its clocks do
 
@@ -152,18 +152,21 @@ class World:
 
     async def _wait_ended(self) -> None:
         """Return when no job waits for anything, and nobody for an answer."""
-        until_ns = self.loop.now_ns + round(END_S * SECOND)
-        while self.loop.now_ns < until_ns:
+        left, since_ns = -1, self.loop.now_ns
+        while self.loop.now_ns - since_ns < round(END_S * SECOND):
             await asyncio.sleep(LOOK_S)
             hive = self.hive
             if hive is None or hive.turn.failed is not None:
                 continue
-            if self._answered() and not self._unended(hive):
+            unended = self._unended(hive)
+            if self._answered() and not unended:
                 return
+            if len(unended) != left:
+                left, since_ns = len(unended), self.loop.now_ns
         hive = self.hive
         if hive is None:
             raise Stuck("no queen came back")
-        self.wrong.append(f"not ended: {' '.join(self._unended(hive))}")
+        self.wrong.append(f"not ended: {' '.join(self._unended(hive)) or 'what clients asked'}")
 
     @staticmethod
     def _unended(hive: Hive) -> list[str]:
@@ -190,10 +193,9 @@ class World:
         if found is None:
             return
         process, caller = found
-        for _ in range(1 + action.n):
-            self.ask(process, self._submit(caller, action, action.args))
-            # The second of a pair comes another way.
-            caller = Caller(caller.name, self.history)
+        self.ask(process, self._submit(caller, action, action.args))
+        if action.n:
+            self.ask(process, self._submit_elsewhere(caller.name, action))
 
     def again(self, action: Action) -> None:
         found, first = self.talk(action), self._submits.get(action.of)
@@ -202,6 +204,12 @@ class World:
         process, caller = found
         args = first.args | {"input": "w=1"} if action.n else first.args
         self.ask(process, self._submit(caller, first, args))
+
+    async def _submit_elsewhere(self, name: str, action: Action) -> None:
+        """The same again on a connection of its own."""
+        caller = Caller(name, self.history)
+        await self._submit(caller, action, action.args)
+        await caller.close()
 
     async def _submit(self, caller: Caller, action: Action, args: dict[str, str]) -> None:
         said = await caller.write(action.of, "/jobs/ctl", "submit", args, "", "key" in args)
@@ -260,19 +268,27 @@ class World:
         else:
             self.ask(process, caller.check(HOME, name, fence))
 
+    def config(self, action: Action) -> None:
+        found = self.talk(action)
+        if found is not None:
+            process, caller = found
+            self.ask(process, caller.publish(action.of, document(action.args)))
+
     # what befalls them
 
     def ghost(self, action: Action) -> None:
-        """Half of the time it is the newest holder's node that says what an older lease's holder would."""
-        past = [(node, held) for node, helds in self.past.items() for held in helds]
+        """Mostly it is the holder's own node that says what an older lease's holder would."""
+        past = [held for helds in self.past.values() for held in helds]
         if not past:
             return
-        newest = {held.job: (held.fence, node) for node, held in sorted(past, key=lambda of: of[1].fence)}
-        late = [held for _, held in past if held.fence < newest[held.job][0]]
-        who, held = action.who, past[action.n % len(past)][1]
-        if late and action.n % 2:
-            held = late[-1 - action.n % min(len(late), 3)]
-            who = newest[held.job][1]
+        who, held = action.who, past[action.n % len(past)]
+        if self.hive is not None and action.n % 4:
+            jobs = self.hive.state.jobs
+            now = {id: jobs.by_id[id] for id in jobs.held}
+            late = [old for old in past if old.job in now and old.fence < now[old.job].fence]
+            if late:
+                held = late[action.n % len(late)]
+                who = now[held.job].node
         process = self.living[who]
         if not process.dead:
             process.spawn(Drone(who, self.history, []).haunt(held, action.of))
@@ -342,11 +358,12 @@ class World:
 
 
 _DO: Final[Mapping[str, Callable[[World, Action], None]]] = {
-    "submit": World.submit, "again": World.again, "cancel": World.about_job, "look": World.about_job,
-    "wait": World.about_job, "retry": World.about_job, "discard": World.about_job, "lock": World.lock,
-    "unlock": World.about_lock, "check": World.about_lock, "ghost": World.ghost, "kill": World.kill,
-    "pause": World.pause, "cut": World.cut, "stall": World.stall, "slow": World.slow, "full": World.full,
-    "fail": World.fail, "jump": World.jump, "drain": World.drain, "cordon": World.cordon,
+    "submit": World.submit, "again": World.again, "config": World.config, "lock": World.lock,
+    **dict.fromkeys(("cancel", "look", "wait", "retry", "discard"), World.about_job),
+    **dict.fromkeys(("unlock", "check"), World.about_lock),
+    "ghost": World.ghost, "kill": World.kill, "pause": World.pause, "cut": World.cut, "stall": World.stall,
+    "slow": World.slow, "full": World.full, "fail": World.fail, "jump": World.jump, "drain": World.drain,
+    "cordon": World.cordon,
 }  # fmt: skip
 
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import msgspec
 
 from skep.namespaces.hive import Event, HiveRules, HiveState
 from skep.namespaces.jobs.record import Ended, Leased, Returned, Submitted
 from skep.namespaces.locks.core import Granted
+from skep.namespaces.order import HIVE_TENANT
 from skep.sim.disk import ANSWER_NS, COMMIT_NS, SimCommits
-from skep.sim.queen import Made
+from skep.sim.queen import AGEING_NS, Made
 from skep.trace.clock import MS
 from skep.trace.entry import Line
 from skep.trace.ledger import Ledger, LedgerFull
@@ -102,6 +103,57 @@ class Counts(HiveRules):
         return Decision(tuple(events), decision.reply)
 
 
+class Generous(HiveRules):
+    """No tenant has a limit, or what every node offers is not asked, for as long as something is decided."""
+
+    answers: ClassVar[dict[str, Any]]
+
+    def decide(self, state: HiveState, line: Line, k: int) -> Decision[Event, str]:
+        vars(state).update(self.answers)
+        try:
+            return super().decide(state, line, k)
+        finally:
+            for name in self.answers:
+                del vars(state)[name]
+
+
+class NoLimits(Generous):
+    answers: ClassVar[dict[str, Any]] = {"limit": lambda tenant, key: None}
+
+
+class AnyNode(Generous):
+    answers: ClassVar[dict[str, Any]] = {
+        "offers": lambda node: frozenset({"gpu", "gpu:1", "zone", "zone:eu"})
+    }
+
+
+class LastComesFirst(HiveRules):
+    """The least urgent job of the tenant is leased."""
+
+    def decide(self, state: HiveState, line: Line, k: int) -> Decision[Event, str]:
+        decision = super().decide(state, line, k)
+        if not decision.events or not isinstance(event := decision.events[0], Leased):
+            return decision
+        of = state.jobs.by_id[event.job].request
+        job = state.jobs.by_id[state.jobs.queues.waiting(of.pool, of.tenant, AGEING_NS)[-1]]
+        return Decision((replace(event, job=job.id, fence=job.fence + 1),), job.id)
+
+
+class OneTenantFirst(HiveRules):
+    """The hive's own jobs are leased before any other tenant's."""
+
+    def decide(self, state: HiveState, line: Line, k: int) -> Decision[Event, str]:
+        decision = super().decide(state, line, k)
+        if not decision.events or not isinstance(event := decision.events[0], Leased):
+            return decision
+        pool = state.jobs.by_id[event.job].request.pool
+        own = state.jobs.queues.waiting(pool, HIVE_TENANT, AGEING_NS)
+        if not own:
+            return decision
+        job = state.jobs.by_id[own[0]]
+        return Decision((replace(event, job=job.id, fence=job.fence + 1),), job.id)
+
+
 def _key_freed(state: HiveState, event: Any, meta: Meta) -> None:
     if isinstance(event, Ended):
         request = state.jobs.by_id[event.job].request
@@ -176,6 +228,10 @@ MISTAKES: Final[dict[str, Made]] = {
     "a key is free when its job has ended": applies(_key_freed),
     "attempts start again from one": applies(_from_one_again),
     "a lock forgets who holds it": applies(_forgets_holders),
+    "limits are not asked": Made(rules=NoLimits),
+    "what a job requires is not asked": Made(rules=AnyNode),
+    "the last of a tenant's jobs goes first": Made(rules=LastComesFirst),
+    "a tenant is served before its turn": Made(rules=OneTenantFirst),
     "an answer leaves before the entry is on the disk": Made(commits=LyingDisk),
     "what a full disk refused was done": Made(turn=KeepsWhatFailed),
     "readers see what is not on the disk": Made(turn=ShowsTooEarly),

@@ -20,7 +20,7 @@ from skep.sim.trial import attempt, shortest
 
 HERE = Path(__file__).parent
 STEPS = 120
-FRESH_S = 60.0  # how long fresh seeds are tried
+FRESH_S = 45.0  # how long fresh seeds are tried
 SEEDS_MAX = 60  # in which a planted mistake must be found
 
 
