@@ -44,6 +44,7 @@ check: $(VENV)/test
 bench: $(VENV)/bench
 	$(BIN)/python -m tests.bench
 	$(BIN)/python -m tests.bench.queues
+	$(BIN)/python -m tests.bench.history --done 1000 100000
 
 clean:
 	rm -rf $(VENV) build skep.egg-info skep/native/*.so skep/native/_*.c .cache .pytest_cache .mypy_cache .ruff_cache

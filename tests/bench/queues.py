@@ -33,7 +33,8 @@ from tests.bench.queues_apps import WHERE
 from tests.bench.queues_servers import has, line_of, postgres, process, queen, redis
 
 WORKERS: Final = (1, 8, 64)
-SUBMITTERS: Final = (1, 4)  # processes, each submitting one job after the other
+# For so many workers, rows with so many processes that each submit one job after the other.
+SUBMITTERS: Final = {1: (1,), 8: (1, 4), 64: (4,)}
 WARM_UP: Final = 40  # jobs, which also tell how many make a round
 JOBS: Final = (40, 5000)  # of a round, at least and at most
 LOOK_S: Final = 0.004  # between two looks at what is left
@@ -231,7 +232,9 @@ class Bench:
     def rows(self, workers: int, rounds: int, seconds: float) -> list[Row]:
         """The rows of so many workers: of one submitter, and of several."""
         with ExitStack() as stack:
-            rows: list[Row] = [(workers, n, {q.name: Cell() for q in self.queues}) for n in SUBMITTERS]
+            rows: list[Row] = [
+                (workers, n, {q.name: Cell() for q in self.queues}) for n in SUBMITTERS[workers]
+            ]
             up: list[Running] = []
             for queue in self.queues:
                 if workers <= queue.workers_max:
@@ -260,7 +263,8 @@ class Bench:
         with ExitStack() as stack:
             submit = [PYTHON, "-m", "tests.bench.queues_load", queue.load, where]
             submitters = [
-                stack.enter_context(process(submit, log, env, told=True)) for _ in range(max(SUBMITTERS))
+                stack.enter_context(process(submit, log, env, told=True))
+                for _ in range(max(SUBMITTERS[workers]))
             ]
             command = queue.worker(where, workers)
             begun = stack.enter_context(process(command, log, env, told=queue.server == "queen"))
@@ -407,7 +411,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, default=3, help="of each cell; the median is shown")
     parser.add_argument("--seconds", type=float, default=0.5, help="about, of each round")
     parser.add_argument("--queued", type=int, default=100_000, help="jobs to measure the memory of; 0: none")
-    parser.add_argument("--workers", type=int, nargs="+", default=WORKERS)
+    parser.add_argument("--workers", type=int, nargs="+", default=WORKERS, choices=WORKERS)
     parser.add_argument("--queues", nargs="+", default=[q.name for q in QUEUES], help="only these columns")
     parser.add_argument("--quick", action=Quick, nargs=0, help="one round, 1 and 8 workers, 10,000 queued")
     parser.add_argument("--json", type=Path, help="write all rounds here too")

@@ -2,9 +2,10 @@
 
     python -m tests.bench.queues_skep ADDRESS WORKERS
 
-They use the protocol as docs/BENCHMARKS.md advises: all requests of a step go out in one flight, start and
-ack are one write, and the next lease is asked for in the flight that acknowledges the last job. A line on
-stdin is answered by a line of JSON: lease and ack, ns of each since the last such line.
+They use the protocol as docs/BENCHMARKS.md advises: all requests of a step go out in one flight, from fids
+that were walked once; start and ack are one write; the next lease is asked for in the flight that
+acknowledges the last job; and who has few sessions asks for several leases ahead. A line on stdin is answered
+by a line of JSON: lease and ack, ns of each since the last such line.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from skep.fs.messages import Message, Rread, Tlopen, Tread, Twalk, Twrite
 
 READ: Final = 32 * 1024  # bytes: what a lease may have
 POOL: Final = "default"
+HEARTBEAT_S: Final = 5.0
+AHEAD: Final = 16  # leases asked for at a time by the process, at least one by each session
 
 
 class Lease(msgspec.Struct):
@@ -61,11 +64,13 @@ class Flight:
 
 
 class Worker:
-    """One session: a lease, then its acknowledgement with the next lease asked for behind it, for ever."""
+    """A lease, then its acknowledgement with the next lease asked for behind it, for ever. Several may share
+    a session. ``next`` and ``jobs`` are fids to walk from."""
 
-    def __init__(self, client: Client, steps: Steps) -> None:
-        self.client = client
+    def __init__(self, client: Client, next: int, jobs: int, steps: Steps) -> None:
         self.connection = client.connection
+        self.next = next
+        self.jobs = jobs
         self.steps = steps
 
     async def run(self) -> None:
@@ -73,37 +78,53 @@ class Worker:
         while True:
             answer = await self._ended(asked, self.steps.lease)
             assert isinstance(answer, Rread)
-            lease = LEASE.decode(answer.data)
-            said = self._say(lease)
+            self.connection.clunk(asked.fid)
+            said = self._say(LEASE.decode(answer.data))
+            # Behind a write a clunk waits for its answer; a read that waits it would end.
+            self.connection.clunk(said.fid)
             asked = self._ask()
             await self._ended(said, self.steps.ack)
 
     async def _ended(self, flight: Flight, took: list[int]) -> Message:
         answer = await self.connection.wait(flight.last)
         took.append(time.perf_counter_ns() - flight.began)
-        self.connection.clunk(flight.fid)
         return answer
 
     def _ask(self) -> Flight:
-        return self._flight(("pools", POOL, "next"), os.O_RDONLY, lambda fid: Tread(fid, 0, READ))
+        return self._flight(self.next, (), os.O_RDONLY, lambda fid: Tread(fid, 0, READ))
 
     def _say(self, lease: Lease) -> Flight:
         lines = f"start fence={lease.fence}\nack fence={lease.fence} result=ok\n".encode()
-        return self._flight(("jobs", lease.job, "ctl"), os.O_WRONLY, lambda fid: Twrite(fid, 0, lines))
+        return self._flight(self.jobs, (lease.job, "ctl"), os.O_WRONLY, lambda fid: Twrite(fid, 0, lines))
 
-    def _flight(self, path: tuple[str, ...], flags: int, last: Callable[[int], Message]) -> Flight:
+    def _flight(
+        self, start: int, path: tuple[str, ...], flags: int, last: Callable[[int], Message]
+    ) -> Flight:
         fid = self.connection.session.take_fid()
         began = time.perf_counter_ns()
-        self.connection.start(Twalk(self.client.root.fid, fid, path))
+        self.connection.start(Twalk(start, fid, path))
         self.connection.start(Tlopen(fid, flags))
         return Flight(fid, self.connection.start(last(fid)), began)
+
+
+async def beat(client: Client, node: str) -> None:
+    """Say that it is there: a node that says nothing for 15 s gets no lease."""
+    async with await client.open(f"/nodes/{node}/heartbeat", "w") as heartbeat:
+        while True:
+            await heartbeat.write_all(b"{}\n")
+            await asyncio.sleep(HEARTBEAT_S)
 
 
 async def work(where: str, workers: int) -> None:
     steps = Steps()
     clients = [await Client.connect(where, uname=f"w{n}") for n in range(workers)]
     async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(Worker(client, steps).run()) for client in clients]
+        tasks = []
+        for n, client in enumerate(clients):
+            tasks.append(group.create_task(beat(client, f"w{n}")))
+            next, jobs = await client.walk(f"/pools/{POOL}/next"), await client.walk("/jobs")
+            for _ in range(max(1, AHEAD // workers)):
+                tasks.append(group.create_task(Worker(client, next.fid, jobs.fid, steps).run()))
         print("ready", flush=True)
         while await asyncio.to_thread(sys.stdin.readline):
             print(steps.told(), flush=True)
