@@ -37,6 +37,17 @@ class Wires(NamedTuple):
     prefix: tuple[str, ...]  # before a command that listens there
 
     @contextmanager
+    def cut(self, name: str) -> Iterator[None]:
+        """Within it, the machine's cable is out: what is sent either way is lost, and nobody is told."""
+        port = ("link", "set", f"port{list(self.machines).index(name) + 1}")
+        assert self.prefix, "loopback addresses have no cable"
+        subprocess.run([*self.prefix, self.prefix[0], *port, "down"], check=True)
+        try:
+            yield
+        finally:
+            subprocess.run([*self.prefix, self.prefix[0], *port, "up"], check=True)
+
+    @contextmanager
     def captured(self, path: Path, port: int) -> Iterator[None]:
         """Within it, the packets of the port are written to ``path``, whole."""
         tcpdump = shutil.which("tcpdump", path=f"{os.environ['PATH']}:/usr/sbin:/sbin")
