@@ -30,6 +30,7 @@ from rich.table import Table
 
 from tests.bench import queues_own
 from tests.bench.queues_apps import WHERE
+from tests.bench.queues_sdk import SDK
 from tests.bench.queues_servers import has, line_of, postgres, process, queen, redis
 
 WORKERS: Final = (1, 8, 64)
@@ -44,7 +45,8 @@ PYTHON: Final = sys.executable
 APPS: Final = "tests.bench.queues_apps"
 
 NOTE: Final = """e2e: submitted to acknowledged; submit: its answer; then the next is submitted.
-skep: a ledger of synchronous=FULL; start and ack in one write, the next lease asked for behind it.
+skep: a ledger of synchronous=FULL; a session a worker; start and ack in one write, the next lease asked for
+behind it, 16 asked for by one worker, 2 by each of 8. skep sdk: skep.worker, an async handler, one session.
 celery: Redis, acks_late, no result backend, prefetch 64; prefork, with 64 workers gevent.
 rq: Redis, SimpleWorker (no fork a job), a process a worker, so no 64.
 huey: Redis, threads, with 64 greenlets; it takes a job off the queue
@@ -86,6 +88,10 @@ def _skep_worker(where: str, workers: int) -> list[str]:
     return [PYTHON, "-m", "tests.bench.queues_skep", where.replace("hive.sock", "worker.sock"), str(workers)]
 
 
+def _sdk_worker(where: str, workers: int) -> list[str]:
+    return [PYTHON, "-m", "tests.bench.queues_sdk", where.replace("hive.sock", "worker.sock"), str(workers)]
+
+
 def _celery_worker(where: str, workers: int) -> list[str]:
     pool = "gevent" if workers > 8 else "prefork"
     words = ["-m", "celery", "-A", f"{APPS}:celery", "worker", "-P", pool, "-c", str(workers), "-l", "ERROR"]
@@ -108,6 +114,12 @@ def _procrastinate_worker(where: str, workers: int) -> list[str]:
 
 def _skep_left(where: str) -> Callable[[int], int]:
     look = queues_own.loads(where)
+    return lambda submitted: look()
+
+
+def _sdk_left(where: str) -> Callable[[int], int]:
+    queues_own.told(where, "pools/ctl", f"create pool={SDK}\nmap topic={SDK} pool={SDK}\n")
+    look = queues_own.loads(where, SDK)
     return lambda submitted: look()
 
 
@@ -155,6 +167,7 @@ def _procrastinate_left(where: str) -> Callable[[int], int]:
 
 QUEUES: Final = [
     Queue("skep", "skep", "queen", "skep", _skep_worker, _skep_left),
+    Queue("skep sdk", "skep sdk", "queen", "skep", _sdk_worker, _sdk_left),
     Queue("celery", "celery", "redis", "celery", _celery_worker, _celery_left),
     Queue("rq", "rq", "redis", "rq", _rq_worker, _rq_left, workers_max=8),
     Queue("huey", "huey", "redis", "huey", _huey_worker, _huey_left),

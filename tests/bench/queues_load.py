@@ -14,16 +14,18 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Final
 
+from tests.bench.queues_sdk import SDK
+
 PAYLOAD: Final = "x" * 100  # what every job of every queue carries
 
 
-def skep(where: str) -> Callable[[], object]:
+def skep(where: str, topic: str = "sha256") -> Callable[[], object]:
     from skep.native.load import FILE, Place, attach, call, reach
 
     place = Place(where, "jobs/ctl")
     sock, _ = attach(place, 65536, 30.0)
     reach(sock, place, 1)
-    line = f"submit topic=sha256 input={PAYLOAD}\n".encode()
+    line = f"submit topic={topic} input={PAYLOAD}\n".encode()
     body = FILE.to_bytes(4, "little") + bytes(8) + len(line).to_bytes(4, "little") + line
     return lambda: call(sock, 0, 118, body)
 
@@ -65,6 +67,7 @@ def procrastinate(where: str) -> Callable[[], object]:
 
 SUBMIT: Final[Mapping[str, Callable[[str], Callable[[], object]]]] = {
     "skep": skep,
+    "skep sdk": lambda where: skep(where, SDK),
     "celery": celery,
     "rq": rq,
     "huey": huey,

@@ -7,6 +7,7 @@ lease waits for a job."""
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import sys
 import tempfile
@@ -18,23 +19,32 @@ from typing import Any, Final
 
 from rich.table import Table
 
-from skep.native.load import FILE, ROOT, Place, attach, call, measure
+from skep.native.load import FILE, ROOT, Place, attach, call, measure, reach
 from tests.bench.queues_load import PAYLOAD
 from tests.bench.queues_servers import line_of, process, queen
 
 SUBMIT: Final = f"submit topic=sha256 input={PAYLOAD} labels=n:%d\n"
-LOAD: Final = b"\x03\x00\x05\x00pools\x07\x00default\x04\x00load"  # nwname[2] nwname*(wname[s])
 LOOK_S: Final = 0.004
 READ: Final = 4096
 STALL_S: Final = 30.0
 
 
-def loads(where: str) -> Callable[[], int]:
-    """How many jobs wait or are held in the default pool, as a blocking client reads it."""
+def told(where: str, path: str, lines: str) -> None:
+    """Write lines to a ctl file."""
     sock, _ = attach(Place(where), 65536, STALL_S)
+    with sock:
+        reach(sock, Place(where, path), os.O_WRONLY)
+        size = len(lines).to_bytes(4, "little")
+        call(sock, 0, 118, FILE.to_bytes(4, "little") + bytes(8) + size + lines.encode())
+
+
+def loads(where: str, pool: str = "default") -> Callable[[], int]:
+    """How many jobs wait or are held in the pool, as a blocking client reads it."""
+    sock, _ = attach(Place(where), 65536, STALL_S)
+    names = b"".join(len(name).to_bytes(2, "little") + name.encode() for name in ("pools", pool, "load"))
 
     def look() -> int:
-        call(sock, 0, 110, ROOT.to_bytes(4, "little") + FILE.to_bytes(4, "little") + LOAD)
+        call(sock, 0, 110, ROOT.to_bytes(4, "little") + FILE.to_bytes(4, "little") + b"\x03\x00" + names)
         call(sock, 0, 12, FILE.to_bytes(4, "little") + bytes(4))
         text = call(sock, 0, 116, FILE.to_bytes(4, "little") + bytes(8) + READ.to_bytes(4, "little"))[4:]
         call(sock, 0, 120, FILE.to_bytes(4, "little"))
