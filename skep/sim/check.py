@@ -16,6 +16,7 @@ from skep.sim.history import Said
 from skep.sim.linear import ENDED, LOCK, NEVER, Op, linearization
 from skep.sim.linear import job as job_object
 from skep.sim.model import Model, folded
+from skep.sim.story import LOCKS
 from skep.sim.world import Ran
 from skep.trace.entry import Entry, canonical, entry_decoder
 from skep.trace.fold import apply_entry
@@ -61,7 +62,7 @@ def _answers(ran: Ran) -> Iterator[str]:
             pass  # it was taken, and answered later, when it was granted or given up
         elif said.rev and (entry["seq"] != said.rev or not entry["line"].startswith(said.line)):
             yield f"{what}: the ledger has {entry['line']!r} as entry {entry['seq']}"
-        elif (said.answer, entry["outcome"]["code"]) == ("ILLEGAL_MOVE", "MISSING"):
+        elif said.answer in ("ILLEGAL_MOVE", "FENCED") and entry["outcome"]["code"] == "MISSING":
             pass  # the job has ended and left memory, and is told to have ended all the same
         elif entry["outcome"]["code"] != said.answer and said.answer not in SUMMED:
             yield f"{what}: the ledger has {entry['outcome']['code']}"
@@ -126,7 +127,7 @@ def _job_op(i: int, said: Said) -> Op | None:
             asked = ("lease", said.fence, said.more.get("attempt", 0))
         case "ack" | "nack":
             asked = (said.verb, said.fence, said.more.get("result", said.more.get("error")))
-        case "start" | "renew":
+        case "start" | "renew" | "release":
             asked = (said.verb, said.fence, "")
         case "submit" | "cancel":
             asked = (said.verb, 0, "")
@@ -156,7 +157,7 @@ def _locks_linear(ran: Ran) -> Iterator[str]:
 
 def _lock_op(i: int, said: Said) -> Op | None:
     known = said.answer in ("", "ok", "BUSY", "FENCED")
-    if said.verb not in ("acquire", "release", "check") or not known:
+    if said.about not in LOCKS or said.verb not in ("acquire", "release", "check") or not known:
         return None
     answer: Any = said.answer or None
     if said.verb == "acquire":

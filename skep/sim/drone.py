@@ -1,6 +1,7 @@
-"""A worker of a simulated hive: a node's real uplink, and jobs that say themselves how they go.
+"""A worker of a simulated hive that misbehaves: it forgets to renew, and says again what it said long ago.
 
-A job's input is ``w=<ms it takes>,f=<attempts that fail>,h=1 the first attempt is silent,o=final``.
+A job's input says how it goes: ``w=<ms it takes>,f=<attempts that fail>,h=1 the first attempt is silent,
+o=final,a=<bytes of an artifact>``. Who does jobs as `skep worker` does them is hand.py.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ AGAIN_S: Final = 1.0  # between tries of what the hive cannot take now
 TRIES: Final = 30
 SILENT_S: Final = 20.0  # how long a job hangs that hangs: longer than any lease
 POOLS: Final = ("default", "default", "slim", "spare")  # a slot each
-OFFERS: Final = {
+OFFERS: Final[dict[str, dict[str, Any]]] = {
     "w1": {"capacity": 3, "labels": {"gpu": "1", "zone": "eu"}},
     "w2": {"labels": {"gpu": "2"}},
     "w3": {"capacity": 2},
@@ -55,6 +56,11 @@ async def written(history: History, client: Client, said: Said, path: str) -> st
         history.answered(said)
         history.told(said, (await fid.read(0, 4096)).decode())
     return said.reply
+
+
+def how_of(input: str | None) -> dict[str, str]:
+    """What a job's input says of how it goes."""
+    return dict(word.split("=") for word in (input or "").split(",") if word)
 
 
 @dataclass
@@ -104,15 +110,13 @@ class Drone:
                 continue
             if data:
                 lease = msgspec.json.decode(data, type=Lease)
-                said.about, said.fence = lease.job, lease.fence
-                said.more = {"attempt": lease.attempt, "pool": pool}
-                self.history.answered(said)
+                self.history.leased(said, lease.job, lease.fence, lease.attempt)
                 self.past.append(Held(lease.job, lease.fence))
                 await self._job(lease)
 
     async def _job(self, lease: Lease) -> None:
         """Do it, unless it is not ours any more."""
-        how: dict[str, str] = dict(word.split("=") for word in (lease.input or "").split(",") if word)
+        how = how_of(lease.input)
         work = asyncio.create_task(self._work(lease, how))
         watching = asyncio.create_task(self._watch(lease, how))
         try:

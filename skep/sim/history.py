@@ -63,6 +63,11 @@ class History:
         """It was done."""
         said.answered, said.answer, said.reply = self.moment(), "ok", reply
 
+    def leased(self, said: Said, job: str, fence: int, attempt: int) -> None:
+        """A read of a pool's next gave a lease."""
+        said.about, said.fence, said.more = job, fence, {"attempt": attempt}
+        self.answered(said)
+
     def refused(self, said: Said, error: FsError) -> None:
         """It was refused; of some errors nobody can say whether it was."""
         if not isinstance(error, ConnectionLost) and error.kind not in UNSURE:

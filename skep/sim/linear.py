@@ -173,6 +173,8 @@ def _told(job: Known, op: Op) -> Iterator[Known]:
             yield Known("running", newest, leases, job.text)
         case "renew", "ok" | None if state in _HELD and mine:
             yield job
+        case "release", "ok" | None if state in _HELD and mine:
+            yield Known("queued", newest + 1, leases, job.text)
         case "ack", "ok" | None if mine and (state == "running" or (state, job.text) == ("succeeded", text)):
             yield Known("succeeded", newest, leases, text)
         case "nack", "ok" | None if mine and state in ("failed", "delayed") and job.text == text:

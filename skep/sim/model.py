@@ -20,6 +20,7 @@ from skep.trace.clock import SECOND
 
 HELD: Final = ("leased", "running")
 WAITS: Final = ("queued", "delayed")
+WORDS: Final = ("start", "renew", "ack", "nack", "release")  # a holder's
 PRIORITY: Final = 5  # of a request that says none
 
 

@@ -20,7 +20,20 @@ TENANTS: Final = (HOME, HOME, "acme/shop/prod", "zoo/apes/prod")
 TOPICS: Final = ("sum", "sum", "any", "slim")
 LOCKS: Final = ("db", "door")
 # What may go wrong in a story; each has some of them, so that what one hides another shows.
-FAULTS: Final = ("kill", "pause", "cut", "stall", "slow", "full", "fail", "jump", "drain", "cordon", "config")
+FAULTS: Final = (
+    "kill",
+    "pause",
+    "cut",
+    "stall",
+    "slow",
+    "full",
+    "fail",
+    "jump",
+    "drain",
+    "cordon",
+    "config",
+    "stop",
+)
 
 
 class Action(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -135,6 +148,8 @@ class _Writer:
             work["h"] = "1"  # the first attempt is silent until its lease is lost
         if chance.random() < 0.05:
             work["o"] = "final"
+        if chance.random() < 0.15:
+            work["a"] = chance.choice(("1", "5000"))
         args = {"topic": chance.choice(TOPICS), "input": ",".join(f"{k}={v}" for k, v in work.items())}
         id = self.new("s")
         if chance.random() < 0.7:
@@ -187,6 +202,10 @@ class _Writer:
         who = self.chance.choice(("queen", "queen", "queen", self.worker(), self.client()))
         steps = int(self.chance.expovariate(1 / 40)) + 1
         return Action(self.now(), "kill", who, n=steps, ms=self.chance.choice((50, 500, 3000, 20_000)))
+
+    def stop(self) -> Action:
+        """A worker gets SIGTERM."""
+        return Action(self.now(), "stop", self.worker())
 
     def pause(self) -> Action:
         return Action(self.now(), "pause", self.anybody(), ms=self.chance.choice((100, 2000, 6000, 20_000)))
@@ -262,6 +281,7 @@ _VERBS: Final[Mapping[str, tuple[float, _Make]]] = {
     "ghost": (8, _Writer.ghost),
     "config": (2, _Writer.config),
     "kill": (3, _Writer.kill),
+    "stop": (1, _Writer.stop),
     "pause": (3, _Writer.pause),
     "cut": (4, _Writer.cut),
     "stall": (3, _Writer.stall),

@@ -19,6 +19,7 @@ from skep.namespaces.live import Hive
 from skep.sim.client import Caller
 from skep.sim.disk import Disk
 from skep.sim.drone import Drone, Held
+from skep.sim.hand import labour
 from skep.sim.history import History
 from skep.sim.loop import Process, SimLoop, Stuck
 from skep.sim.net import Network
@@ -73,6 +74,7 @@ class World:
         self.living: dict[str, Process] = {}
         self.hive: Hive | None = None  # None: no queen serves
         self.past: dict[str, list[Held]] = {}
+        self.told: dict[str, asyncio.Event] = {}  # of each worker: to stop
         self.callers: dict[str, Caller] = {}
         self.jobs: dict[str, str] = {}  # submit's id -> job
         self.grants: dict[str, tuple[str, str, str]] = {}  # lock's id -> client, name, fence
@@ -96,7 +98,14 @@ class World:
             case "q":
                 process.start(reign(process, self.disk, self.directory, self.made, self._up))
             case "w":
-                process.start(Drone(name, self.history, self.past.setdefault(name, [])).run())
+                past = self.past.setdefault(name, [])
+                self.told[name] = asyncio.Event()
+                # One after the other: every second one misbehaves.
+                if int(name[1:]) % 2:
+                    place = self.directory / name
+                    process.start(labour(name, place, self.history, past, self.told[name]))
+                else:
+                    process.start(Drone(name, self.history, past).run())
             case _:
                 self.callers[name] = Caller(name, self.history)
 
@@ -225,6 +234,9 @@ class World:
             return
         process, caller = found
         tenant = first.of
+        if action.do in ("retry", "discard") and self.hive is not None:
+            # Few jobs are dead letters: that one's tenant's oldest, if it has any.
+            job = next(iter(self.hive.state.jobs.dead.get(tenant, {})), job)
         match action.do:
             case "look":
                 self.ask(process, caller.read(tenant, f"/jobs/{job}/state", "look", job))
@@ -304,6 +316,9 @@ class World:
         process.blown = blown
         process.fuse = action.n
 
+    def stop(self, action: Action) -> None:
+        self.told[action.who].set()
+
     def pause(self, action: Action) -> None:
         process = self.living[action.who]
         process.pause()
@@ -361,9 +376,9 @@ _DO: Final[Mapping[str, Callable[[World, Action], None]]] = {
     "submit": World.submit, "again": World.again, "config": World.config, "lock": World.lock,
     **dict.fromkeys(("cancel", "look", "wait", "retry", "discard"), World.about_job),
     **dict.fromkeys(("unlock", "check"), World.about_lock),
-    "ghost": World.ghost, "kill": World.kill, "pause": World.pause, "cut": World.cut, "stall": World.stall,
-    "slow": World.slow, "full": World.full, "fail": World.fail, "jump": World.jump, "drain": World.drain,
-    "cordon": World.cordon,
+    "ghost": World.ghost, "kill": World.kill, "stop": World.stop, "pause": World.pause, "cut": World.cut,
+    "stall": World.stall, "slow": World.slow, "full": World.full, "fail": World.fail, "jump": World.jump,
+    "drain": World.drain, "cordon": World.cordon,
 }  # fmt: skip
 
 
