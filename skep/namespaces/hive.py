@@ -486,6 +486,8 @@ class _Submitting:
         self.state = state
 
     def submitted(self, order: Order, trigger: str, depth: int) -> tuple[Event, ...]:
+        if why := self.state.trust.why_gone(order.actor.partition("#")[0], order.tenant):
+            raise refusal(E.DENIED, f"rule=creator-gone {why}")
         policy.permit(self.state.policy, Asked("jobs", "/jobs/ctl", order, job_verbs.SUBMIT.args, self.state))
         events = jobs.decide(self.state.jobs, order, self.state).events
         return tuple(

@@ -14,6 +14,7 @@ from door import Door
 from hives import ANN, BOB, EYE, W1, Folded, Living, live, living
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from trusting import FOUND
 
 from skep.fs.errors import E, FsError
 from skep.fs.node import Caller
@@ -202,6 +203,50 @@ def test_the_policies_are_asked_at_every_fire(hive: Folded) -> None:
     fire(hive, "seq=900 k=0 depth=0")
     assert E.DENIED.name == trigger(hive).recent[-1].fired.code
     assert {} == hive.state.jobs.by_id
+
+
+def enrolled(hive: Folded, role: str = "operator") -> str:
+    """A new certificate for pat's name; its serial."""
+    secret = "ab" * 32
+    invite = hive.write("/trust/ctl", f"invite role={role} node=pat secret={secret}")
+    hive.hive("/trust/enroll", f"enroll invite={invite} secret={secret} key=S0VZ ttl=24h")
+    return hive.state.trust.nodes["pat"].serials[-1]
+
+
+PAT = Caller("spiffe://hive/operator/pat", "operator")
+
+
+@pytest.mark.parametrize(
+    ("after", "why"),
+    [
+        (("revoke node=pat",), "pat was revoked"),
+        (("revoke serial={serial}",), "pat was revoked"),
+        (("revoke node=pat", "observer"), "pat is no operator any more"),
+        (("revoke node=pat", "operator tenant=acme/web/prod"), "pat is not of the tenant any more"),
+        (("revoke node=pat", "operator"), ""),
+        ((), ""),
+    ],
+)
+def test_a_trigger_fires_no_more_when_its_creator_is_gone(
+    hive: Folded, after: tuple[str, ...], why: str
+) -> None:
+    hive.hive("/trust/found", FOUND)
+    serial = enrolled(hive)
+    create(hive, "on=job.ended", who=PAT)
+    hive.clock.advance(30 * DAY)  # an operator may be away for as long: what has run out says nothing
+    for n, said in enumerate(after):
+        if n:
+            enrolled(hive, said)
+        else:
+            hive.write("/trust/ctl", said.format(serial=serial))
+    fire(hive, "seq=900 k=0 depth=0")
+    last = trigger(hive).recent[-1].fired
+    if why:
+        assert (E.DENIED.name, f"permission denied: rule=creator-gone {why}") == (last.code, last.text)
+        assert E.DENIED.name == refused(hive, "run trigger=t")[0]
+        assert {} == hive.state.jobs.by_id
+    else:
+        assert [last.job] == [*hive.state.jobs.by_id]
 
 
 def test_a_chain_of_triggers_ends(hive: Folded) -> None:

@@ -13,6 +13,8 @@ from typing import Final
 
 import msgspec
 
+from skep.fs.spiffe import parse
+from skep.namespaces.order import HIVE_TENANT
 from skep.trace.clock import HOUR
 from skep.trace.rules import Meta
 
@@ -177,6 +179,26 @@ class Trust:
         """Which tenants a node with a certificate may attach to, its own first."""
         found = self.nodes.get(node)
         return () if found is None or found.barred else found.tenants
+
+    def why_gone(self, principal: str, tenant: str) -> str:
+        """Why nobody may speak for the principal in the tenant any more; "": as far as is known one may.
+
+        A certificate that has run out says nothing: its holder may be away, and renews it when it is back."""
+        try:
+            name = parse(principal)
+        except ValueError:
+            return ""  # another's word: the kernel's, of a user of this machine
+        node = self.nodes.get(name.node) if name.hive == self.hive else None
+        if node is None:
+            return ""
+        if node.barred or (node.serials and all(self.certificates[s].revoked_ns for s in node.serials)):
+            return f"{name.node} was revoked"
+        if node.role != name.role:
+            return f"{name.node} is no {name.role} any more"
+        # Who runs the hive may speak in any tenant.
+        if tenant not in node.tenants and HIVE_TENANT not in node.tenants:
+            return f"{name.node} is not of the tenant any more"
+        return ""
 
     def revoked(self, ca: str) -> list[Certificate]:
         """What the CA has to list."""
