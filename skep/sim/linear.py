@@ -167,7 +167,7 @@ def _told(job: Known, op: Op) -> Iterator[Known]:
             yield job if state else Known("queued")
         case "lease", _ if state == "queued" and fence > newest and leases + 1 == text:
             yield Known("leased", fence, leases + 1, job.text)
-        case (("ack" | "nack" | "start" | "renew"), "FENCED") if not mine and state:
+        case (("ack" | "nack" | "start" | "renew" | "release"), "FENCED") if not mine and state:
             yield job
         case "start", "ok" | None if state == "leased" and mine:
             yield Known("running", newest, leases, job.text)

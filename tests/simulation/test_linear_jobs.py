@@ -31,7 +31,8 @@ def test_words_are_said_again_when_their_answer_was_lost() -> None:
 
 
 def test_a_lease_may_be_lost_at_any_time() -> None:
-    assert told(SUBMIT, LEASE, START, ("lease", 3, 2, "ok"), ("ack", 1, "done", "FENCED"))
+    for verb, text in (("ack", "done"), ("nack", "late"), ("start", ""), ("renew", ""), ("release", "")):
+        assert told(SUBMIT, LEASE, START, ("lease", 3, 2, "ok"), (verb, 1, text, "FENCED"))
 
 
 def test_a_lease_that_nobody_was_told_of_counts() -> None:
