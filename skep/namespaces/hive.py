@@ -206,6 +206,9 @@ class HiveState:
         assert found is None or isinstance(found, int)
         return found
 
+    def count_kinds(self, request: job_record.Submitted) -> int:
+        return self.jobs.queues.count_kinds(request)
+
     def room(self, tenant: str, actor: str, now_ns: int, bound_ns: int) -> int:
         """How many more of the actor's jobs (ALL: of the tenant's) its limits let nodes hold now, whose
         attempts may take ``bound_ns`` each; none when the limits cannot be read."""

@@ -6,6 +6,7 @@ import asyncio
 from collections import Counter
 from pathlib import Path
 
+import msgspec
 import pytest
 from hives import ANN, BOB, W1, W2, Folded, Living, live, living, settled
 from hypothesis import given, settings
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from leasing import AGEING, cancel, configure, end, lease, offer, refused, submit, tell
 
 from skep.fs.node import Caller
+from skep.namespaces.jobs import quotas
 from skep.namespaces.jobs.placement import Fit
 from skep.namespaces.live import Heartbeat
 from skep.trace.clock import SECOND
@@ -112,6 +114,25 @@ def test_two_backlogged_tenants_hold_the_same_give_or_take_one_for_each_node(
         for job in running:
             end(hive, job)
         running.clear()
+
+
+def test_a_tenant_has_only_so_many_kinds_of_jobs_waiting_for_a_lease_looks_at_each(
+    hive: Folded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quotas, "KINDS_MAX", 4)
+    offer(hive, "w1", "a:x,b:x")
+    kinds = ("", "priority=7", "timeout=1s", "requires=a")
+    jobs = [submit(hive, more) for more in (*kinds, *kinds)]
+    assert 4 == hive.state.count_kinds(
+        msgspec.structs.replace(hive.state.jobs.by_id[jobs[0]].request, actor="unix:other")
+    )
+    for more in ("timeout=2s", "requires=a,b", "priority=7 timeout=1s"):
+        said = "QUOTA: quota exceeded: kinds (actor, priority, requires, time limit) have=4 max=4"
+        assert said == refused(hive, "/jobs/ctl", f"submit topic=sum {more}")
+    submit(hive, "timeout=2s", BOB)  # another tenant's are its own
+    for job in jobs[1::4]:
+        hive.write(f"/jobs/{job}/ctl", "cancel")
+    submit(hive, "timeout=2s")
 
 
 def test_a_tenant_at_its_limit_is_passed_by(hive: Folded) -> None:

@@ -72,6 +72,9 @@ class World(preemption.World, contract.World, Protocol):
     def limit(self, tenant: str, key: str) -> int | None:
         """The limit that /config has for the tenant; None: there is none. Raises Refusal."""
 
+    def count_kinds(self, request: Submitted) -> int:
+        """How many kinds of its tenant's jobs wait where the job would be another; 0: it would be none."""
+
     def why_no_lease(self, pool: str, node: str, asking: int = 0, pool_asking: int = 0) -> str:
         """Why the pool gives the node no lease now, were there so many more; "": it does."""
 

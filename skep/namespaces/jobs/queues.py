@@ -21,9 +21,10 @@ from skep.namespaces.jobs.usage import ALL, bound_ns
 from skep.trace.clock import SECOND
 
 if TYPE_CHECKING:  # the queues are a part of what is recorded there
-    from skep.namespaces.jobs.record import Job
+    from skep.namespaces.jobs.record import Job, Submitted
 
 AGEING_NS: Final = 30 * SECOND  # of waiting outweigh one step of priority, where a pool says nothing.
+KINDS_MAX: Final = 2048  # lanes of a tenant in a pool: a lease of anybody's may look at the head of each.
 GONE_MIN: Final = 32  # jobs that left a lane from its middle before it is made anew.
 
 Band = tuple[int, tuple[str, ...]]  # priority, requires
@@ -278,6 +279,15 @@ class Queues:
 
     def count_held(self, pool: str) -> int:
         return self.by_pool.get(pool, _NONE).held
+
+    def count_kinds(self, request: Submitted) -> int:
+        """How many kinds of its tenant's jobs wait in the pool of a job that would be one more; 0: such wait
+        there already."""
+        share = self.by_pool.get(request.pool, _NONE).shares.get(request.tenant, _NO_SHARE)
+        band = share.bands.get((request.priority, request.requires))
+        if band is not None and (request.actor, bound_ns(request)) in band.lanes:
+            return 0
+        return sum(len(each.lanes) for each in share.bands.values())
 
     def _shares(self, pool: str, tenant: str) -> list[_Share]:
         shares = self.by_pool.get(pool, _NONE).shares

@@ -12,6 +12,7 @@ from typing import Final, NamedTuple, Protocol
 import msgspec
 
 from skep.fs.errors import E
+from skep.namespaces.jobs.queues import KINDS_MAX
 from skep.namespaces.jobs.record import Submitted
 from skep.namespaces.jobs.usage import ALL, Usage, Used, bound_ns
 from skep.namespaces.order import refusal
@@ -37,6 +38,9 @@ ROOM_MAX: Final = 1 << 62  # where there is no limit
 
 
 class World(Protocol):
+    def count_kinds(self, request: Submitted) -> int:
+        """How many kinds of its tenant's jobs wait where the job would be another; 0: it would be none."""
+
     def limit(self, tenant: str, key: str) -> int | None:
         """The limit that /config has for the tenant; None: there is none. Raises Refusal."""
 
@@ -61,6 +65,9 @@ def admitted(usage: Usage, event: Submitted, now_ns: int, world: World) -> Submi
     """The submission with what it costs its tenant and its actor, which may have one more. Raises Refusal.
 
     What waits again after a lease always has a place; until as many have gone, nothing new has."""
+    kinds = world.count_kinds(event)
+    if kinds >= KINDS_MAX:
+        raise refusal(E.QUOTA, over("kinds (actor, priority, requires, time limit)", kinds, KINDS_MAX))
     costs = []
     for actor, keys in ((ALL, TENANT), (event.actor, ACTOR)):
         used = usage.of(event.tenant, actor)
