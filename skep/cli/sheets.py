@@ -1,4 +1,4 @@
-"""``skep csv``: nodes and configuration as sheets, out of a hive and into one."""
+"""``skep csv``: nodes, configuration and jobs as sheets, out of a hive and into one."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from skep.cli.connect import coroutine, dialled, hive_option
 from skep.cli.exits import told
 from skep.fs.address import Address
 
-KINDS: Final = ("nodes", "config")
+KINDS: Final = ("nodes", "config", "jobs")
 
 
 @click.group()
 def csv_command() -> None:
-    """Export and import nodes and configuration as CSV.
+    """Export and import nodes, configuration and jobs as CSV.
 
     What is exported, imported into a fresh hive and exported again is the same bytes. Texts are what they
     are, also those that a spreadsheet program takes for formulas: have it import the columns as text.

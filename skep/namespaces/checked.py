@@ -14,7 +14,7 @@ from skep.fs.node import Caller
 from skep.namespaces.artifacts.store import Put
 from skep.namespaces.jobs.contract import CHECKED_MAX, request_schema, vouching
 from skep.namespaces.jobs.envelope import scope_of
-from skep.namespaces.jobs.verbs import SUBMIT
+from skep.namespaces.jobs.verbs import ADOPT, SUBMIT
 from skep.namespaces.live import Hive
 from skep.trace.rules import Refusal
 
@@ -22,9 +22,12 @@ from skep.trace.rules import Refusal
 async def checked(hive: Hive, caller: Caller, commands: Sequence[Command]) -> list[str]:
     """The commands' lines, to be written as the caller. Raises FsError(E.SCHEMA) with the place."""
     return [
-        await _checked(hive, caller, command) if command.verb == SUBMIT.name else command.text
-        for command in commands
+        await _checked(hive, caller, command) if _submits(command) else command.text for command in commands
     ]
+
+
+def _submits(command: Command) -> bool:
+    return command.verb == SUBMIT.name or (command.verb == ADOPT.name and "end" not in command.args)
 
 
 async def _checked(hive: Hive, caller: Caller, command: Command) -> str:

@@ -18,8 +18,8 @@ from skep.fs.errors import E, FsError
 from skep.namespaces.artifacts import core as artifacts
 from skep.namespaces.config import core as config
 from skep.namespaces.config.keys import Value, row
+from skep.namespaces.jobs import adoption, letters, placement, quotas, undecodable
 from skep.namespaces.jobs import core as jobs
-from skep.namespaces.jobs import letters, placement, quotas, undecodable
 from skep.namespaces.jobs import record as job_record
 from skep.namespaces.jobs import verbs as job_verbs
 from skep.namespaces.jobs.envelope import arguments, scope_of
@@ -391,7 +391,7 @@ class HiveState:
     def about(self, noun: str, order: Order) -> About:
         name = order.name or order.args.get(NAMED_BY.get(noun, ""), "")
         match noun:
-            case "jobs" if order.verb == "submit":
+            case "jobs" if order.verb in (job_verbs.SUBMIT.name, job_verbs.ADOPT.name):
                 topic = order.args.get("topic", "")  # not there in a question
                 said = order.args.get("labels")
                 labels = ctl.labels(said) if said else {}
@@ -461,7 +461,7 @@ OWN_VERBS: Final[frozenset[str]] = frozenset(
 
 # What may be written in any tenant. All else is about the hive, and for its own tenant alone.
 TENANT_VERBS: Final[frozenset[str]] = frozenset({
-    "/ctl/kick", "/pools/*/next/lease", "/trust/*/clone/mint", "/trust/*/renew",
+    "/ctl/kick", "/jobs/ctl/adopt", "/pools/*/next/lease", "/trust/*/clone/mint", "/trust/*/renew",
     *(f"/artifacts/ctl/{verb}" for verb in artifacts.VERBS),
     *(f"/config/ctl/{verb}" for verb in config.TABLES["ctl"]),
     *(f"/jobs/{place}/{verb}" for place in ("ctl", "*/ctl") for verb in job_verbs.TABLES[place]),
@@ -545,6 +545,11 @@ class HiveRules:
 
     def _of_noun(self, state: HiveState, noun: str, order: Order, asked: Asked) -> Decision[Event, str]:
         match noun:
+            case "jobs" if order.verb == job_verbs.ADOPT.name:
+                if "end" not in order.args:
+                    anew = adoption.submission(order)
+                    policy.permit(state.policy, Asked("jobs", asked.path, anew, job_verbs.SUBMIT.args, state))
+                return adoption.decide(state.jobs, order, state)
             case "jobs":
                 return jobs.decide(state.jobs, order, state)
             case "dlq" if state.undecodable.find(order.tenant, order.args.get("id", "")):

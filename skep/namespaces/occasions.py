@@ -79,6 +79,8 @@ def _occasion(state: HiveState, entry: Entry[Event], k: int, kind: str, event: A
         if job is None:
             return None
         of = job.request
+        if of.imported is not None and of.imported.ended:
+            return None  # it ended elsewhere, long ago
         after = event.state if isinstance(event, jobs.Ended) else _STATES[kind]
         return Occasion(entry, k, kind, (of.tenant,), after, of.topic, of.pool, of.labels, depth)
     if kind.startswith("node."):

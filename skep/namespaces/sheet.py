@@ -78,6 +78,13 @@ class Export:
         """Nothing is taken by reading."""
 
 
+def written(rows: Iterable[Sequence[str]]) -> bytes:
+    """The rows as lines of a sheet."""
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows(rows)
+    return text.getvalue().encode()
+
+
 def export(form: Form, rows: Callable[[Caller], Iterable[Sequence[str]]]) -> Stream:
     """A file that is the sheet."""
     return Stream(lambda caller: Export(form, rows(caller)))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from skep.namespaces.jobs.sheet import SHEET
 from tests.daemons import queen
 
 CONFIG = 'config.v1,document\r\nsystem,"[limits]\njobs = 5\n"\r\n'
@@ -13,11 +14,16 @@ NODES = (
     "nodes.v1,principal,role,tenants,duty,trust,labels,capacity,version\r\n"
     'w9,unix:nobody,drone-worker,,cordoned,yellow,"{""gpu"":""=1+1""}",4,\r\n'
 )
+JOBS = (
+    f"{','.join(SHEET.header)}\r\n"
+    "01HF7YAT000000000000000001,sum,default,succeeded,=1+1,,,,2023-11-14T22:13:20.000000000Z,unix:nobody"
+    f"{',' * 3}5{',' * 3}0{',' * (len(SHEET.columns) - 16)}\r\n"
+)
 
 
 @pytest.mark.slow
 def test_sheets_go_from_hive_to_hive_as_the_same_bytes(tmp_path: Path) -> None:
-    sheets = {"nodes": NODES, "config": CONFIG}
+    sheets = {"nodes": NODES, "config": CONFIG, "jobs": JOBS}
     for name in ("one", "other"):
         (tmp_path / name).mkdir()
         with queen(tmp_path / name) as hive:

@@ -169,7 +169,7 @@ def test_a_request_of_a_ledger_that_did_not_say_the_role_is_answered_for_by_who_
 
 def test_the_arguments_of_a_retry_leave_no_field_of_a_request_out() -> None:
     derived = {"job", "tenant", "actor", "role", "pool", "body", "retry-of", "cost", "actor-cost"}
-    derived |= {"checked", "result-schema", "trigger", "depth"}
+    derived |= {"checked", "result-schema", "trigger", "depth", "imported"}
     values: dict[str, Any] = dict.fromkeys(Submitted.__struct_fields__, "x") | {
         "priority": 7, "labels": {"a": "b"}, "timeout_ns": 1, "retries": 1, "deadline_ns": 1, "runtime_ns": 1,
         "bytes_max": 1, "risk": ("pii",), "requires": ("gpu",), "artifact": "",

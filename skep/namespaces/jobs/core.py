@@ -85,14 +85,15 @@ Decided = Decision[Event, str]
 def decide(jobs: Jobs, order: Order, world: World) -> Decided:
     """What follows from an order to /jobs; raises Refusal."""
     decided = _DECIDE[order.place, order.verb](jobs, order, world)
-    return Decision(tuple(_kept(jobs, event, world) for event in decided.events), decided.reply)
+    events = (
+        kept(event, jobs.by_id[event.job].request, world) if isinstance(event, Ended) else event
+        for event in decided.events
+    )
+    return Decision(tuple(events), decided.reply)
 
 
-def _kept(jobs: Jobs, event: Event, world: World) -> Event:
-    """The event; a job's end says how long its record stays in memory."""
-    if not isinstance(event, Ended):
-        return event
-    request = jobs.by_id[event.job].request
+def kept(event: Ended, request: Submitted, world: World) -> Ended:
+    """The job's end, which says how long its record stays in memory."""
     try:
         keep_ns = world.setting(scope_of(request.tenant, request.workflow, request.step), "jobs/history")
     except Refusal:
@@ -107,7 +108,7 @@ def _submit(jobs: Jobs, order: Order, world: World) -> Decided:
         raise refusal(E.VERSION, f"/v: {args['v']}, expected {VERSION}")
     key = args.get("key", "")
     if earlier := jobs.keyed(order.tenant, key, order.time_ns):
-        if earlier.body != _body(args):
+        if earlier.body != body_of(args):
             raise refusal(E.IDEMPOTENCY, f"key={key}")
         return Decision((), earlier.job)
     job = order.name or order.id
@@ -121,11 +122,13 @@ def _submit(jobs: Jobs, order: Order, world: World) -> Decided:
     return Decision((admitted(jobs.usage, event, order.time_ns, world),), job)
 
 
-def accepted(order: Order, job: str, world: World) -> Submitted:
-    """What a submit comes to, as the hive is now, whatever was submitted before; raises Refusal."""
+def accepted(order: Order, job: str, world: World, pool: str = "") -> Submitted:
+    """What a submit comes to, as the hive is now, whatever was submitted before; raises Refusal.
+
+    ``pool``: where it is to wait; "": where it best does."""
     args = order.args
-    placed = place(world, wanted_of(order.tenant, args))
-    text, artifact = _input(args, order.tenant, world)
+    placed = place(world, wanted_of(order.tenant, args), pool)
+    text, artifact = input_of(args, order.tenant, world)
     defaults = world.defaults_of(args["topic"], placed.pool)
     scope = scope_of(order.tenant, args.get("workflow", ""), args.get("step", ""))
     agreed = contract.contract(world, scope, args["topic"], text, artifact, args.get(CHECKED.name, ""))
@@ -135,9 +138,9 @@ def accepted(order: Order, job: str, world: World) -> Submitted:
         actor=order.actor,
         topic=args["topic"],
         pool=placed.pool,
-        body=_body(args),
+        body=body_of(args),
         key=args.get("key", ""),
-        key_ns=_window_ns(world, scope) if args.get("key") else 0,
+        key_ns=window_ns(world, scope) if args.get("key") else 0,
         input=text,
         artifact=artifact,
         role=order.role,
@@ -147,7 +150,7 @@ def accepted(order: Order, job: str, world: World) -> Submitted:
     )
 
 
-def _window_ns(world: World, scope: str) -> int:
+def window_ns(world: World, scope: str) -> int:
     """How long a key is kept in the scope."""
     found = world.setting(scope, "jobs/key-window")
     assert isinstance(found, int), found
@@ -155,7 +158,7 @@ def _window_ns(world: World, scope: str) -> int:
 
 
 # What a value means, by its kind: the same may be spelled in several ways.
-_MEANT: Final[Mapping[str, Callable[[str], object]]] = {
+MEANT: Final[Mapping[str, Callable[[str], object]]] = {
     "number": int,
     "duration": parse_duration,
     "labels": ctl.labels,
@@ -165,17 +168,17 @@ _MEANT: Final[Mapping[str, Callable[[str], object]]] = {
 _SUBMIT_KINDS: Final = {arg.name: arg.kind for arg in SUBMIT.args}
 
 
-def _body(args: Mapping[str, str]) -> str:
+def body_of(args: Mapping[str, str]) -> str:
     """The hash of what a request says, however it is spelled: what must be the same under the same key."""
     said = [
-        (name, _MEANT.get(_SUBMIT_KINDS[name], str)(value))
+        (name, MEANT.get(_SUBMIT_KINDS[name], str)(value))
         for name, value in sorted(args.items())
         if name not in ("key", "if-rev", "v", CHECKED.name)
     ]
     return sha256(msgspec.json.encode(said, order="sorted")).hexdigest()
 
 
-def _input(args: Mapping[str, str], tenant: str, world: World) -> tuple[str | None, str]:
+def input_of(args: Mapping[str, str], tenant: str, world: World) -> tuple[str | None, str]:
     """The input as text (None: there is none) and as an artifact's hash ("": it is none)."""
     text, digest = args.get("input"), args.get("artifact")
     if text is not None and digest is not None:
@@ -192,7 +195,7 @@ def _input(args: Mapping[str, str], tenant: str, world: World) -> tuple[str | No
             raise refusal(E.USAGE, f"submit: artifact={digest}: no artifact of that hash was sealed")
         return None, digest
     if text is not None:
-        _check_length(text, INPUT_MAX)
+        check_length(text, INPUT_MAX)
     return text, ""
 
 
@@ -231,7 +234,7 @@ def _renew(jobs: Jobs, order: Order, world: World) -> Decided:
 
 def _ack(jobs: Jobs, order: Order, world: World) -> Decided:
     result = order.args.get("result", "")
-    _check_length(result, RESULT_MAX)
+    check_length(result, RESULT_MAX)
     job = _fenced_job(jobs, order)
     # Its answer was lost on the way and the holder says it again.
     if (job.state, job.text) == ("succeeded", result):
@@ -245,7 +248,7 @@ def _ack(jobs: Jobs, order: Order, world: World) -> Decided:
 def _nack(jobs: Jobs, order: Order, world: World) -> Decided:
     args = order.args
     error = args["error"]
-    _check_length(error, ERROR_MAX)
+    check_length(error, ERROR_MAX)
     job = _fenced_job(jobs, order)
     # Said again, as above. The fence of a delayed job is that of the attempt that failed.
     if job.state in ("failed", "delayed") and job.text == error:
@@ -424,7 +427,7 @@ def _check_move(job: Job, to: str) -> None:
         raise refusal(E.ILLEGAL_MOVE, f"{job.state} -> {to}")
 
 
-def _check_length(text: str, size_max: int) -> None:
+def check_length(text: str, size_max: int) -> None:
     if len(text.encode("utf-8", "surrogatepass")) > size_max:
         raise refusal(E.TOOBIG, f"max={size_max}")
 

@@ -1,7 +1,9 @@
 """/jobs: work.
 
     clone             open: a new job's id is read; write ``submit …``, then it is that job's ctl
-    ctl               W submit, cancel; R usage
+    ctl               W submit, cancel, import; R usage
+    export.csv        R the tenant's jobs as a sheet, those that have ended too
+    import.csv        W such a sheet, which import takes; R
     by-key/<key>      R the id submitted under that idempotency key
     by-state/<state>/ the jobs in that state
     <id>/             a job
@@ -50,6 +52,32 @@ A job that has ended leaves memory after a while (jobs/history, 1h; of more than
 from the ledger's index from then on, by the same names; nodes have it no more in their listings. A draft of
 clone that is older than such a job is refused.
 
+export.csv has a line for each job, in the order of their submission, with these columns:
+
+    jobs.v1           its id
+    topic, pool       what it is, and where it waits or waited
+    end               succeeded, failed, cancelled; empty: it has not ended
+    result            what it was acknowledged with
+    error, code       why it failed or was cancelled; its kind, as /dlq has it
+    dead              true: it is in /dlq
+    submitted         when it was submitted, and
+    submitter         by whom, at first
+    body              the SHA-256 of the request, as its key is bound to it
+    key … tracestate  the arguments of submit, as they are called there; the input of an artifact is its hash
+
+Attempts, logs, outputs, and which trigger or dead letter a job comes from, are not in it. import makes jobs
+of a sheet, under their ids, for the tenant of who imports it. One that has ended is recorded as imported,
+with its end and without an attempt, fires no trigger and counts to no limit; its artifact must have been
+sealed here. One that has not is submitted anew, by who imports it, and waits, whatever it did: policies,
+limits, schemas and pools are asked as of a submit, its time limits begin again. A key is bound to the job as
+by a submit; one that another job has is refused, but of several lines that have ended the last one gets it. A
+job that is there is left as it is, and refused when it is another. The whole sheet, of 16 MiB at most, is
+checked first, a mistake is told with its line and column; then it is written in parts of an entry each. Input
+and result of one job may have 28 KiB together.
+
+    cp saved.csv jobs/import.csv
+    echo import sha256=$(sha256sum < saved.csv | cut -c1-64) > jobs/ctl
+
 A job exists for its tenant, and for the nodes it was leased to. So do its key and whatever else names it:
 who is of another tenant finds nothing, in listings, errors and events alike.
 
@@ -59,7 +87,6 @@ who is of another tenant finds nothing, in listings, errors and events alike.
 
 from __future__ import annotations
 
-import re
 import stat
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
@@ -70,9 +97,9 @@ from skep.fs import ctl
 from skep.fs.chan import settle
 from skep.fs.ctl import Arg, Command, Verb
 from skep.fs.errors import E, FsError
-from skep.fs.node import Caller, Handle, How, Maybe
+from skep.fs.node import Caller, Handle, How, Maybe, Node
 from skep.fs.shapes import Append, Ctl, File, Reply, Stream, Text, parsed
-from skep.fs.tree import Clone, Listing, Paged
+from skep.fs.tree import Clone, Listing, Page, Paged
 from skep.namespaces.checked import checked
 from skep.namespaces.follow import Feed, events
 from skep.namespaces.garbled import keep
@@ -80,10 +107,12 @@ from skep.namespaces.jobs import envelope
 from skep.namespaces.jobs.history import Found
 from skep.namespaces.jobs.names import Place, Shelf, job_of, locate, own_jobs, pages, read
 from skep.namespaces.jobs.record import MOVES, TERMINAL, Attempt, Job, shown_input
-from skep.namespaces.jobs.verbs import SUBMIT, TABLES, VERSION
+from skep.namespaces.jobs.sheet import IMPORTED, Export, take
+from skep.namespaces.jobs.verbs import ID, IMPORT, SUBMIT, TABLES, VERSION
 from skep.namespaces.live import Hive, Progress
 from skep.namespaces.rows import Rows, fixed
-from skep.trace.clock import CROCKFORD, rfc3339
+from skep.namespaces.sheet import Staged
+from skep.trace.clock import rfc3339
 
 PROGRESS: Final = Verb(
     "progress",
@@ -101,40 +130,43 @@ JOB_VERBS: Final[ctl.Verbs] = {
 } | ctl.verbs(PROGRESS)
 CLONE_VERBS: Final[ctl.Verbs] = dict(TABLES["*/ctl"]) | ctl.verbs(PROGRESS)
 
-ID: Final = re.compile(rf"[{CROCKFORD}]{{26}}(-[0-9]+)?")  # a ULID, and what Line.id makes of it
-
 
 def files(hive: Hive) -> Listing:
     """The tree of /jobs."""
+    staged = Staged()
     children = fixed(
         {
             "clone": Clone(lambda caller: _Draft(hive, hive.clock.new_id())),
             "ctl": Ctl(
-                TABLES["ctl"],
-                lambda caller, commands: _submit(hive, caller, commands),
+                {**TABLES["ctl"], IMPORT.name: IMPORT},
+                lambda caller, commands: _command(hive, staged, caller, commands),
                 garbled=_garbled(hive),
             ),
+            "export.csv": Stream(lambda caller: Export(hive, caller)),
             "by-key": _by_key(hive),
             "by-state": {state: _by_state(hive, state) for state in MOVES},
         }
     )
-    return Paged(
-        pages(
-            hive,
-            Shelf.JOBS,
-            lambda caller, after, limit: hive.history.listed(caller.tenant, after, limit),
-            lambda caller: own_jobs(hive, caller),
-            children,
-        ),
-        lambda name, caller: children.get(name) or _job(hive, name, caller),
-    )
+
+    def named(caller: Caller) -> dict[str, Node]:
+        return children if caller.node else {**children, IMPORTED: staged.file(caller)}
+
+    def open_pages(caller: Caller) -> Page:
+        return pages(hive, Shelf.JOBS, listed, lambda caller: own_jobs(hive, caller), named(caller))(caller)
+
+    def listed(caller: Caller, after: int, limit: int) -> Sequence[tuple[int, str]]:
+        return hive.history.listed(caller.tenant, after, limit)
+
+    return Paged(open_pages, lambda name, caller: named(caller).get(name) or _job(hive, name, caller))
 
 
 def _garbled(hive: Hive) -> Callable[[Caller, bytes, FsError], Awaitable[None]]:
     return lambda caller, data, error: keep(hive, caller, data, error)
 
 
-async def _submit(hive: Hive, caller: Caller, commands: list[Command]) -> list[str]:
+async def _command(hive: Hive, staged: Staged, caller: Caller, commands: list[Command]) -> list[str]:
+    if any(command.verb == IMPORT.name for command in commands):
+        return [await take(hive, staged, caller, commands)]
     return await hive.command(caller, "/jobs/ctl", await checked(hive, caller, commands))
 
 
@@ -219,6 +251,8 @@ def request_json(job: Job) -> str:
         shown["retry_of"] = request.retry_of
     if request.trigger:
         shown |= {"trigger": request.trigger, "depth": request.depth}
+    if request.imported is not None:
+        shown["imported"] = request.imported
     return msgspec.json.encode(shown).decode() + "\n"
 
 

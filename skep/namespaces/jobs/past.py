@@ -20,11 +20,14 @@ LEAVE_MAX: Final = 4  # that one event sends away: each event ends one job at mo
 
 
 class Keyed(NamedTuple):
-    """A key in use: whose it is, the hash of that request, and from when on it is free."""
+    """A key in use: whose it is, the hash of that request, and from when on it is free.
+
+    ``yields``: to another job that is imported; a sheet may have several that had it one after another."""
 
     job: str
     body: str
     until_ns: int
+    yields: bool = False
 
 
 class Letter(msgspec.Struct, frozen=True):

@@ -88,16 +88,16 @@ class Verdict(NamedTuple):
 # pools
 
 
-def place(world: World, wanted: Wanted) -> Verdict:
-    """The pool that the job waits in; raises Refusal.
+def place(world: World, wanted: Wanted, only: str = "") -> Verdict:
+    """The pool that the job waits in; raises Refusal. ``only``: the pool that is asked about; "": all.
 
     One that drains is the last resort: what waits there goes on when it is resumed."""
-    found = verdicts(world, wanted)
+    found = [verdict for verdict in verdicts(world, wanted) if only in ("", verdict.pool)]
     best = chosen(found)
     if best is not None:
         return best
     if not found:
-        raise refusal(E.NOROUTE, f"topic={wanted.topic}")
+        raise refusal(E.NOROUTE, f"topic={wanted.topic}" + (f" pool={only}" if only else ""))
     worst = next((verdict for verdict in found if verdict.refused is E.OVERLOAD), found[0])
     assert worst.refused is not None
     raise refusal(worst.refused, worst.why)

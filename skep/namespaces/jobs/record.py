@@ -26,16 +26,16 @@ MOVES: Final[Mapping[str, Mapping[str, str]]] = {
     "queued": {"leased": "next", "failed": "deadline", "cancelled": "cancel"},
     "leased": {
         "running": "start",
-        "queued": "lease lost, preempted",
+        "queued": "lease lost, release, preempted",
         "delayed": "nack",
-        "failed": "nack, deadline",
+        "failed": "nack, lost, deadline",
         "cancelled": "cancel",
     },
     "running": {
         "succeeded": "ack",
-        "queued": "lease lost, preempted",
+        "queued": "lease lost, release, preempted",
         "delayed": "nack, timeout",
-        "failed": "nack, timeout, deadline",
+        "failed": "nack, timeout, budget, lost, deadline",
         "cancelled": "cancel",
     },
     "delayed": {"queued": "its delay is over", "failed": "deadline", "cancelled": "cancel"},
@@ -45,6 +45,16 @@ MOVES: Final[Mapping[str, Mapping[str, str]]] = {
 }
 TERMINAL: Final = frozenset(state for state, moves in MOVES.items() if not moves)
 HELD: Final = frozenset({"leased", "running"})
+
+
+class Imported(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a sheet says of a job that was elsewhere before; who imported it vouches for it.
+
+    ``ended``: it had ended there, and nothing was done here."""
+
+    submitter: str = ""
+    submitted: str = ""  # RFC 3339
+    ended: bool = False
 
 
 class Submitted(msgspec.Struct, frozen=True, tag_field="type", tag="job.submitted", omit_defaults=True):
@@ -85,6 +95,7 @@ class Submitted(msgspec.Struct, frozen=True, tag_field="type", tag="job.submitte
     # How long its tenant's, and its actor's, submissions take to be paid for; 0: their rate had no limit.
     cost_ns: int = 0
     actor_cost_ns: int = 0
+    imported: Imported | None = None  # None: it was submitted here
 
 
 class Leased(msgspec.Struct, frozen=True, tag_field="type", tag="job.leased"):
@@ -317,7 +328,9 @@ def _apply(jobs: Jobs, event: Event, meta: Meta) -> None:
                 _bury(jobs, event.tenant, event.retry_of)
             if event.key:
                 until_ns = meta.time_ns + (event.key_ns or KEY_NS)
-                jobs.by_key.setdefault(event.tenant, {})[event.key] = Keyed(event.job, event.body, until_ns)
+                yields = event.imported is not None and event.imported.ended
+                keyed = Keyed(event.job, event.body, until_ns, yields)
+                jobs.by_key.setdefault(event.tenant, {})[event.key] = keyed
                 jobs.past.keep(event.tenant, event.key, until_ns)
         case Leased():
             attempt = Attempt(event.node, event.fence, meta.time_ns)

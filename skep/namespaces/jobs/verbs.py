@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Final
 
 from skep.fs import ctl
 from skep.fs.ctl import Arg, Verb
 from skep.namespaces.order import ACTOR_TYPES
+from skep.trace.clock import CROCKFORD
 
 PRIORITY_MAX: Final = 9
 VERSION: Final = 1  # of the request's form; another has other fields, or others mean something else.
 PRIORITY: Final = 5  # when none is given; 9 is served first.
+
+ID: Final = re.compile(rf"[{CROCKFORD}]{{26}}(-[0-9]{{1,4}})?")  # a ULID, and what Line.id makes of it
 
 JOB: Final = Arg("job", required=True, kind="name")
 FENCE: Final = Arg("fence", required=True, kind="number", help="the lease's, from /pools/<p>/next")
@@ -88,12 +92,42 @@ TABLES: Final[Mapping[str, ctl.Verbs]] = {
     ),
 }
 
+IMPORT: Final = Verb(
+    "import",
+    (Arg("sha256", required=True, kind="sha256", help="of import.csv, as sha256sum tells it"),),
+    "import sha256=0f…",
+    "take over every job of import.csv",
+)
+# What the door makes of each line of an import. No file takes it.
+ADOPT: Final = Verb(
+    "adopt",
+    (
+        JOB,
+        Arg("topic", required=True, kind="name"),
+        Arg("pool", kind="name", help="where it waits or waited; else where a submit would go"),
+        Arg("end", kind="succeeded|failed|cancelled", help="how it ended; else it is submitted anew"),
+        Arg("result"),
+        Arg("error", help="why it failed or was cancelled"),
+        Arg("code", kind="name", help="the error's kind"),
+        Arg("dead", kind="true|false", help="it has failed and is a dead letter still"),
+        Arg("submitted", kind="text", help="when it was submitted first"),
+        Arg("submitter", kind="text", help="by whom"),
+        Arg("body", kind="sha256", help="of the request, as its key is bound to it"),
+        *(arg for arg in SUBMIT.args if arg.name not in ("topic", "v")),
+    ),
+    "adopt job=01JD… topic=sum end=succeeded result=3",
+    "a job from elsewhere, under its id",
+)
+
 # As written down: the door has checked an artifact by the topic's schema, and says so.
 CHECKED: Final = Arg("checked", kind="text", help="<schema>@<version> <sha256 of the artifact>")
-WRITTEN: Final[Mapping[str, ctl.Verbs]] = {
+# The door has looked for the job in the index.
+ABSENT: Final = Arg("absent", kind="number", help="the ledger's entry up to which there was no such job")
+WRITTEN: Final[dict[str, dict[str, Verb]]] = {
     place: {
         name: verb._replace(args=(*verb.args, CHECKED)) if name == SUBMIT.name else verb
         for name, verb in table.items()
     }
     for place, table in TABLES.items()
 }
+WRITTEN["ctl"][ADOPT.name] = ADOPT._replace(args=(*ADOPT.args, CHECKED, ABSENT))
