@@ -13,8 +13,9 @@ import os
 import sqlite3
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple, get_args
 
@@ -24,7 +25,6 @@ from skep.fs.errors import E, FsError
 from skep.namespaces.jobs import record
 from skep.namespaces.jobs.record import Job, Jobs, number_after
 from skep.trace.entry import Entry, entry_decoder, leaf_hash
-from skep.trace.ledger import LedgerError
 from skep.trace.rules import Meta
 
 log = logging.getLogger("skep.history")
@@ -32,18 +32,20 @@ log = logging.getLogger("skep.history")
 FILE: Final = "history.sqlite"
 VERSION: Final = 1  # of the tables; another is made anew.
 BATCH: Final = 1024  # entries of one transaction, and of one read from the ledger.
-PENDING_MAX: Final = 32 * BATCH  # entries told and not written yet; beyond it they are read from the ledger.
+PENDING_MAX: Final = 4 * BATCH  # entries told and not written yet; beyond it they are read from the ledger.
+STOPPED: Final = "the hive has stopped"
 FOUND_MAX: Final = 1024  # records made lately and kept, some 2 KiB each.
 BUSY_S: Final = 10.0  # for another process that was given the same file.
+AGAIN_S: Final = 1.0  # after a write that failed, unless somebody waits for the next.
 
 SCHEMA: Final = """
-CREATE TABLE IF NOT EXISTS jobs(place INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, tenant TEXT NOT NULL,
+CREATE TABLE jobs(place INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, tenant TEXT NOT NULL,
     state TEXT NOT NULL, rev INTEGER NOT NULL, key TEXT);
-CREATE INDEX IF NOT EXISTS jobs_tenant ON jobs(tenant, place);
-CREATE INDEX IF NOT EXISTS jobs_state ON jobs(tenant, state, place);
-CREATE INDEX IF NOT EXISTS jobs_key ON jobs(tenant, key, place) WHERE key IS NOT NULL;
-CREATE TABLE IF NOT EXISTS entries(place INTEGER, seq INTEGER, PRIMARY KEY(place, seq)) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS reached(one INTEGER PRIMARY KEY CHECK(one = 1), seq INTEGER, leaf BLOB);
+CREATE INDEX jobs_tenant ON jobs(tenant, place);
+CREATE INDEX jobs_state ON jobs(tenant, state, place);
+CREATE INDEX jobs_key ON jobs(tenant, key, place) WHERE key IS NOT NULL;
+CREATE TABLE entries(place INTEGER, seq INTEGER, PRIMARY KEY(place, seq)) WITHOUT ROWID;
+CREATE TABLE reached(one INTEGER PRIMARY KEY CHECK(one = 1), seq INTEGER, leaf BLOB);
 """
 # A batch is one JSON array a statement: a statement a row would wait for the interpreter at each.
 ADD_JOBS: Final = """INSERT OR IGNORE INTO jobs(place, id, tenant, key, state, rev)
@@ -148,7 +150,10 @@ class History:
         self._last = seq  # the ledger's last
         self._told: list[Entry[Any]] = []  # the entries up to ``_last`` that are not written yet, the latest
         self._closing = False
-        self._damaged = False
+        self._damaged = False  # it is made anew; ``seq`` is 0 until it has something
+        self._doubted = False  # it was made anew for what it said: it is not for the same again
+        self._trouble = ""  # why nothing can be written, as far as that was logged
+        self._again_s = 0.0  # before this time of the loop nothing is tried, unless somebody waits
         self._writer: sqlite3.Connection | None = None  # the thread's; None: not open
         self._reader: sqlite3.Connection | None = None
         self._writing: asyncio.Task[None] | None = None
@@ -167,7 +172,11 @@ class History:
             self.write()
 
     def write(self) -> None:
-        """Have it written what the ledger has, soon."""
+        """Have it written what the ledger has, soon; a little later when that has just failed."""
+        if asyncio.get_running_loop().time() >= self._again_s:
+            self._begin()
+
+    def _begin(self) -> None:
         writes = self._writing is not None and not self._writing.done()
         if self.seq < self._last and not writes and not self._closing:
             self._writing = asyncio.ensure_future(self._write())
@@ -175,9 +184,11 @@ class History:
     async def wait_reached(self, seq: int) -> None:
         """Return when the entry ``seq`` is in it. Raises FsError(E.IO) when it cannot be written."""
         while self.seq < seq:
+            if self._closing:
+                raise FsError(E.IO, STOPPED)
             waiting = (seq, asyncio.get_running_loop().create_future())
             self._waiting.add(waiting)
-            self.write()
+            self._begin()
             try:
                 await waiting[1]
             finally:
@@ -188,22 +199,40 @@ class History:
         self._closing = True
         if self._writing is not None:
             await asyncio.wait([self._writing])
-        self._tell(FsError(E.IO, "the hive has stopped"))
+        self._tell(FsError(E.IO, STOPPED))
         for connection in (self._reader, self._writer):
             if connection is not None:
                 connection.close()
 
     async def _write(self) -> None:
-        while (self.seq < self._last or self._damaged) and not self._closing:
+        while self.seq < self._last and not self._closing:
             try:
-                self.seq = await asyncio.to_thread(self._step())
-            except (sqlite3.Error, LedgerError, OSError) as error:
-                # It is tried again when it is next asked for: what was told is in the ledger.
-                log.warning("%s: %s", self.path, error)
-                self._damaged = self._damaged or _is_damage(error)
-                self._tell(FsError(E.IO, f"the history of jobs: {error}"))
+                seq = await asyncio.to_thread(self._step())
+            except Exception as error:
+                # Whatever it was, it is tried again later: what was told is in the ledger.
+                self._failed(error)
                 return
+            if self._damaged:
+                continue  # found meanwhile
+            if seq and self._trouble:
+                self._trouble = ""
+                log.warning("%s is written again", self.path)
+            self.seq = seq
             self._tell()
+
+    def _failed(self, error: Exception) -> None:
+        if _is_damage(error):
+            self._spoil(error)
+        elif str(error) != self._trouble:
+            self._trouble = str(error)
+            log.warning("%s: %s", self.path, error)
+        self._again_s = asyncio.get_running_loop().time() + AGAIN_S
+        self._tell(FsError(E.IO, f"the history of jobs: {error}"))
+
+    def _spoil(self, error: Exception) -> None:
+        """Have it made anew."""
+        log.warning("%s is made anew: %s", self.path, error)
+        self._damaged, self.seq = True, 0
 
     def _tell(self, failure: FsError | None = None) -> None:
         """Wake those who wait for an entry that is in it, or all when there is a failure."""
@@ -256,10 +285,10 @@ class History:
         """The file and the last entry that it has; None: it is of another ledger or release."""
         connection = _connect(self.path)
         (version,) = connection.execute("PRAGMA user_version").fetchone()
-        if version not in (0, VERSION):
+        if version == 0 and not _tables(connection):
+            _lay_out(connection)
+        elif version != VERSION or _tables(connection) != _laid_out():
             return connection, None
-        connection.executescript(SCHEMA)
-        connection.execute(f"PRAGMA user_version = {VERSION}")
         reached = connection.execute("SELECT seq, leaf FROM reached").fetchone()
         if reached is None:
             return connection, 0
@@ -307,7 +336,12 @@ class History:
         row = self.find(id)
         if row is None:
             return None
-        found = self._fold(id, row)
+        try:
+            found = self._fold(id, row)
+        except (LookupError, ValueError) as error:
+            raise self._doubt(f"{id}: its entries do not make a job: {error!r}") from error
+        if found.job.rev < row.rev or found.job.state != row.state:
+            raise self._doubt(f"{id}: it is {found.job.state} by its entries, and {row.state} by the index")
         # One that has ended stays as it is.
         if found.job.state in record.TERMINAL:
             self._found[id] = found
@@ -329,6 +363,14 @@ class History:
                 elif event["type"] == "artifact.sealed":
                     outputs[event["name"]] = event["sha256"]
         return Found(msgspec.structs.replace(jobs.by_id[id], number=row.place), outputs)
+
+    def _doubt(self, why: str) -> FsError:
+        """What it says of a job is not what the ledger does: it was damaged unnoticed."""
+        if not self._doubted:
+            self._doubted = True
+            self._spoil(ValueError(why))
+            self.write()
+        return FsError(E.IO, f"the history of jobs: {why}")
 
     def keyed(self, tenant: str, key: str) -> str | None:
         """The tenant's last job under the key."""
@@ -352,11 +394,10 @@ class History:
             if self._reader is None:
                 self._reader = _connect(self.path)
             return self._reader.execute(sql, args).fetchall()
-        except sqlite3.DatabaseError as error:
+        except (sqlite3.Error, OSError) as error:
             if not _is_damage(error):
                 raise FsError(E.IO, f"the history of jobs: {error}") from error
-            log.warning("%s is made anew: %s", self.path, error)
-            self._damaged, self.seq = True, 0
+            self._spoil(error)
             self.write()
             raise FsError(E.IO, "the history of jobs is made anew") from error
 
@@ -385,6 +426,22 @@ def _connect(path: Path) -> sqlite3.Connection:
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = NORMAL")
     return connection
+
+
+def _lay_out(connection: sqlite3.Connection) -> None:
+    """The tables, in an empty file; all of them or none."""
+    connection.executescript(f"BEGIN IMMEDIATE; {SCHEMA} PRAGMA user_version = {VERSION}; COMMIT;")
+
+
+def _tables(connection: sqlite3.Connection) -> dict[str, str | None]:
+    return dict(connection.execute("SELECT name, sql FROM sqlite_schema").fetchall())
+
+
+@cache
+def _laid_out() -> dict[str, str | None]:
+    with closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
+        _lay_out(connection)
+        return _tables(connection)
 
 
 def _is_damage(error: Exception) -> bool:
