@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from zoneinfo import ZoneInfo
@@ -18,12 +19,14 @@ from trusting import FOUND
 
 from skep.fs.errors import E, FsError
 from skep.fs.node import Caller
+from skep.namespaces.occasions import Occasion
 from skep.namespaces.order import HIVE_TENANT
 from skep.namespaces.tree import hive_tree
-from skep.namespaces.triggers.core import DEPTH_MAX, RECENT, Trigger
+from skep.namespaces.triggers.core import CHAINED_MAX, CHAINED_NS, DEPTH_MAX, ON_MAX, RECENT, Trigger
 from skep.namespaces.triggers.ticks import check, newest
-from skep.namespaces.triggers.watch import MISSED_MAX, SEEN_EVERY
+from skep.namespaces.triggers.watch import MISSED_MAX, SEEN_EVERY, WAITING_MAX, Watch
 from skep.trace.clock import EPOCH, HOUR, MINUTE, SECOND, ManualClock, parse_rfc3339, rfc3339
+from skep.trace.entry import OK, Entry
 from skep.trace.rules import Refusal
 
 CTL = "/triggers/ctl"
@@ -134,7 +137,7 @@ def create(hive: Folded, more: str = "cron='0 * * * *'", name: str = "t", who: C
     return hive.write(CTL, f"create trigger={name} topic=sum {more}", who)
 
 
-def trigger(hive: Folded, name: str = "t", tenant: str = HIVE_TENANT) -> Trigger:
+def trigger(hive: Folded | Living, name: str = "t", tenant: str = HIVE_TENANT) -> Trigger:
     found = hive.state.triggers.find(tenant, name)
     assert found is not None
     return found
@@ -256,6 +259,67 @@ def test_a_chain_of_triggers_ends(hive: Folded) -> None:
     first, second = (each.fired for each in trigger(hive).recent)
     assert DEPTH_MAX == hive.state.jobs.by_id[first.job].request.depth
     assert (E.QUOTA.name, "") == (second.code, second.job)
+
+
+def test_jobs_that_triggers_made_fire_so_many_more_in_a_second(hive: Folded) -> None:
+    create(hive, "on=job.ended")
+    codes = []
+    for n in range(CHAINED_MAX + 2):
+        fire(hive, f"seq={900 + n} k=0 depth=1")
+        codes.append(trigger(hive).recent[-1].fired.code)
+    assert [E.THROTTLED.name] * 2 == [code for code in codes if code]
+    assert "throttled: chain of triggers retry-ms=16" == trigger(hive).recent[-1].fired.text
+    fire(hive, "seq=9000 k=0 depth=0")  # what nobody had fired for is not counted
+    hive.clock.advance(CHAINED_NS)
+    for seq, code in ((9001, ""), (9002, E.THROTTLED.name)):
+        fire(hive, f"seq={seq} k=0 depth=1")
+        assert code == trigger(hive).recent[-1].fired.code
+    hive.clock.advance(-HOUR)  # a clock that is put back locks nobody out
+    fire(hive, "seq=9003 k=0 depth=1")
+    assert "" == trigger(hive).recent[-1].fired.code
+
+
+def test_so_many_triggers_of_a_tenant_wait_for_events(hive: Folded) -> None:
+    for n in range(ON_MAX):
+        create(hive, "on=job.ended", f"t{n}")
+    said = f"quota exceeded: triggers on events have={ON_MAX} max={ON_MAX}"
+    assert (E.QUOTA.name, said) == refused(hive, "create trigger=t topic=sum on=job.ended")
+    create(hive)
+    create(hive, "on=job.ended", who=BOB)
+
+
+def test_more_events_than_there_is_room_for_are_left_in_the_ledger(hive: Folded) -> None:
+    for n in range(ON_MAX):
+        create(hive, "on=job.ended", f"t{n}")
+
+    async def say(path: str, lines: Sequence[str], tenant: str) -> None:
+        pass
+
+    many = (
+        Occasion(Entry(1, 1000 + n, 0, "", "", "", "", "", "", OK, ()), 0, "job.ended", (HIVE_TENANT,))
+        for n in range(100_000)
+    )
+    watch = Watch(lambda: hive.state.triggers, lambda seq, kinds: ([], seq), say)
+    watch.seq = 999
+    assert watch.moved(1000, 101_000, lambda kinds: many)
+    looked_at = WAITING_MAX // ON_MAX
+    assert 999 + looked_at == watch.seq
+    assert looked_at + 1 == 100_000 - sum(1 for _ in many)
+
+
+@pytest.mark.slow
+def test_triggers_that_fire_each_other_come_to_an_end_and_keep_nobody_waiting() -> None:
+    async def story(alive: Living) -> None:
+        for n in range(8):
+            await created(alive, "on=job.submitted", f"t{n}")
+        await alive.submit()
+        every = [f"t{n}" for n in range(8)]
+        while sum(trigger(alive, name).fired for name in every) < 8 * len(alive.state.jobs.by_id):
+            await alive.hive.turn.wait_past(alive.hive.turn.seq)
+            await alive.hive.tick()  # leases end, whatever fires
+        assert 1 + 8 + CHAINED_MAX == len(alive.state.jobs.by_id)
+
+    live(story)
 
 
 def test_a_paused_trigger_does_not_fire_and_goes_on_from_when_it_is_resumed(hive: Folded) -> None:

@@ -21,10 +21,15 @@ from skep.fs import ctl
 from skep.fs.ctl import Arg, Verb
 from skep.fs.errors import E
 from skep.namespaces.order import Order, refusal
-from skep.trace.clock import parse_rfc3339, rfc3339
+from skep.trace.clock import MS, SECOND, parse_rfc3339, rfc3339
 from skep.trace.rules import Decision, Meta, Refusal
 
 TRIGGERS_MAX: Final = 1024  # of one tenant: each is looked at twice a second.
+ON_MAX: Final = 64  # of these such as wait for events: each event is held against each.
+# Fires of a tenant for events of jobs that triggers made: with ON_MAX triggers on every event, chains die out
+# all the same. So many come at once, and then as many in each second as are paid for.
+CHAINED_MAX: Final = 1024
+CHAINED_NS: Final = SECOND // 64
 RECENT: Final = 32  # fires that a trigger remembers; older ones are in the ledger.
 DEPTH_MAX: Final = 8  # jobs in a chain of triggers: what fires itself comes to an end.
 ALL: Final = 1 << 20  # more than any entry has events: a cursor behind them all.
@@ -116,6 +121,7 @@ class Fired(msgspec.Struct, frozen=True, tag_field="type", tag="trigger.fired", 
     job: str = ""
     code: str = ""
     text: str = ""
+    cost_ns: int = 0  # how long it takes to be paid for; 0: nobody had fired for what it fired for
 
 
 class Paused(msgspec.Struct, frozen=True, tag_field="type", tag="trigger.paused"):
@@ -173,6 +179,7 @@ class Triggers:
     cron: dict[tuple[str, str], None] = field(default_factory=dict)  # tenant, name of those active
     on: dict[str, dict[tuple[str, str], None]] = field(default_factory=dict)  # event -> those active
     seen: int = 0
+    paid_ns: dict[str, int] = field(default_factory=dict)  # tenant -> when its chained fires are paid for
 
     def copy(self) -> Triggers:
         return Triggers(
@@ -180,10 +187,17 @@ class Triggers:
             self.cron.copy(),
             {event: keys.copy() for event, keys in self.on.items()},
             self.seen,
+            self.paid_ns.copy(),
         )
 
     def find(self, tenant: str, name: str) -> Trigger | None:
         return self.by_tenant.get(tenant, {}).get(name)
+
+    def owed_ns(self, tenant: str, now_ns: int) -> int:
+        """How long the tenant's chained fires are still being paid for."""
+        owed_ns = self.paid_ns.get(tenant, 0) - now_ns
+        # More is not lent: the clock was put back.
+        return owed_ns if 0 < owed_ns <= CHAINED_MAX * CHAINED_NS else 0
 
     def artifacts(self, tenant: str) -> list[str]:
         """The inputs, by hash, that the tenant's triggers will submit."""
@@ -228,6 +242,9 @@ def _create(triggers: Triggers, order: Order, world: World) -> Decided:
     labels = ctl.labels(on.get("on-labels", ""))
     if (where or labels) and not on["on"].startswith("job.") and (on["on"], {*on}) != HEARD:
         raise refusal(E.USAGE, f"create: on={on['on']}: expected an event of jobs with on-…=")
+    have = sum(1 for each in names.values() if each.made.on) if on else 0
+    if have >= ON_MAX:
+        raise refusal(E.QUOTA, f"triggers on events have={have} max={ON_MAX}")
     made = Created(
         order.tenant, name, order.actor, order.role, args,
         cron.get("cron", ""), cron.get("zone", "UTC"), cron.get("missed", "once"),
@@ -283,11 +300,20 @@ def _fire(triggers: Triggers, order: Order, world: World) -> Decided:
     try:
         if depth >= DEPTH_MAX:
             raise refusal(E.QUOTA, f"chain of triggers have={depth} max={DEPTH_MAX}")
+        if depth:
+            _check_chained(triggers.owed_ns(made.tenant, order.time_ns))
+            fired = replace(fired, cost_ns=CHAINED_NS)
         events = world.submitted(_submission(made, order, event), made.trigger, depth + 1)
     except Refusal as refused:
-        fired = replace(fired, job="", code=refused.code, text=refused.text)
+        fired = replace(fired, job="", code=refused.code, text=refused.text, cost_ns=0)
         return Decision((fired,), "refused")
     return Decision((fired, *events), order.id)
+
+
+def _check_chained(owed_ns: int) -> None:
+    wait_ns = owed_ns - (CHAINED_MAX - 1) * CHAINED_NS
+    if wait_ns > 0:
+        raise refusal(E.THROTTLED, f"chain of triggers retry-ms={-(-wait_ns // MS)}")
 
 
 def tick_json(why: str, trigger: str, at_ns: int) -> str:
@@ -349,8 +375,12 @@ def apply(triggers: Triggers, event: Event, meta: Meta) -> None:
             _index(triggers, names.pop(event.trigger), False)
             if not names:
                 del triggers.by_tenant[event.tenant]
+                triggers.paid_ns.pop(event.tenant, None)
         case Fired():
             names[event.trigger] = _after(names[event.trigger], event, meta)
+            if event.cost_ns:
+                paid_ns = meta.time_ns + triggers.owed_ns(event.tenant, meta.time_ns) + event.cost_ns
+                triggers.paid_ns[event.tenant] = paid_ns
 
 
 def _put(triggers: Triggers, trigger: Trigger) -> None:

@@ -24,8 +24,10 @@ is what fired it, as JSON: the event as /events has it, texts cut at 1024 charac
 A tick or an event is one entry of the ledger: it has the job, or why it was refused; then it is not tried
 again. The job is submitted by who created the trigger, in its role and tenant, and the policies are asked
 each time. The job says which trigger made it, and how many there were before that: at eight the next one is
-refused, so that triggers that fire each other come to an end. Under a capability token none is created, and
-when its creator's name was revoked, or is of another role or tenant by now, it is refused.
+refused, so that triggers that fire each other come to an end. So is what a tenant's triggers fire after jobs
+of triggers, beyond 1024 at once and 64 a second (throttled); and 64 triggers may wait for events. Under a
+capability token none is created, and when its creator's name was revoked, or is of another role or tenant by
+now, it is refused.
 
     echo create trigger=nightly "cron='30 2 * * *'" zone=Europe/Berlin topic=report > triggers/ctl
     echo create trigger=undertaker on=job.ended on-state=failed topic=autopsy input=event > triggers/ctl

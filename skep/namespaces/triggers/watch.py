@@ -18,7 +18,7 @@ from skep.trace.clock import MINUTE, rfc3339
 
 LATE_NS: Final = MINUTE  # a tick that is found later than this was missed.
 MISSED_MAX: Final = 100  # ticks that missed=all has fired for; older ones are not.
-WAITING_MAX: Final = 4096  # events to be fired for; more are read from the ledger when there is room.
+WAITING_MAX: Final = 4096  # events to be fired for, and those of one entry; more are read again later.
 BYTES_MAX: Final = 20 * 1024  # of what the fires of one write make, so that their entry is under 64 KiB.
 FIRES_MAX: Final = 32  # in one write: they are decided without a pause.
 SEEN_EVERY: Final = 4096  # entries: so many are read again after a crash, beyond those just fired for.
@@ -66,6 +66,7 @@ class Watch:
         self._waiting: dict[Key, deque[Occasion]] = {}  # to be fired for, oldest first
         self._count = 0  # of these
         self._saying: set[Key] = set()
+        self._closing = False
         self.seq = 0  # the entry up to which events were looked for
 
     # events
@@ -77,9 +78,7 @@ class Watch:
         on = self._state().on
         if on and (first > self.seq + 1 or self._count >= WAITING_MAX):
             return False  # it is behind: caught up from the ledger
-        if on:
-            self._match(occasions(on))
-        self.seq = max(self.seq, last)
+        self.seq = max(self.seq, self._match(occasions(on), last) if on else last)
         return self._count > 0
 
     async def catch_up(self, until: int) -> None:
@@ -88,8 +87,7 @@ class Watch:
         while self.seq < until and self._count < WAITING_MAX and self._state().on:
             found, last = self._read(self.seq, self._state().on)
             if last > self.seq:  # else it was moved meanwhile
-                self._match(found)
-                self.seq = last
+                self.seq = self._match(found, last)
             # Others get their turn before the next step.
             await asyncio.sleep(0)
 
@@ -100,14 +98,19 @@ class Watch:
         settled = (_trigger(state, key).cursor[0] - 1 for keys in state.on.values() for key in keys)
         return max(state.seen, min(settled, default=0))
 
-    def _match(self, occasions: Iterable[Occasion]) -> None:
-        state = self._state()
+    def _match(self, occasions: Iterable[Occasion], last: int) -> int:
+        """The entry up to which they have been looked through: ``last``, or as far as there was room."""
+        state, seq = self._state(), 0
         for occasion in occasions:
+            if self._count >= WAITING_MAX and occasion.place[0] != seq:
+                return occasion.place[0] - 1
+            seq = occasion.place[0]
             for key in state.on.get(occasion.kind, ()):
                 trigger = _trigger(state, key)
                 if occasion.place > trigger.cursor and matches(trigger, occasion):
                     self._waiting.setdefault(key, deque()).append(occasion)
                     self._count += 1
+        return last
 
     # firing
 
@@ -120,7 +123,7 @@ class Watch:
         self._saying.add(key)
         try:
             trigger = self._active(key)
-            while trigger is not None and (lines := self._lines(trigger, now_ns)):
+            while not self._closing and trigger is not None and (lines := self._lines(trigger, now_ns)):
                 await self._say(f"/triggers/{key[1]}", lines, key[0])
                 before, trigger = trigger, self._active(key)
                 if trigger is not None and (trigger.after_ns, trigger.cursor) == (
@@ -130,6 +133,10 @@ class Watch:
                     return  # the disk is full, or too many others write: at the next tick
         finally:
             self._saying.discard(key)
+
+    def close(self) -> None:
+        """Say no more than is being said: the rest is found again at the next start."""
+        self._closing = True
 
     def _active(self, key: Key) -> Trigger | None:
         trigger = self._state().find(*key)
