@@ -16,7 +16,7 @@ from hives import ANN, BOB, W1, Living, live, living
 from skep.fs import ctl
 from skep.fs.errors import E, FsError
 from skep.fs.node import How
-from skep.namespaces.jobs.past import ENDED_MAX, HISTORY_NS
+from skep.namespaces.jobs.past import HISTORY_NS
 from skep.namespaces.jobs.sheet import SHEET
 from skep.namespaces.tree import hive_tree
 from skep.trace.clock import ManualClock, ulid
@@ -271,20 +271,19 @@ def test_jobs_older_than_those_that_have_left_memory_come_in_once(tmp_path: Path
 
 
 @pytest.mark.slow
-def test_more_jobs_than_memory_holds_come_back_as_the_same_bytes(tmp_path: Path) -> None:
-    count = ENDED_MAX + 2000
+def test_jobs_that_left_memory_come_back_as_the_same_bytes(tmp_path: Path) -> None:
+    def rows(first: int, last: int) -> list[dict[str, str]]:
+        said = {"submitted": "2023-11-14T22:13:20Z", "submitter": "unix:x", "body": "ab" * 32} | DONE
+        return [row(job=id_of(n), key=f"k{n % 4000}", **said) for n in range(first, last)]
 
     async def story() -> None:
-        rows = (
-            row(job=id_of(n), submitted="2023-11-14T22:13:20Z", submitter="unix:x", key=f"k{n % 19000}",
-                body="ab" * 32, **DONE)
-            for n in range(count)
-        )  # fmt: skip
-        data = sheet(*rows)
         async with living(tmp_path) as alive:
             door = Door(hive_tree(alive.hive), ANN)
-            await imported(door, data)
-            assert ENDED_MAX >= len(alive.state.jobs.by_id)
+            await imported(door, sheet(*rows(0, 3000)))
+            alive.clock.advance(HISTORY_NS)
+            await imported(door, sheet(*rows(2900, 5000)))
+            assert id_of(2999) == alive.state.jobs.past.horizon
+            data = sheet(*rows(0, 5000))
             assert data == await door.read("/jobs/export.csv")
             seq = alive.hive.turn.seq
             await imported(door, data)
