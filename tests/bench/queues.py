@@ -40,7 +40,7 @@ WARM_UP: Final = 40  # jobs, which also tell how many make a round
 JOBS: Final = (40, 5000)  # of a round, at least and at most
 LOOK_S: Final = 0.004  # between two looks at what is left
 ROUND_S: Final = 60.0  # a round that takes longer has hung
-WIDTH: Final = 160  # of a table that no terminal bounds
+WIDTH: Final = 200  # of a table that no terminal bounds
 PYTHON: Final = sys.executable
 APPS: Final = "tests.bench.queues_apps"
 

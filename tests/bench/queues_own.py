@@ -26,6 +26,8 @@ from tests.bench.queues_servers import line_of, process, queen
 SUBMIT: Final = f"submit topic=sha256 input={PAYLOAD} labels=n:%d\n"
 LOOK_S: Final = 0.004
 READ: Final = 4096
+# How one connection may submit: a name, lines a write, writes at a time.
+WAYS: Final = (("one line a write", 1, 1), ("16 lines a write", 16, 1), ("16 writes at a time", 1, 16))
 STALL_S: Final = 30.0
 
 
@@ -72,13 +74,15 @@ class Steps:
 @dataclass
 class Own:
     steps: list[Steps]
+    ways: dict[str, list[float]]  # jobs a second, by name of WAYS
     bytes_a_job: float | None = None  # None: not measured
 
 
 def measured(workers: tuple[int, ...], rounds: int, seconds: float, queued: int) -> Own:
     with tempfile.TemporaryDirectory(prefix="skep-bench-", dir="/var/tmp") as made, queen(Path(made)):
         steps = [_steps(Path(made), n, rounds, seconds) for n in workers]
-    return Own(steps, bytes_a_job(queued) if queued else None)
+        ways = _ways(f"unix:{made}/hive.sock", rounds, seconds)
+    return Own(steps, ways, bytes_a_job(queued) if queued else None)
 
 
 def _steps(directory: Path, workers: int, rounds: int, seconds: float) -> Steps:
@@ -106,6 +110,18 @@ def _steps(directory: Path, workers: int, rounds: int, seconds: float) -> Steps:
             found.took("submit", load.p50_ns, load.p99_ns)
             for step, ns in told.items():
                 found.took(step, *quantiles(ns))
+    return found
+
+
+def _ways(where: str, rounds: int, seconds: float) -> dict[str, list[float]]:
+    found: dict[str, list[float]] = {name: [] for name, _, _ in WAYS}
+    for _ in range(rounds):
+        for name, lines, depth in WAYS:
+            line = SUBMIT.replace("%d", "0") * (lines - 1) + SUBMIT
+            load = measure(Place(where, "jobs/ctl"), "ctl", seconds=seconds, depth=depth, line=line)
+            if load.error:
+                raise RuntimeError(load.error)
+            found[name].append(load.per_second * lines)
     return found
 
 
@@ -154,10 +170,12 @@ def drawn(own: Own) -> Table:
         for name in ("p50", "p99"):
             figures = [statistics.median(getattr(s, name)[step]) / 1e6 for s in own.steps]
             table.add_row(step, f"{name} ms", *(f"{figure:,.2f}" for figure in figures))
+    for way, figures in own.ways.items():
+        table.add_row(f"submit by one, {way}", "jobs/s", f"{statistics.median(figures):,.0f}")
     if own.bytes_a_job is not None:
         table.add_row("a job that waits", "bytes", f"{own.bytes_a_job:,.0f}")
     return table
 
 
 def record(own: Own) -> dict[str, Any]:
-    return {"steps": [vars(steps) for steps in own.steps], "bytes_a_job": own.bytes_a_job}
+    return {"steps": [vars(steps) for steps in own.steps], "ways": own.ways, "bytes_a_job": own.bytes_a_job}
