@@ -26,6 +26,7 @@ from skep.trace.clock import rfc3339
 from skep.trace.entry import Entry, entry_decoder
 
 READ_MAX: Final = 64  # entries read in one step: 4 MiB at the most, and a pause for the others.
+EVENTS_MAX: Final = 128  # looked at without a pause: of those whose job has left memory the index is asked.
 READERS: Final = frozenset({OPERATOR, "observer"})  # roles that see what is no job's
 TRACERS: Final = READERS | {"validator", "simulator-test"}  # roles that see what others wrote
 AUDITORS: Final = frozenset({OPERATOR, "validator"})  # roles that see what was refused, and to whom
@@ -60,7 +61,7 @@ class Feed:
             if bodies:
                 # Whose an event is, its job says.
                 await self.hive.wait_history()
-                lines = b"".join(self.render(_decoder.decode(body)) for _, body in bodies)
+                lines = await self._rendered(bodies)
                 self.seq = bodies[-1][0]
                 if lines:
                     return lines
@@ -71,6 +72,18 @@ class Feed:
             elif not await self._more():
                 return msgspec.json.encode({"seq": max(self.seq, turn.seq)}) + b"\n"
         return None
+
+    async def _rendered(self, bodies: list[tuple[int, bytes]]) -> bytes:
+        lines, looked_at = [], 0
+        for _, body in bodies:
+            entry = _decoder.decode(body)
+            lines.append(self.render(entry))
+            looked_at += len(entry.events)
+            if looked_at >= EVENTS_MAX:
+                looked_at = 0
+                await asyncio.sleep(0)
+                await self.hive.wait_history()  # jobs have left memory meanwhile
+        return b"".join(lines)
 
     async def _more(self) -> bool:
         """Whether an entry came before a bookmark was due."""
@@ -92,7 +105,7 @@ def events(hive: Hive, caller: Caller, job: str = "") -> Callable[[Plain], bytes
         return b"".join(
             _event_line(entry, event)
             for event in entry.events
-            if (not job or event.get("job") == job) and sees(hive, caller, event)
+            if (not job or event.get("job") == job) and sees(hive, caller, event, entry.seq)
         )
 
     return render
@@ -103,15 +116,19 @@ def _event_line(entry: Plain, event: dict[str, Any]) -> bytes:
     return msgspec.json.encode(head | event) + b"\n"
 
 
-def sees(hive: Hive, caller: Caller, event: dict[str, Any]) -> bool:
+def sees(hive: Hive, caller: Caller, event: dict[str, Any], seq: int) -> bool:
     """Whether the event is of the caller's tenant, or of no tenant and the caller one who reads such."""
     if event["type"].startswith("log.") and caller.role not in AUDITORS:
         return False
-    found = hive.found(event.get("job", ""))
-    if found is not None:
-        return visible(found.job, caller.role, caller.tenant, caller.node)
+    job = event.get("job", "")
+    tenant = hive.tenant_of(job)
+    if tenant is not None and not caller.node:
+        return tenant == caller.tenant
+    if job:
+        found = hive.found(job) if tenant is not None else None
+        return found is not None and visible(found.job, caller.role, caller.tenant, caller.node)
     if event["type"].startswith("node."):
-        return caller.role in READERS and hive.state.sees_node(caller.tenant, event["node"])
+        return caller.role in READERS and hive.state.sees_node(caller.tenant, event["node"], seq)
     if "tenant" in event:
         return not caller.node and bool(event["tenant"] == caller.tenant)
     return caller.role in READERS and (caller.tenant == HIVE_TENANT or event["type"] in PUBLIC)
@@ -144,6 +161,6 @@ def trace(hive: Hive, caller: Caller) -> Callable[[Plain], bytes]:
 
 
 def _tenant_of(hive: Hive, entry: Plain) -> str:
-    jobs = (hive.found(event.get("job", "")) for event in entry.events)
-    tenant = next((found.job.request.tenant for found in jobs if found is not None), entry.tenant)
+    tenants = (hive.tenant_of(event.get("job", "")) for event in entry.events)
+    tenant = next((tenant for tenant in tenants if tenant is not None), entry.tenant)
     return tenant or HIVE_TENANT

@@ -365,10 +365,13 @@ class HiveState:
         found.update(self.triggers.artifacts(tenant))
         return frozenset(found)
 
-    def sees_node(self, tenant: str, node: str) -> bool:
-        """Whether the node exists for the tenant. One that was removed was somebody's; whose is forgotten."""
+    def sees_node(self, tenant: str, node: str, seq: int | None = None) -> bool:
+        """Whether the node exists for the tenant, and existed at the entry ``seq`` (None: now). One that was
+        removed was somebody's; whose is forgotten."""
         found = self.nodes.by_id.get(node)
-        return tenant == HIVE_TENANT if found is None else nodes.visible(found, tenant)
+        if found is None or (seq is not None and seq < found.first):
+            return tenant == HIVE_TENANT
+        return nodes.visible(found, tenant)
 
     @property
     def revoked_tokens(self) -> Container[str]:

@@ -275,6 +275,14 @@ class Hive:
             return Found(job, self.state.artifacts.outputs.get(id, {}))
         return self.history.job(id) if id <= self.state.jobs.past.horizon else None
 
+    def tenant_of(self, id: str) -> str | None:
+        """Whose the job is, found as above; None: there is none."""
+        job = self.state.jobs.by_id.get(id)
+        if job is not None:
+            return job.request.tenant
+        row = self.history.find(id) if id and id <= self.state.jobs.past.horizon else None
+        return None if row is None else row.tenant
+
     async def wait_history(self) -> None:
         """Return when what has left memory can be found. Raises FsError(E.IO) when it cannot be."""
         while self.history.seq < self.state.jobs.past.rev:

@@ -85,7 +85,9 @@ def _occasion(state: HiveState, entry: Entry[Event], k: int, kind: str, event: A
         return Occasion(entry, k, kind, (of.tenant,), after, of.topic, of.pool, of.labels, depth)
     if kind.startswith("node."):
         node = state.nodes.by_id.get(event.node)
-        alone = node.tenants if node is not None and len(node.tenants) == 1 else ()
+        # Before its first entry it was another of its name.
+        known = node is not None and len(node.tenants) == 1 and entry.seq >= node.first
+        alone = node.tenants if node is not None and known else ()
         return Occasion(entry, k, kind, (HIVE_TENANT, *alone), getattr(event, "link", ""))
     return Occasion(entry, k, kind, (event.tenant,), depth=depth)
 

@@ -15,7 +15,9 @@ from skep.fs.chan import EVERYTHING, Chan
 from skep.fs.conversation import Peer
 from skep.fs.errors import E, FsError
 from skep.fs.node import Caller
+from skep.namespaces import occasions
 from skep.namespaces.jobs.record import Job
+from skep.namespaces.live import Heartbeat
 from skep.namespaces.order import HIVE_TENANT
 from skep.namespaces.sessions.core import Session
 from skep.namespaces.tree import hive_tree
@@ -151,6 +153,35 @@ async def start_taking(alive: Living, who: Caller) -> asyncio.Task[Job]:
     task = asyncio.ensure_future(alive.hive.take(who, "default"))
     await settled()
     return task
+
+
+@pytest.mark.parametrize("again", ["join", "expect"])
+def test_a_node_s_name_brings_another_tenant_nothing_of_what_was_heard_of_it(again: str) -> None:
+    async def story(alive: Living) -> None:
+        zoe = Caller("spiffe://hive/drone-worker/zoe", "drone-worker", "zebra/web/prod", node="w9")
+        bobs = Caller("spiffe://hive/drone-worker/bob", "drone-worker", BOB.tenant, node="w9")
+        await alive.hive.join(zoe)
+        await alive.hive.hear("w9", Heartbeat(labels={"stripes": "black"}))
+        await alive.hive.leave("w9")
+        await alive.write("/nodes/ctl", "remove node=w9")
+        trigger = "create trigger=t topic=sum on=node.joined input=event"
+        await alive.write("/triggers/ctl", trigger, who=BOB)
+        if again == "expect":
+            more = f"principal={bobs.principal} role=drone-worker tenants={BOB.tenant}"
+            await alive.write("/nodes/ctl", f"expect node=w9 {more}")
+        await alive.hive.join(bobs)
+        told = await Door(hive_tree(alive.hive), BOB).read("/events")
+        assert "spiffe://hive/drone-worker/bob" in told
+        assert "zoe" not in told
+        assert "stripes" not in told
+        told = await Door(hive_tree(alive.hive), ANN).read("/events")
+        assert "stripes" in told
+        found = occasions.read(alive.hive.turn, 0, ["node.joined"])[0]
+        assert [False, True] == [
+            BOB.tenant in each.tenants for each in found if each.entry.path == "/nodes/w9"
+        ]
+
+    live(story)
 
 
 def test_a_reader_is_told_of_its_tenant_s_jobs_alone_and_stands_in_nobody_s_way() -> None:

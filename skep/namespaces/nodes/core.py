@@ -151,6 +151,7 @@ class Node(msgspec.Struct, frozen=True):
     capacity: int = 0  # leases it may hold; 0: without a limit
     version: str = ""
     offers: frozenset[str] = frozenset()  # what its labels come to: their names, and name:value
+    first: int = 0  # the entry that its record begins with: what was before is of another of its name
 
     @property
     def state(self) -> str:
@@ -332,7 +333,7 @@ def _count(nodes: Nodes, node: Node | None, more: int) -> None:
 def _changed(known: Node | None, event: Event, meta: Meta) -> Node | None:
     """The node's next record; None: it is no more."""
     if isinstance(event, Joined):
-        new = Node(event.node, event.principal, event.role, meta.time_ns, meta.seq)
+        new = Node(event.node, event.principal, event.role, meta.time_ns, meta.seq, first=meta.seq)
         if known is not None:
             new = msgspec.structs.replace(
                 known,
@@ -346,7 +347,10 @@ def _changed(known: Node | None, event: Event, meta: Meta) -> Node | None:
             new = msgspec.structs.replace(new, tenants=(*new.tenants, event.tenant))
         return new
     if isinstance(event, Expected):
-        return Node(event.node, event.principal, event.role, 0, meta.seq, "expected", tenants=event.tenants)
+        return Node(
+            event.node, event.principal, event.role, 0, meta.seq, "expected",
+            tenants=event.tenants, first=meta.seq,
+        )  # fmt: skip
     assert known is not None, event
     match event:
         case Heard():
