@@ -48,7 +48,7 @@ from skep.namespaces.triggers.watch import Watch
 from skep.namespaces.trust.authority import Authority
 from skep.namespaces.trust.record import Retired, Revoked
 from skep.trace import rules
-from skep.trace.clock import HOUR, MINUTE, SECOND, Clock
+from skep.trace.clock import HOUR, MINUTE, SECOND, Clock, later_id
 from skep.trace.entry import Entry, Line
 from skep.trace.ring import Ring
 from skep.trace.rules import Refusal as RuleRefusal
@@ -274,6 +274,11 @@ class Hive:
         if job is not None:
             return Found(job, self.state.artifacts.outputs.get(id, {}))
         return self.history.job(id) if id <= self.state.jobs.past.horizon else None
+
+    def draft_id(self) -> str:
+        """An id that no job has had, later than those of all that have left memory: also while the clock says
+        less than it did."""
+        return later_id(self.clock.new_id(), self.state.jobs.past.horizon)
 
     def tenant_of(self, id: str) -> str | None:
         """Whose the job is, found as above; None: there is none."""

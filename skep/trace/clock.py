@@ -84,6 +84,16 @@ def ulid(time_ns: int, entropy: int) -> str:
     return "".join([PAIRS[n >> shift & 1023] for shift in ULID_SHIFTS])
 
 
+def later_id(id: str, than: str) -> str:
+    """The ULID, when it sorts behind ``than``, another or ""; else it is moved to the millisecond after that."""
+    if id > than:
+        return id
+    ms = 0
+    for digit in than[:10]:
+        ms = ms << 5 | CROCKFORD.index(digit)
+    return ulid((ms + 1) * MS, 0)[:10] + id[10:]
+
+
 def rfc3339(time_ns: int) -> str:
     """``2025-11-21T08:00:00.000000001Z``: always UTC, always nine decimals, so text sorts by time."""
     seconds, ns = divmod(time_ns, SECOND)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from door import Door
+from door import BOTH, Door, rest, say
 from hives import ANN, BOB, W1, Folded, Living, live, living
 
 from skep.fs import ctl
@@ -248,6 +248,29 @@ def test_a_job_that_has_left_memory_reads_as_before() -> None:
         assert ["a", "b"] == await door.names("/jobs/by-key")
         alive.clock.time_ns += KEY_NS
         assert f"{jobs[0]}\n" == await door.read("/jobs/by-key/a")
+
+    live(story)
+
+
+def test_a_clock_that_is_put_back_has_drafts_taken_all_the_same() -> None:
+    async def story(alive: Living) -> None:
+        door = Door(hive_tree(alive.hive), ANN)
+        alive.clock.advance(10 * 365 * 24 * HISTORY_NS)
+        await alive.submit("key=k")
+        await alive.write("/jobs/ctl", "cancel job=" + next(iter(alive.state.jobs.by_id)))
+        await forgotten(alive)
+        alive.clock.advance(-10 * 365 * 24 * HISTORY_NS)
+        jobs = []
+        for _ in range(3):
+            draft = await door.open("/jobs/clone", BOTH)
+            jobs.append((await rest(draft)).decode().strip())
+            await say(draft, "submit topic=sum\n")
+            assert "queued\n" == await door.read(f"/jobs/{jobs[-1]}/state")
+            # What is submitted and over moves the next one no further than it must.
+            await say(draft, "cancel\n")
+            await forgotten(alive)
+        assert 3 == len({*jobs})
+        assert jobs == sorted(jobs)
 
     live(story)
 

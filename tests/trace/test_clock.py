@@ -9,6 +9,7 @@ from skep.trace.clock import (
     ManualClock,
     SystemClock,
     duration,
+    later_id,
     parse_duration,
     parse_rfc3339,
     rfc3339,
@@ -28,6 +29,18 @@ def test_ulid_of_the_specification() -> None:
 def test_ulids_sort_as_their_times(ms: int, low: int, other_ms: int, other_low: int) -> None:
     one, other = ulid(ms * 1_000_000, low), ulid(other_ms * 1_000_000, other_low)
     assert ((ms, low) < (other_ms, other_low)) == (one < other)
+
+
+@given(st.integers(0, 2**47), st.integers(0, 2**80 - 1), st.integers(0, 2**47), st.integers(0, 2**80 - 1))
+def test_an_id_is_moved_behind_another_and_no_further_than_it_must(
+    ms: int, low: int, other_ms: int, other_low: int
+) -> None:
+    id, other = ulid(ms * 1_000_000, low), ulid(other_ms * 1_000_000, other_low)
+    for than in (other, f"{other}-3"):
+        later = later_id(id, than)
+        assert later > than
+        assert later == (id if id > than else ulid((other_ms + 1) * 1_000_000, low))
+    assert id == later_id(id, "")
 
 
 def test_the_system_clock_gives_new_ids_each_time() -> None:

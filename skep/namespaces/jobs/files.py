@@ -136,7 +136,7 @@ def files(hive: Hive) -> Listing:
     staged = Staged()
     children = fixed(
         {
-            "clone": Clone(lambda caller: _Draft(hive, hive.clock.new_id())),
+            "clone": Clone(lambda caller: _Draft(hive, hive.draft_id())),
             "ctl": Ctl(
                 {**TABLES["ctl"], IMPORT.name: IMPORT},
                 lambda caller, commands: _command(hive, staged, caller, commands),
