@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 from hives import FIRST
-from skep.sim.linear import LOCK, NEVER, Object, Op, linearization
 from msgspec.structs import replace
 
 from skep.fs.dial import Client
@@ -25,6 +24,7 @@ from skep.namespaces.locks.core import Granted
 from skep.namespaces.tree import hive_tree
 from skep.roles.gate import Doorkeeper
 from skep.roles.manifest import load
+from skep.sim.linear import LOCK, NEVER, Object, Op, linearization
 from skep.trace.clock import ManualClock
 from skep.trace.rules import Meta
 from skep.trace.sqlite import SqliteLedger
