@@ -27,6 +27,9 @@ AGEING_NS: Final = 30 * SECOND  # of waiting outweigh one step of priority, wher
 KINDS_MAX: Final = 2048  # lanes of a tenant in a pool: a lease of anybody's may look at the head of each.
 GONE_MIN: Final = 32  # jobs that left a lane from its middle before it is made anew.
 
+# What a job is in its queue by its state; no state else counts.
+PART: Final = {"queued": "waits", "leased": "held", "running": "held"}
+
 Band = tuple[int, tuple[str, ...]]  # priority, requires
 Lane = tuple[str, int]  # actor, the time limit of an attempt in ns (0: none)
 
@@ -196,7 +199,10 @@ class _Queue:
         )
 
     def share(self, tenant: str) -> _Share:
-        return self.shares.setdefault(tenant, _Share())
+        share = self.shares.get(tenant)
+        if share is None:
+            share = self.shares[tenant] = _Share()
+        return share
 
     def stand(self, tenant: str, waiting: int = 0, held: int = 0, served: int = 0) -> None:
         """Change a share's numbers, and its place among the tenants with them; ``served`` 0: as it was."""
@@ -297,15 +303,13 @@ class Queues:
 
     def moved(self, before: Job | None, after: Job) -> None:
         """A job's record was ``before`` (None: it was not there) and is ``after``."""
-        waited, held = (False, False) if before is None else (before.state == "queued", before.held)
-        if before is not None and waited and after.state != "queued":
-            self._remove(before)
-        if before is not None and held and not after.held:
-            self._drop(before)
-        if after.state == "queued" and not waited:
-            self._add(after)
-        if after.held and not held:
-            self._hold(after)
+        was, now = None if before is None else PART.get(before.state), PART.get(after.state)
+        if was is now:
+            return
+        if before is not None and was is not None:
+            (self._remove if was == "waits" else self._drop)(before)
+        if now is not None:
+            (self._add if now == "waits" else self._hold)(after)
 
     def number(self) -> int:
         """The next number."""
@@ -314,7 +318,9 @@ class Queues:
 
     def _add(self, job: Job) -> None:
         request = job.request
-        queue = self.by_pool.setdefault(request.pool, _Queue())
+        queue = self.by_pool.get(request.pool)
+        if queue is None:
+            queue = self.by_pool[request.pool] = _Queue()
         band = queue.share(request.tenant).bands.setdefault((request.priority, request.requires), _Band())
         band.add((request.actor, bound_ns(request)), Waiting(job.queued_ns, job.place, job.id))
         queue.stand(request.tenant, waiting=1)

@@ -22,6 +22,8 @@ if TYPE_CHECKING:  # what is counted here is a part of what is recorded there
 
 DAY: Final = 24 * HOUR
 OWED_MAX_NS: Final = 2 * SECOND  # more than a second's worth is not lent: the clock was put back.
+# The states that count, as waiting and as held.
+COUNTED: Final = {"queued": (1, 0), "delayed": (1, 0), "leased": (0, 1), "running": (0, 1)}
 ALL: Final = ""  # in an actor's place: all of the tenant's together.
 
 
@@ -53,7 +55,8 @@ class Usage:
         return Usage({tenant: rows.copy() for tenant, rows in self.by_tenant.items()}, self.day, self.swept)
 
     def of(self, tenant: str, actor: str = ALL) -> Used:
-        return self.by_tenant.get(tenant, {}).get(actor, NOTHING)
+        rows = self.by_tenant.get(tenant)
+        return NOTHING if rows is None else rows.get(actor, NOTHING)
 
     def ran_ns(self, used: Used, now_ns: int) -> int:
         """What ran on the day of ``now_ns``."""
@@ -61,42 +64,44 @@ class Usage:
 
     def moved(self, before: Job | None, after: Job, time_ns: int) -> None:
         """A job's record was ``before`` (None: it was not there) and is ``after``."""
-        self._turn_to(time_ns)
+        if time_ns // MINUTE > self.swept:
+            self._turn_to(time_ns)
         request = after.request
-        costs = (request.cost_ns, request.actor_cost_ns) if before is None else (0, 0)
-        held = after.held - (before is not None and before.held)
-        waiting = _waits(after) - (before is not None and _waits(before))
-        if not (held or waiting or any(costs)):
+        waited, was_held = COUNTED.get(before.state, (0, 0)) if before is not None else (0, 0)
+        waits, is_held = COUNTED.get(after.state, (0, 0))
+        waiting, held = waits - waited, is_held - was_held
+        cost_ns, actor_cost_ns = (request.cost_ns, request.actor_cost_ns) if before is None else (0, 0)
+        if not (held or waiting or cost_ns or actor_cost_ns):
             return
         ran_ns = attempt_ns(request, after.attempts[-1], self.day) if held < 0 else 0
-        for actor, cost_ns in zip((ALL, request.actor), costs, strict=True):
+        reserved_ns = held * bound_ns(request) if held else 0
+        for actor, cost in ((ALL, cost_ns), (request.actor, actor_cost_ns)):
             used = self.of(request.tenant, actor)
-            paid_ns = time_ns + used.owed_ns(time_ns) + cost_ns
+            paid_ns = time_ns + used.owed_ns(time_ns) + cost if cost or used.paid_ns else 0
             self._put(
                 request.tenant,
                 actor,
                 Used(
                     used.waiting + waiting,
                     used.held + held,
-                    used.reserved_ns + held * bound_ns(request),
+                    used.reserved_ns + reserved_ns,
                     used.ran_ns + ran_ns,
                     paid_ns if paid_ns > time_ns else 0,
                 ),
             )
 
     def _put(self, tenant: str, actor: str, used: Used) -> None:
-        if used != NOTHING:
-            self.by_tenant.setdefault(tenant, {})[actor] = used
-            return
         rows = self.by_tenant.get(tenant, {})
+        if used != NOTHING:
+            rows[actor] = used
+            self.by_tenant[tenant] = rows
+            return
         rows.pop(actor, None)
         if not rows:
             self.by_tenant.pop(tenant, None)
 
     def _turn_to(self, time_ns: int) -> None:
         """Forget who uses nothing any more, every minute, and what ran, with the day."""
-        if time_ns // MINUTE <= self.swept:
-            return
         self.swept = time_ns // MINUTE
         is_new = time_ns // DAY > self.day
         self.day = max(self.day, time_ns // DAY)
@@ -106,10 +111,6 @@ class Usage:
                 paid_ns = used.paid_ns if used.paid_ns > time_ns else 0
                 if (ran_ns, paid_ns) != (used.ran_ns, used.paid_ns):
                     self._put(tenant, actor, msgspec.structs.replace(used, ran_ns=ran_ns, paid_ns=paid_ns))
-
-
-def _waits(job: Job) -> bool:
-    return job.state in ("queued", "delayed")
 
 
 def bound_ns(request: Submitted) -> int:
