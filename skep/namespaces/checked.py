@@ -1,10 +1,13 @@
 """The door of submits: artifacts that are inputs of topics with a schema are checked here, before the line
 is written, for deciding reads no files. What the line then says, nobody but this door can write.
+
+Triggers that fire and retries of dead letters are submits too, and come by here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from skep.fs import ctl
 from skep.fs.chan import asked
@@ -15,14 +18,19 @@ from skep.namespaces.artifacts.store import Put
 from skep.namespaces.jobs.contract import CHECKED_MAX, request_schema, vouching
 from skep.namespaces.jobs.envelope import scope_of
 from skep.namespaces.jobs.verbs import ADOPT, SUBMIT
-from skep.namespaces.live import Hive
 from skep.trace.rules import Refusal
+
+if TYPE_CHECKING:  # it comes by here itself, when triggers fire
+    from skep.namespaces.live import Hive
 
 
 async def checked(hive: Hive, caller: Caller, commands: Sequence[Command]) -> list[str]:
     """The commands' lines, to be written as the caller. Raises FsError(E.SCHEMA) with the place."""
     return [
-        await _checked(hive, caller, command) if _submits(command) else command.text for command in commands
+        vouched_line(command, await vouched(hive, caller.tenant, command.args))
+        if _submits(command)
+        else command.text
+        for command in commands
     ]
 
 
@@ -30,9 +38,15 @@ def _submits(command: Command) -> bool:
     return command.verb == SUBMIT.name or (command.verb == ADOPT.name and "end" not in command.args)
 
 
-async def _checked(hive: Hive, caller: Caller, command: Command) -> str:
-    """What is wrong with the line besides the artifact's content, is told when it is decided."""
-    args, state, tenant = command.args, hive.state, caller.tenant
+def vouched_line(command: Command, more: Mapping[str, str]) -> str:
+    """The command's line with what the door says."""
+    return ctl.line(command.verb, {**command.args, **more}) if more else command.text
+
+
+async def vouched(hive: Hive, tenant: str, args: Mapping[str, str]) -> dict[str, str]:
+    """What the door adds to a line that comes to a submit with these arguments. Raises FsError(E.SCHEMA) with
+    the place. What else is wrong with it is told when it is decided."""
+    state = hive.state
     name = args.get("input", "").removeprefix("artifact:")
     if args.get("input", "") != name:
         at, digest = "/input", state.artifact_named(tenant, name) or ""
@@ -43,9 +57,9 @@ async def _checked(hive: Hive, caller: Caller, command: Command) -> str:
         scope = scope_of(tenant, args.get("workflow", ""), args.get("step", ""))
         schema = request_schema(state, scope, args["topic"]) if artifact is not None else None
     except Refusal:
-        return command.text
+        return {}
     if artifact is None or schema is None:
-        return command.text
+        return {}
     if artifact.size > CHECKED_MAX:
         raise FsError(E.SCHEMA, f"{at}: {artifact.size} bytes, at most {CHECKED_MAX} can be checked")
     data = await _read(hive, Put(artifact.sha256, artifact.size, artifact.chunks))
@@ -53,7 +67,7 @@ async def _checked(hive: Hive, caller: Caller, command: Command) -> str:
         version = state.checked_by(schema, data, at)
     except Refusal as error:
         raise FsError(E.SCHEMA, error.text.removeprefix(E.SCHEMA.value.text).removeprefix(": ")) from error
-    return ctl.line(command.verb, args | vouching(version, digest))
+    return vouching(version, digest)
 
 
 async def _read(hive: Hive, put: Put) -> bytes:

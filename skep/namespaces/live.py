@@ -25,6 +25,7 @@ from skep.namespaces.agenda import Agenda
 from skep.namespaces.artifacts.core import BYTES_LIMIT
 from skep.namespaces.artifacts.shelf import shelf_at
 from skep.namespaces.artifacts.store import Store
+from skep.namespaces.checked import vouched, vouched_line
 from skep.namespaces.hive import HiveState
 from skep.namespaces.jobs import core
 from skep.namespaces.jobs import record as jobs
@@ -130,7 +131,7 @@ class Hive:
         self.lock_ends = Ends(lambda: turn.state.locks, self.sessions.by_id)
         self.sessions.on_end.append(self._unlock)
         self.triggers = Watch(
-            lambda: turn.state.triggers, lambda seq, kinds: occasions.read(turn, seq, kinds), self._own_lines
+            lambda: turn.state.triggers, lambda seq, kinds: occasions.read(turn, seq, kinds), self._fire
         )
         self.agenda = Agenda(lambda id: turn.state.jobs.by_id.get(id), turn.state.jobs.by_id.values())
         self.reached_at: list[str] = []  # the addresses it serves by TLS
@@ -495,6 +496,18 @@ class Hive:
             self._swept_ns = now_ns
             if self._sweeping is None or self._sweeping.done():
                 self._sweeping = self.later(self._sweep(now_ns))
+
+    async def _fire(self, path: str, lines: Sequence[str], tenant: str) -> None:
+        """Write a trigger's lines, which submit what its creator said, with what the door says of that."""
+        trigger = self.state.triggers.find(tenant, hive.route(path)[2])
+        try:
+            more = {} if trigger is None else await vouched(self, tenant, trigger.made.submit)
+        except FsError as error:
+            if error.kind is not E.SCHEMA:
+                log.warning("%s fires at the next tick: %s", path, error)
+                return
+            more = {"unfit": error.detail}
+        await self._own_lines(path, [vouched_line(parse_line(line), more) for line in lines], tenant)
 
     async def _trigger(self, now_ns: int) -> None:
         await self.triggers.catch_up(self.turn.seq)

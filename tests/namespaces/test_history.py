@@ -18,6 +18,7 @@ from skep.fs.errors import FsError
 from skep.fs.messages import Dialect
 from skep.fs.node import How
 from skep.fs.wire import unpack_dirents
+from skep.namespaces.checked import vouched_line
 from skep.namespaces.jobs.files import FILES
 from skep.namespaces.jobs.history import BATCH, FILE, History
 from skep.namespaces.jobs.letters import with_request
@@ -147,7 +148,7 @@ def test_outputs_are_forgotten_with_their_job_and_those_of_dead_letters_are_used
     assert used in hive.state.artifacts_used(ANN.tenant)
     assert told(hive, "/artifacts/ctl", f"remove sha256={used}").startswith("BUSY")
     (command,) = ctl.parse(f"discard id={jobs[1]} reason=r\n".encode())
-    hive.write("/dlq/ctl", with_request(command, requests[1]))
+    hive.write("/dlq/ctl", vouched_line(command, with_request(requests[1])))
     assert {} == hive.state.artifacts.outputs
     hive.write("/artifacts/ctl", f"remove sha256={used}")
 
@@ -164,11 +165,11 @@ def test_a_forgotten_letter_is_retried_with_the_request_that_was_made_and_no_oth
     forged = canonical(msgspec.structs.replace(request, input="y"))
     assert told(hive, "/dlq/ctl", f"retry id={job} request={pack(forged)}").startswith("MISSING")
     (command,) = ctl.parse(f"retry id={job}\n".encode())
-    again = hive.write("/dlq/ctl", with_request(command, request))
+    again = hive.write("/dlq/ctl", vouched_line(command, with_request(request)))
     new = hive.state.jobs.by_id[again].request
     assert (job, "x", {"a": "b"}, "k") == (new.retry_of, new.input, new.labels, new.key)
     assert {} == hive.state.jobs.dead
-    assert told(hive, "/dlq/ctl", with_request(command, request)).startswith("MISSING")
+    assert told(hive, "/dlq/ctl", vouched_line(command, with_request(request))).startswith("MISSING")
 
 
 def test_a_copy_of_the_state_remembers_the_same_and_moves_alone(hive: Folded) -> None:
@@ -464,7 +465,7 @@ def test_one_may_go_back_in_a_long_directory() -> None:
     async def story(alive: Living) -> None:
         jobs = await submitted(alive, 2 * PAGE + 10)
         chan = await Door(hive_tree(alive.hive), ANN).open("/jobs")
-        names = [".", "..", "clone", "ctl", "by-key", "by-state", *jobs]
+        names = [".", "..", "clone", "ctl", "by-key", "by-state", "export.csv", "import.csv", *jobs]
         for offset in (0, 2 * PAGE + 3, 5, PAGE + 2, len(names) - 1, 1, PAGE + 3, len(names)):
             some = await cookies(chan, offset, 1000)
             assert names[offset : offset + len(some)] == [name for _, name in some]

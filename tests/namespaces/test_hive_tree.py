@@ -183,7 +183,16 @@ def test_jobs_are_listed_by_state() -> None:
         assert [second] == await hive.ann.names("/jobs/by-state/queued")
         assert [first] == await hive.ann.names("/jobs/by-state/leased")
         assert "leased\n" == await hive.ann.read(f"/jobs/by-state/leased/{first}/state")
-        assert ["clone", "ctl", "by-key", "by-state", first, second] == await hive.ann.names("/jobs")
+        assert [
+            "clone",
+            "ctl",
+            "by-key",
+            "by-state",
+            "export.csv",
+            "import.csv",
+            first,
+            second,
+        ] == await hive.ann.names("/jobs")
 
     served(story)
 

@@ -20,6 +20,7 @@ from skep.namespaces.jobs.contract import CHECKED_MAX
 from skep.namespaces.jobs.due import TIMEOUT_GRACE_NS, due
 from skep.namespaces.jobs.record import Job, Submitted
 from skep.namespaces.lease import lease_line
+from skep.namespaces.live import Heartbeat
 from skep.namespaces.packed import pack
 from skep.namespaces.tree import hive_tree
 from skep.trace.clock import HOUR, MINUTE, SECOND
@@ -428,6 +429,49 @@ def test_an_artifact_that_is_an_input_is_checked_at_the_door() -> None:
         # Past the door, nothing is taken on trust.
         with pytest.raises(FsError, match="schema: /artifact: it was not checked by thumb"):
             await alive.write("/jobs/ctl", "submit topic=sum input=artifact:good")
+
+    live(story)
+
+
+def test_an_artifact_is_checked_when_a_trigger_fires_and_when_a_dead_letter_is_retried() -> None:
+    async def story(alive: Living) -> None:
+        ann = Door(hive_tree(alive.hive), ANN)
+        for name, text in (("good", '{"width":3}'), ("bad", BAD)):
+            await ann.create("/artifacts/stage", name)
+            await ann.write(f"/artifacts/stage/{name}", text)
+            await ann.write("/artifacts/ctl", f"seal name={name}")
+            await ann.write(
+                "/triggers/ctl", f"create trigger={name} cron='* * * * *' topic=sum input=artifact:{name}"
+            )
+        await ann.write("/triggers/ctl", "run trigger=bad")
+        (old,) = alive.state.jobs.by_id
+        await alive.write("/schemas/ctl", published(THUMB, id="thumb"))
+        await alive.write("/config/ctl", published({"topics": {"sum": {"request": "thumb"}}}, scope="system"))
+        with pytest.raises(FsError, match="schema: /input/width: "):
+            await ann.write("/triggers/ctl", "run trigger=bad")
+        with pytest.raises(FsError, match="unknown argument"):
+            await ann.write("/triggers/ctl", f"run trigger=bad checked='thumb@1.0 {'ab' * 32}'")
+        await ann.write("/triggers/ctl", "run trigger=good")
+        alive.clock.advance(MINUTE)
+        await alive.hive.tick()
+        jobs = [job.request for job in alive.state.jobs.by_id.values()]
+        assert [("bad", ""), ("good", "thumb@1.0"), ("good", "thumb@1.0")] == [
+            (job.trigger, job.checked) for job in jobs
+        ]
+        assert "error /input/width: " in (await ann.read("/triggers/bad/last")).replace("schema: ", "")
+        # What has failed goes through the same door, and stays its trigger's.
+        await alive.hive.hear("w1", Heartbeat())
+        for job in (old, jobs[1].job):
+            await alive.write("/pools/default/next", "lease", who=W1)
+            await alive.write(f"/jobs/{job}/ctl", "nack fence=1 error=e", who=W1)
+        with pytest.raises(FsError, match="schema: /artifact/width: "):
+            await ann.write("/dlq/ctl", f"retry id={old}")
+        await alive.write("/schemas/ctl", published(THUMB | {"title": "a thumb"}, id="thumb"))
+        await ann.write("/dlq/ctl", f"retry id={jobs[1].job}")
+        again = list(alive.state.jobs.by_id.values())[-1].request
+        assert ("thumb@1.1", "good", 1, jobs[1].job) == (
+            again.checked, again.trigger, again.depth, again.retry_of,
+        )  # fmt: skip
 
     live(story)
 

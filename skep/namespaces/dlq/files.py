@@ -34,7 +34,9 @@ from skep.fs.errors import E, FsError
 from skep.fs.node import Caller
 from skep.fs.shapes import Ctl, Text
 from skep.fs.tree import Listing, Paged
+from skep.namespaces.checked import vouched, vouched_line
 from skep.namespaces.dlq import unread
+from skep.namespaces.jobs.envelope import arguments
 from skep.namespaces.jobs.files import request_json
 from skep.namespaces.jobs.letters import TABLES, with_request
 from skep.namespaces.jobs.names import Shelf, job_of, locate, own_jobs, pages, read
@@ -77,18 +79,24 @@ def files(hive: Hive) -> Listing:
 
 
 async def _command(hive: Hive, caller: Caller, commands: list[Command]) -> list[str]:
-    """Write them, each with its letter's request where that has left memory."""
-    lines = []
-    for command in commands:
-        id = command.args["id"]
-        kept = hive.state.jobs.dead.get(caller.tenant, {}).get(id)
-        try:
-            lines.append(
-                command.text if kept is None else with_request(command, (await job_of(hive, id)).job.request)
-            )
-        except PackError as error:
-            raise FsError(E.TOOBIG, str(error)) from error
+    """Write them, each with what the door knows of its letter."""
+    lines = [vouched_line(command, await _besides(hive, caller, command)) for command in commands]
     return await hive.command(caller, "/dlq/ctl", lines)
+
+
+async def _besides(hive: Hive, caller: Caller, command: Command) -> dict[str, str]:
+    """The letter's request where that has left memory; of a retry, by what its artifact is good."""
+    id, letters = command.args["id"], hive.state.jobs.dead.get(caller.tenant, {})
+    if id not in letters:
+        return {}
+    request = (await job_of(hive, id)).job.request
+    try:
+        more = {} if letters[id] is None else with_request(request)
+    except PackError as error:
+        raise FsError(E.TOOBIG, str(error)) from error
+    if command.verb == "retry":
+        more |= await vouched(hive, caller.tenant, arguments(request))
+    return more
 
 
 def _entry(job: Job) -> str:

@@ -42,8 +42,8 @@ from the next decision on; while a scope cannot be read nothing is submitted in 
 
 Where /config names schemas for a topic, topics/<topic>/request and result, its jobs' input and result are
 JSON that is good by them: ``schema: /input/width: why``. An artifact that is an input is checked as it is
-submitted, and refused above 1 MiB. An ack that is refused leaves the job running. What was good by a version
-of a schema is, in a retry, good by later ones of its major, and by no other.
+submitted, and refused above 1 MiB. An ack that is refused leaves the job running. A retry of a
+dead letter is checked anew, and so is the job of a trigger that fires.
 
 What else is said of a job, capability, risk, pack, actor, workflow, is for the policies, which see all of it
 (context.risk, context.capabilities), and for its worker; the submitter says it, nobody else vouches for it.
@@ -142,9 +142,9 @@ def files(hive: Hive) -> Listing:
                 lambda caller, commands: _command(hive, staged, caller, commands),
                 garbled=_garbled(hive),
             ),
-            "export.csv": Stream(lambda caller: Export(hive, caller)),
             "by-key": _by_key(hive),
             "by-state": {state: _by_state(hive, state) for state in MOVES},
+            "export.csv": Stream(lambda caller: Export(hive, caller)),
         }
     )
 

@@ -12,13 +12,14 @@ from typing import Final
 import msgspec
 
 from skep.fs import ctl
-from skep.fs.ctl import Arg, Command, Verb
+from skep.fs.ctl import Arg, Verb
 from skep.fs.errors import E
 from skep.namespaces.jobs.contract import vouching
 from skep.namespaces.jobs.core import Decided, World, accepted
 from skep.namespaces.jobs.envelope import arguments
 from skep.namespaces.jobs.quotas import admitted
 from skep.namespaces.jobs.record import Discarded, Job, Jobs, Submitted, visible
+from skep.namespaces.jobs.verbs import CHECKED
 from skep.namespaces.order import Order, refusal
 from skep.namespaces.packed import PackError, pack, unpack_as
 from skep.trace.entry import canonical
@@ -37,10 +38,11 @@ TABLES: Final[Mapping[str, ctl.Verbs]] = {
         ),
     ),
 }
-# As written down: of a letter that has left memory the door says what was submitted.
+# As written down: of a letter that has left memory the door says what was submitted, and of an artifact that
+# is to be the input of a retry, by what it is good.
 REQUEST: Final = Arg("request")
 WRITTEN: Final[Mapping[str, ctl.Verbs]] = {
-    place: ctl.verbs(*(verb._replace(args=(*verb.args, REQUEST)) for verb in table.values()))
+    place: ctl.verbs(*(verb._replace(args=(*verb.args, REQUEST, CHECKED)) for verb in table.values()))
     for place, table in TABLES.items()
 }
 
@@ -68,9 +70,9 @@ def of_past(jobs: Jobs, order: Order) -> Job | None:
     return Job(msgspec.json.decode(text, type=Submitted), 0, 0, kept.rev, "failed")
 
 
-def with_request(command: Command, request: Submitted) -> str:
-    """The line of a command about a letter that has left memory. Raises PackError."""
-    return ctl.line(command.verb, command.args | {REQUEST.name: pack(canonical(request))})
+def with_request(request: Submitted) -> dict[str, str]:
+    """What the line of a command about a letter that has left memory says besides. Raises PackError."""
+    return {REQUEST.name: pack(canonical(request))}
 
 
 def is_letter(jobs: Jobs, job: Job) -> bool:
@@ -83,7 +85,9 @@ def resubmission(job: Job, order: Order) -> Order:
     request = job.request
     actor, role = (request.actor, request.role) if request.role else (order.actor, order.role)
     said = arguments(request)
-    if request.checked and request.artifact:
+    if CHECKED.name in order.args:
+        said[CHECKED.name] = order.args[CHECKED.name]
+    elif request.checked and request.artifact:  # a ledger that did not say
         said |= vouching(request.checked, request.artifact)
     return Order("submit", said, "ctl", "", actor, role, request.tenant, order.time_ns, order.id)
 
@@ -96,5 +100,12 @@ def decide(jobs: Jobs, order: Order, world: World) -> Decided:
         return Decision((Discarded(job.id, order.args["reason"], job.request.tenant),), job.id)
     event = accepted(resubmission(job, order), order.id, world)
     # The key names the retry from now on: its request is the same, as it was written.
-    event = msgspec.structs.replace(event, body=job.request.body, actor=job.request.actor, retry_of=job.id)
+    event = msgspec.structs.replace(
+        event,
+        body=job.request.body,
+        actor=job.request.actor,
+        retry_of=job.id,
+        trigger=job.request.trigger,
+        depth=job.request.depth,
+    )
     return Decision((admitted(jobs.usage, event, order.time_ns, world),), event.job)

@@ -43,6 +43,7 @@ MISSED: Final = "once|skip|all"
 FILES: Final = frozenset({"ctl"})  # files of /triggers: no trigger is called so.
 # Arguments of submit that a trigger has not: with a key, every fire would be the same job.
 NOT_SUBMIT: Final = frozenset({"key"})
+CHECKED: Final = "checked"  # what the door says of an artifact that is the input; nobody else can
 
 NAME: Final = Arg("trigger", required=True, kind="name")
 CRON: Final = (
@@ -60,7 +61,8 @@ ON: Final = (
 
 
 def tables(submit: tuple[Arg, ...]) -> Mapping[str, ctl.Verbs]:
-    """What can be written about triggers; ``submit`` are the arguments of a job's submission."""
+    """What can be written about triggers; ``submit`` are the arguments of a job's submission. The door says
+    ``checked`` of its input, or why it is ``unfit``."""
     jobs = tuple(arg for arg in submit if arg.name not in NOT_SUBMIT)
     return {
         "ctl": ctl.verbs(
@@ -72,7 +74,7 @@ def tables(submit: tuple[Arg, ...]) -> Mapping[str, ctl.Verbs]:
             ),
             Verb("pause", (NAME,), "pause trigger=nightly", "it does not fire"),
             Verb("resume", (NAME,), "resume trigger=nightly", "it fires again, from now on"),
-            Verb("run", (NAME,), "run trigger=nightly", "fire it now; the reply is the job"),
+            Verb("run", (NAME, Arg(CHECKED)), "run trigger=nightly", "fire it now; the reply is the job"),
             Verb("remove", (NAME,), "remove trigger=nightly"),
             Verb("seen", (Arg("seq", required=True, kind="number"),)),  # the hive's own
         ),
@@ -82,7 +84,7 @@ def tables(submit: tuple[Arg, ...]) -> Mapping[str, ctl.Verbs]:
                 "fire",
                 (
                     Arg("at"), Arg("seq", kind="number"), Arg("k", kind="number"),
-                    Arg("depth", kind="number"), Arg("event"),
+                    Arg("depth", kind="number"), Arg("event"), Arg(CHECKED), Arg("unfit"),
                 ),
             )
         ),
@@ -300,6 +302,8 @@ def _fire(triggers: Triggers, order: Order, world: World) -> Decided:
     try:
         if depth >= DEPTH_MAX:
             raise refusal(E.QUOTA, f"chain of triggers have={depth} max={DEPTH_MAX}")
+        if "unfit" in args:
+            raise refusal(E.SCHEMA, args["unfit"])
         if depth:
             _check_chained(triggers.owed_ns(made.tenant, order.time_ns))
             fired = replace(fired, cost_ns=CHAINED_NS)
@@ -327,6 +331,8 @@ def _submission(made: Created, order: Order, event: str) -> Order:
     args = dict(made.submit)
     if args.get("input") == EVENT:
         args["input"] = event
+    if CHECKED in order.args:
+        args[CHECKED] = order.args[CHECKED]
     return Order("submit", args, "ctl", "", made.actor, made.role, made.tenant, order.time_ns, order.id)
 
 

@@ -40,15 +40,16 @@ from typing import Any, Final
 
 import msgspec
 
-from skep.fs.ctl import Command
+from skep.fs.ctl import Command, Verb
 from skep.fs.errors import E, FsError
 from skep.fs.node import Caller
 from skep.fs.shapes import Ctl, Text
 from skep.fs.tree import Listing
+from skep.namespaces.checked import vouched, vouched_line
 from skep.namespaces.hive import TABLES
 from skep.namespaces.live import Hive
 from skep.namespaces.rows import Rows, fixed
-from skep.namespaces.triggers.core import OWN, Fire, Trigger
+from skep.namespaces.triggers.core import CHECKED, OWN, Fire, Trigger
 from skep.namespaces.triggers.ticks import check, next_tick
 from skep.trace.clock import rfc3339
 
@@ -57,7 +58,7 @@ PATH: Final = "/triggers/ctl"
 
 def files(hive: Hive) -> Listing:
     """The tree of /triggers."""
-    verbs = {name: verb for name, verb in TABLES["triggers"]["ctl"].items() if name not in OWN}
+    verbs = {name: _plain(verb) for name, verb in TABLES["triggers"]["ctl"].items() if name not in OWN}
     children = fixed({"ctl": Ctl(verbs, lambda caller, commands: run(hive, caller, commands))})
 
     def walk(name: str, caller: Caller) -> Any:
@@ -67,13 +68,25 @@ def files(hive: Hive) -> Listing:
     return Listing(lambda caller: [*children, *hive.state.triggers.by_tenant.get(caller.tenant, ())], walk)
 
 
+def _plain(verb: Verb) -> Verb:
+    """The verb as people write it."""
+    return verb._replace(args=tuple(arg for arg in verb.args if arg.name != CHECKED))
+
+
 async def run(hive: Hive, caller: Caller, commands: list[Command]) -> list[str]:
     """Write the commands. What a cron expression and a zone are, is asked here: it is known outside of the
     ledger. Raises FsError."""
     for command in commands:
         if "cron" in command.args:
             check(command.args["cron"], command.args.get("zone", "UTC"), hive.clock.now_ns())
-    return await hive.command(caller, PATH, [command.text for command in commands])
+    return await hive.command(caller, PATH, [await _checked(hive, caller, command) for command in commands])
+
+
+async def _checked(hive: Hive, caller: Caller, command: Command) -> str:
+    trigger = hive.state.triggers.find(caller.tenant, command.args.get("trigger", ""))
+    if command.verb != "run" or trigger is None:
+        return command.text
+    return vouched_line(command, await vouched(hive, caller.tenant, trigger.made.submit))
 
 
 # one trigger
