@@ -10,20 +10,23 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from skep.fs.ctl import parse_line
+from skep.fs.ctl import LINE_MAX, check, parse_line
 from skep.fs.errors import E, FsError
 from skep.fs.node import Caller
+from skep.namespaces.checked import checked
 from skep.namespaces.hive import HiveRules
 from skep.namespaces.jobs.placement import Fit, Wanted, chosen, told, verdicts, wanted_of
 from skep.namespaces.jobs.queues import rank_ns
 from skep.namespaces.jobs.record import Submitted
 from skep.namespaces.jobs.usage import bound_ns
+from skep.namespaces.jobs.verbs import SUBMIT, TABLES
 from skep.namespaces.live import Hive
 from skep.namespaces.order import HIVE_TENANT, actor_of
 from skep.trace.entry import Line
 from skep.trace.rules import Refusal
 
 NODES_MAX: Final = 256  # told of in one plan; of the others how many there are.
+AHEAD_MAX: Final = 10_000  # jobs that wait before it are counted up to here: each is looked at.
 
 LIMITED: Final = "its tenant, or its actor, has as many jobs held as its limits let it"
 
@@ -39,7 +42,8 @@ class Row(msgspec.Struct, frozen=True, omit_defaults=True):
 
 class Plan(msgspec.Struct, frozen=True):
     """``worker``: who gets it at once, "": nobody, or one that the caller does not see; ``at_once`` tells.
-    ``ahead``: how many of its tenant's jobs wait before it; ``more``: nodes that are not in the list.
+    ``ahead``: how many of its tenant's jobs wait before it, AHEAD_MAX at most; ``more``: nodes that are not
+    in the list.
 
     ``job``: the one that its key is used for, else ""; ``refused``: why submit would refuse it."""
 
@@ -60,9 +64,26 @@ class Nodes(NamedTuple):
     more: int
 
 
-def plan(hive: Hive, caller: Caller, said: bytes) -> bytes:
-    """The plan as a JSON line, of a submit as its line or its arguments, or as an object. Raises FsError."""
-    return msgspec.json.encode(planned(hive, caller, _line(said))) + b"\n"
+async def plan(hive: Hive, caller: Caller, said: bytes) -> bytes:
+    """The plan as a JSON line, of a submit as its line or its arguments, or as an object. Raises FsError.
+
+    It counts as a line to a ctl file: it is decided like one."""
+    hive.limits.command(caller, 1)
+    if len(said) > LINE_MAX:
+        raise FsError(E.TOOBIG, f"max={LINE_MAX} bytes, this has {len(said)}")
+    line = _line(said)
+    try:
+        command = parse_line(line)
+        if command.verb == SUBMIT.name:
+            check(command, TABLES["ctl"])
+        (line,) = await checked(hive, caller, [command])
+    except FsError as error:
+        return _told(Plan("", "", False, 0, [], [], refused=f"{error.kind.name}: {error.text}"))
+    return _told(planned(hive, caller, line))
+
+
+def _told(plan: Plan) -> bytes:
+    return msgspec.json.encode(plan) + b"\n"
 
 
 def _line(said: bytes) -> str:
@@ -107,7 +128,7 @@ def planned(hive: Hive, caller: Caller, line: str) -> Plan:
         event.pool,
         nodes.chosen if state.sees_node(caller.tenant, nodes.chosen) else "",
         bool(nodes.chosen),
-        state.jobs.queues.count_before(event.pool, event.tenant, rank, ageing_ns),
+        state.jobs.queues.count_before(event.pool, event.tenant, rank, ageing_ns, AHEAD_MAX),
         pools,
         nodes.rows,
         nodes.more,
@@ -130,21 +151,26 @@ def _pools_if_told(hive: Hive, wanted: Wanted) -> list[Row]:
 def _nodes(hive: Hive, event: Submitted, now_ns: int) -> Nodes:
     """Who gets the job at once ("": nobody), and why the others do not; the tenant's own, or everybody's."""
     state, leases = hive.state, hive.leases
-    readers = [node for node, tenant in leases.ranked(event.pool) if tenant in (HIVE_TENANT, event.tenant)]
+    ranked = leases.ranked(event.pool)
+    readers = dict.fromkeys(node for node, tenant in ranked if tenant in (HIVE_TENANT, event.tenant))
     room = state.room(event.tenant, event.actor, now_ns, bound_ns(event))
-    why: dict[str, str] = {}
-    for node in dict.fromkeys((*readers, *state.nodes.by_id)):
-        fit = Fit(state, event.pool, state.offers(node), now_ns)
-        why[node] = (
+    fits: dict[frozenset[str], Fit] = {}
+
+    def why(node: str) -> str:
+        offers = state.offers(node)
+        fit = fits.setdefault(offers, Fit(state, event.pool, offers, now_ns))
+        return (
             leases.why_not(event.pool, node)
             or fit.missing(event.tenant, event.requires)
             or ("" if room else LIMITED)
             or ("" if node in readers else "it does not wait for a job of the pool")
         )
-    best = next((node for node in readers if not why[node]), "")
-    seen = [node for node in why if state.sees_node(event.tenant, node)]
+
+    best = next((node for node in readers if not why(node)), "")
+    nodes = dict.fromkeys((*readers, *state.nodes.by_id))
+    seen = [node for node in nodes if state.sees_node(event.tenant, node)]
     rows = [
-        Row(node=node, chosen=node == best, rejected=_rejected(why[node], node, best))
+        Row(node=node, chosen=node == best, rejected=_rejected(why(node), node, best))
         for node in seen[:NODES_MAX]
     ]
     return Nodes(best, rows, len(seen) - len(rows))

@@ -85,7 +85,7 @@ def ulid(time_ns: int, entropy: int) -> str:
 
 
 def later_id(id: str, than: str) -> str:
-    """The ULID, when it sorts behind ``than``, another or ""; else it is moved to the millisecond after that."""
+    """The ULID, when it sorts behind ``than`` (another, or ""); else it is moved to the millisecond after."""
     if id > than:
         return id
     ms = 0

@@ -16,8 +16,10 @@ from leasing import cancel, configure, end, lease, offer, refused, submit
 from skep.fs import ctl
 from skep.fs.errors import FsError
 from skep.fs.node import Caller
+from skep.namespaces.jobs.queues import rank_ns
 from skep.namespaces.jobs.record import Job
 from skep.namespaces.live import OFFER_NS, Heartbeat
+from skep.namespaces.order import HIVE_TENANT
 from skep.namespaces.plan import planned
 from skep.namespaces.tree import hive_tree
 from skep.trace.clock import SECOND
@@ -230,6 +232,37 @@ moves = st.lists(
     min_size=1,
     max_size=14,
 )
+
+
+@pytest.mark.parametrize("said", [f"checked='s@1.0 {'a' * 64}'", "absent=9", "trigger=t"])
+def test_a_plan_takes_what_a_submit_takes_and_no_more(said: str) -> None:
+    async def story(alive: Living) -> None:
+        chan = await Door(hive_tree(alive.hive), ANN).open("/pools/plan", BOTH)
+        await say(chan, f"topic=sum {said}")
+        refused = msgspec.json.decode(await rest(chan))["refused"]
+        assert refused.startswith(
+            f"USAGE: usage: line 1: submit: {said.partition('=')[0]}=: unknown argument"
+        )
+        with pytest.raises(FsError, match="too large: max=20480 bytes, this has 30010"):
+            await say(chan, f"topic=sum input={'x' * 30_000}"[:30_010])
+
+    live(story)
+
+
+def test_jobs_that_wait_before_another_are_counted_no_further_than_is_told(hive: Folded) -> None:
+    now, jobs = hive.clock.now_ns(), []
+    for n in range(60):
+        hive.clock.time_ns = now + (n * 37 % 60) * SECOND  # a clock that goes forth and back
+        jobs.append(submit(hive, f"priority={n % 4} {'timeout=1s' if n % 3 else ''}"))
+    for job in jobs[::7]:
+        hive.write(f"/jobs/{job}/ctl", "cancel")
+    queues, ageing = hive.state.jobs.queues, hive.state.ageing_ns("default")
+    waiting = [hive.state.jobs.by_id[job] for job in hive.state.jobs.waiting("default")]
+    ranks = [rank_ns(job.queued_ns, job.request.priority, ageing) for job in waiting]
+    for rank in (*ranks, min(ranks) - 1, max(ranks) + 1):
+        before = sum(each <= rank for each in ranks)
+        for most in (1, 5, 100):
+            assert min(before, most) == queues.count_before("default", HIVE_TENANT, rank, ageing, most)
 
 
 @pytest.mark.slow

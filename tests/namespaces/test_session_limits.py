@@ -219,6 +219,25 @@ def test_commands_beyond_the_limit_are_throttled_and_that_is_in_the_log(tmp_path
     told("[principal.tls]\ncommands = 1", story, tmp_path)
 
 
+def test_a_plan_counts_as_a_command(tmp_path: Path) -> None:
+    async def story(alive: Living, file: Path) -> None:
+        raw = await come(alive)
+        assert isinstance(await raw.ask(0, m.Twalk(0, 1, ("pools", "plan"))), m.Rwalk)
+        await raw.ask(0, m.Topen(1, 2))
+        said = b"topic=sum"
+        assert isinstance(await raw.ask(0, m.Twrite(1, 0, said)), m.Rwrite)
+        alive.clock.advance(MS)
+        for _ in range(9):
+            throttled = await raw.ask(0, m.Twrite(1, 0, said))
+            assert isinstance(throttled, m.Rerror), throttled
+            assert throttled.ename.startswith("throttled: retry-ms=999"), throttled.ename
+        alive.clock.advance(SECOND)
+        assert isinstance(await raw.ask(0, m.Twrite(1, 0, said)), m.Rwrite)
+        raw.leave()
+
+    told("[principal.tls]\ncommands = 1", story, tmp_path)
+
+
 def test_a_session_tells_what_is_left_of_its_limits(tmp_path: Path) -> None:
     async def story(alive: Living, file: Path) -> None:
         raw = await come(alive)

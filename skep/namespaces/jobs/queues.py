@@ -90,6 +90,17 @@ class _Lane:
         while self.heap and self.heap[0].place in self.gone:
             self.gone.discard(heappop(self.heap).place)
 
+    def count_until(self, queued_ns: int, most: int) -> int:
+        """How many were queued by then, up to ``most``. Of a heap, what stands below one that was queued
+        later was so too."""
+        found, below = 0, [0]
+        while below and found < most:
+            at = below.pop()
+            if at < len(self.heap) and self.heap[at].queued_ns <= queued_ns:
+                found += self.heap[at].place not in self.gone
+                below += (2 * at + 1, 2 * at + 2)
+        return found
+
     def __iter__(self) -> Iterator[Waiting]:
         return (waiting for waiting in self.heap if waiting.place not in self.gone)
 
@@ -271,13 +282,18 @@ class Queues:
         ]
         return [job for _, _, job in sorted(found)]
 
-    def count_before(self, pool: str, tenant: str, rank: int, ageing_ns: int) -> int:
-        """How many of the tenant's jobs go before one of that rank that is queued now."""
-        return sum(
-            rank_ns(waiting.queued_ns, priority, ageing_ns) <= rank
-            for share in self._shares(pool, tenant)
-            for priority, waiting in share
-        )
+    def count_before(self, pool: str, tenant: str, rank: int, ageing_ns: int, most: int) -> int:
+        """How many of the tenant's jobs go before one of that rank that is queued now; counted up to
+        ``most``."""
+        found = 0
+        for share in self._shares(pool, tenant):
+            for (priority, _), band in share.bands.items():
+                until_ns = rank + priority * ageing_ns
+                for lane in band.lanes.values():
+                    found += lane.count_until(until_ns, most - found)
+                    if found >= most:
+                        return most
+        return found
 
     def count_waiting(self, pool: str, tenant: str = "") -> int:
         queue = self.by_pool.get(pool, _NONE)

@@ -27,8 +27,9 @@ the place of one of its own tenant of lower priority, which goes back to where i
 job twice.
 
 ``plan`` decides a submit and throws the outcome away: {"pool", "worker", "at_once", "ahead": how many of the
-tenant's jobs wait before it, "pools" and "workers": each with chosen, or rejected: why, "job": the one that
-its key stands for, "refused": why}. Its worker is who waits for a job now and gets it, ``at_once``.
+tenant's jobs wait before it, 10000 at most, "pools" and "workers": each with chosen, or rejected: why, "job":
+the one that its key stands for, "refused": why}. Its worker is who waits for a job now and gets it,
+``at_once``. It counts as a command.
 
 Pools and topics are the hive's, the same for every tenant. What goes on in them is a tenant's own: its jobs
 and its nodes are counted, and no other's. The hive's own tenant, whose nodes run everybody's jobs, gets the
