@@ -25,7 +25,7 @@ from skep.fs.identity import Identity
 from skep.fs.server import Listener, listen
 from skep.fs.spiffe import Spiffe
 from skep.namespaces.hive import OPERATOR, UNRECORDED, WORKER, HiveRules
-from skep.namespaces.live import Hive
+from skep.namespaces.live import Hive, HiveTurn
 from skep.namespaces.tree import hive_tree
 from skep.namespaces.trust.authority import NODE_TTL_NS, Authority, AuthorityError
 from skep.namespaces.trust.keys import KeyStoreError
@@ -35,7 +35,7 @@ from skep.roles.manifest import Manifest, load
 from skep.roles.sealed import Source
 from skep.roles.signals import on_hangup, told_signals
 from skep.trace.clock import SECOND, SystemClock, parse_duration
-from skep.trace.ledger import LedgerError, LedgerTampered, open_ledger
+from skep.trace.ledger import Ledger, LedgerError, LedgerTampered, open_ledger
 from skep.trace.turn import Turn, TurnStopped
 
 log = logging.getLogger("skep.queen")
@@ -156,8 +156,7 @@ async def _hive(plan: Plan) -> AsyncIterator[Hive]:
     try:
         ledger = open_ledger(url)
         with contextlib.closing(ledger):
-            turn = Turn(ledger, HiveRules(), UNRECORDED)
-            _spare_memory()
+            turn = _folded(ledger)
             try:
                 version = metadata.version("skep")
                 hive = Hive(turn, SystemClock(), plan.directory, version, artifacts=plan.artifacts)
@@ -174,11 +173,17 @@ async def _hive(plan: Plan) -> AsyncIterator[Hive]:
         raise QueenError(f"ledger {url}: {error}") from error
 
 
-def _spare_memory() -> None:
-    """Look for cycles less often, and never among what the ledger has just been folded to: that stays, and
-    what a request leaves behind goes without being looked for."""
+def _folded(ledger: Ledger) -> HiveTurn:
+    """The ledger's turn. Cycles are not looked for while it is folded, less often afterwards, and never among
+    what it was folded to: that stays, and what a request leaves behind goes without being looked for."""
+    gc.disable()
+    try:
+        turn = Turn(ledger, HiveRules(), UNRECORDED)
+    finally:
+        gc.enable()
     gc.freeze()
     gc.set_threshold(YOUNG_MAX)
+    return turn
 
 
 @contextlib.asynccontextmanager
