@@ -45,6 +45,7 @@ COMMANDS: Final = {
     "policy": Row("policy", "Check, sign and publish policies, and ask what they decide."),
     "manifest": Row("manifest", "Check and sign manifests of roles."),
     "sim": Row("simulating", "Play a whole hive under one seed, and all that can go wrong in it."),
+    "replay": Row("replaying", "Decide every line of a ledger again, and tell what was decided otherwise."),
     "bench": Row("measuring", "Measure a live 9P server; nothing is written to it."),
     "conformance": Row("conformance", "Try a worker in any language against the protocol."),
     "completion": Row("shell", "Print the completion script of a shell."),

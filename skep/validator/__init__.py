@@ -1,0 +1,1 @@
+"""Does the ledger tell the truth?"""

@@ -1,0 +1,88 @@
+"""What a replay of a whole ledger, or of a part of it, found."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+from skep.trace.ledger import Ledger
+from skep.validator.policies import ESCALATED, OtherPolicy, Verdict
+from skep.validator.replay import Difference, Replay
+
+SHOWN_MAX: Final = 1000  # of what was found; the rest is counted.
+
+
+class Report(msgspec.Struct):
+    """``first`` and ``last``: the entries that were decided; ``digest`` is the state's after the last.
+
+    ``declared``: how many differ by each declared change, which are no part of ``differ``. The numbers of
+    lines that another policy would have escalated and relaxed are None where none was asked about."""
+
+    first: int
+    last: int = 0
+    digest: str = ""
+    differ: int = 0
+    declared: dict[str, int] = {}
+    differences: list[Difference] = []
+    digests: dict[int, str] = {}  # by entry
+    escalated: int | None = None
+    relaxed: int | None = None
+    verdicts: list[Verdict] = []
+
+    @property
+    def same(self) -> bool:
+        return not (self.differ or self.escalated or self.relaxed)
+
+    def add(self, found: Difference) -> None:
+        if found.declared:
+            self.declared[found.declared] = self.declared.get(found.declared, 0) + 1
+        else:
+            self.differ += 1
+        if len(self.differences) < SHOWN_MAX:
+            self.differences.append(found)
+
+    def judge(self, verdict: Verdict) -> None:
+        if verdict.verdict == ESCALATED:
+            self.escalated = (self.escalated or 0) + 1
+        else:
+            self.relaxed = (self.relaxed or 0) + 1
+        if len(self.verdicts) < SHOWN_MAX:
+            self.verdicts.append(verdict)
+
+
+def report(
+    ledger: Ledger,
+    replay: Replay,
+    first: int = 1,
+    last: int | None = None,
+    to_end: bool = False,
+    every: int | None = None,
+) -> Report:
+    """Decide the entries from ``first`` to ``last`` (None: the ledger's) again. Unless it goes ``to_end``, it
+    ends at the first that differs by no declared change. ``every``: so often the state's digest is taken.
+
+    Raises LedgerError and Unfoldable."""
+    found = Report(first)
+    other = replay.rules if isinstance(replay.rules, OtherPolicy) else None
+    if other is not None:
+        found.escalated = found.relaxed = 0
+    for seq, body in ledger.tail():
+        entry = replay.decode(seq, body)
+        if seq < first:
+            replay.fold(entry)
+            continue
+        difference = replay.judge(entry, body)
+        if difference is not None:
+            found.add(difference)
+        if other is not None and (verdict := other.verdict(entry)) is not None:
+            found.judge(verdict)
+        if every is not None and seq % every == 0:
+            found.digests[seq] = replay.digest()
+        if seq == last or (found.differ and not to_end):
+            break
+    found.last, found.digest = replay.seq, replay.digest()
+    touched = replay.touched(found.digest)
+    if touched is not None:
+        found.add(touched)
+    return found
