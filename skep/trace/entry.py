@@ -15,7 +15,9 @@ import msgspec
 E = TypeVar("E")
 
 VERSION = 1
-ENTRY_MAX = 64 * 1024  # bytes of one entry: blobs go to the artifact store, the ledger holds their hash.
+# Bytes of one entry: blobs go to the artifact store, the ledger holds their hash. Entry bundles of tlog-tiles
+# say the length in 16 bits.
+ENTRY_MAX = 64 * 1024 - 1
 
 # "sorted" sorts struct fields as well as dict keys.
 _encoder = msgspec.json.Encoder(order="sorted")

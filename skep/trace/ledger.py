@@ -71,6 +71,9 @@ class Ledger(Protocol):
     def read(self, after_seq: int, limit: int = READ_MAX) -> list[tuple[int, bytes]]:
         """(seq, body) of up to ``limit`` entries after ``after_seq``, none beyond ``size``."""
 
+    def leaves(self, first: int, count: int) -> bytes:
+        """Leaf hashes, 32 bytes each: of ``count`` entries after entry ``first``, none beyond ``size``."""
+
     def close(self) -> None:
         """Let the file go; a turn that is open is forgotten."""
 

@@ -174,6 +174,14 @@ class SqliteLedger:
                 (after_seq, self.size, limit),
             ).fetchall()
 
+    def leaves(self, first: int, count: int) -> bytes:
+        with _translated(f"after entry {first}"):
+            rows = self._reader.execute(
+                "SELECT leaf FROM entries WHERE seq > ? AND seq <= ? ORDER BY seq",
+                (first, min(first + count, self.size)),
+            )
+            return b"".join(leaf for (leaf,) in rows)
+
     def close(self) -> None:
         self.rollback()
         self._reader.close()

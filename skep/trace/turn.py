@@ -162,6 +162,7 @@ class Turn(Generic[S, E, R]):
         for entry in tail_entries(ledger, self._entries):
             apply_entry(rules, self.state, entry)
         self.seq = ledger.size  # the last entry that ``state`` holds.
+        self.root = ledger.root  # of the tree up to there
         self._working: S = rules.copy(self.state)
         self._loop = asyncio.get_running_loop()
         self._queue: deque[_Waiting[E, R]] = deque()
@@ -399,7 +400,7 @@ class Turn(Generic[S, E, R]):
 
     def _moved(self, entries: list[Entry[E]]) -> None:
         """The state has these entries now: tell those who listen and follow."""
-        self.seq = self.ledger.size
+        self.seq, self.root = self.ledger.size, self.ledger.root
         for listener in self.on_commit:
             listener(entries)
         for future, seq in self._followers.items():

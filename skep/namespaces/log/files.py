@@ -2,6 +2,13 @@
 
     trace/live.jsonl           R the ledger up to now, a JSON line for each entry; live.jsonl@N those after
                                ledger number N, for ever, with {"seq":N} when nothing comes
+    trace/checkpoint           R how many entries there are and their tree's root, signed: tlog-checkpoint
+    trace/keys                 R a line for each key that signs or signed checkpoints: the key, its state
+    trace/handovers            R the notes by which one key vouched for the next
+    trace/tile/<L>/<N>         R hashes of the tree, 256 a file; <N>.p/<W> the first W of them: tlog-tiles
+    trace/tile/entries/<N>     R the entries themselves, 256 a file. For operators and validators alone
+    trace/proof/inclusion      transaction: W entry=N, R a tlog-proof that entry N is in the checkpoint
+    trace/proof/consistency    transaction: W old=N, R that the checkpoint continues that of N entries
     net_trace_secure9p.log     R what was refused, a JSON line for each kind and window of time;
                                net_trace_secure9p.log@N as above. For operators and validators alone
     denials                    R lines of operation, class of error, how often. For the hive's own auditors
@@ -11,6 +18,9 @@ refused has seq, time, trace (what the refused were told, but for what is hidden
 role, node, tenant, op (connect, auth, attach, walk, open, read, write, create, remove, wstat …), path as it
 was asked for, canonical, code, rule, why, count, first, last; "*" stands for many of a flood. Commands that
 were refused are entries of the trace, and in the log as write, without a peer: the entry has the principal.
+
+The tree is of all tenants' entries, and nobody outside the hive's own tenant reads it, from checkpoint to
+proof. Ledger number N is index N-1 there. `skep verify` checks what is there; TRACE.md has the formats.
 
 Entries of other tenants are left out, so the numbers have gaps; what is no tenant's, like a connection
 refused, is the hive's own. Nobody can write, cut or remove any of this: it is made of the ledger's entries.
@@ -34,6 +44,7 @@ from skep.namespaces.follow import AUDITORS, Feed, Plain, trace
 from skep.namespaces.live import Hive
 from skep.namespaces.log.core import LOG
 from skep.namespaces.log.denials import rule_of
+from skep.namespaces.log.tree import evidence_files
 from skep.namespaces.order import HIVE, HIVE_TENANT, node_of
 from skep.namespaces.rows import Followed
 from skep.trace.clock import rfc3339
@@ -63,7 +74,8 @@ def files(hive: Hive) -> Dir:
         return Kept(lambda caller: Feed(hive, after, None, render(hive, caller)))
 
     past: dict[str, Any] = {LOG: kept(refusals), "denials": Text(lambda caller: counts(hive, caller))}
-    past["trace"] = Followed({"live.jsonl": kept(trace)}, {"live.jsonl": lambda seq: kept(trace, seq)})
+    served = {"live.jsonl": kept(trace)} | evidence_files(hive)
+    past["trace"] = Followed(served, {"live.jsonl": lambda seq: kept(trace, seq)})
     return Followed(past, {LOG: lambda seq: kept(refusals, seq)})
 
 

@@ -49,7 +49,9 @@ from skep.namespaces.trust import core, record, verbs
 from skep.namespaces.trust.keys import Keys, KeyStoreError, id_of
 from skep.namespaces.trust.record import Certificate, Key, Trust
 from skep.namespaces.trust.verbs import INVITED_ROLES
+from skep.trace.checkpoint import handover_text, origin_of
 from skep.trace.clock import SECOND, Clock, SystemClock, duration, rfc3339
+from skep.trace.note import Vkey
 
 log = logging.getLogger("skep.trust")
 NODE_TTL_NS: Final = core.DAY  # of a node's certificate, unless it is told otherwise
@@ -188,7 +190,8 @@ class Authority:
         """A new key, as the arguments of the line that makes it the one that signs."""
         id = self._keys.make(what)
         if what != "ca":
-            return {"key": id, "before": self._trust().active(what).id}
+            vouched = {"cross": self._handover(id)} if what == "merkle" else {}
+            return {"key": id, "before": self._trust().active(what).id} | vouched
         old, new = self._trust().active("ca"), self._keys.curved("ca", id)
         certificate, until_ns = self._root(self._queen.hive, new)
         cross = self._sign(_cross(_parsed(certificate), _parsed(old.certificate)), old)
@@ -230,12 +233,22 @@ class Authority:
         """The private key that signs tokens, tree heads or policies now."""
         return self._keys.plain(what, self._trust().active(what).id)
 
+    def signing_keys(self, what: str) -> list[Ed25519PrivateKey]:
+        """The private keys that are trusted, the one that signs first: in an overlap, both may sign."""
+        return [self._keys.plain(what, key.id) for key in self._trust().trusted(what)]
+
     def token_keys(self) -> tuple[bytes, tuple[bytes, ...]]:
         """The private key that signs tokens, and the public ones that are believed, all 32 raw bytes."""
         public = tuple(bytes.fromhex(key.id) for key in self._trust().trusted("token"))
         return self.signing_key("token").private_bytes_raw(), public
 
     # parts
+
+    def _handover(self, id: str) -> str:
+        """The signature, in hex, by which the key of tree heads vouches for the next."""
+        origin = origin_of(self._queen.hive)
+        text = handover_text(origin, Vkey(origin, bytes.fromhex(id)))
+        return self.signing_key("merkle").sign(text.encode()).hex()
 
     def _own(self) -> Certificate | None:
         """The queen's newest certificate whose key is here; None: there is none that is good."""

@@ -236,7 +236,7 @@ def _rotate(trust: Trust, order: Order) -> Decided:
         raise refusal(E.CONFLICT, f"what={what} was rotated meanwhile")
     if any(key.id == args["key"] for key in trust.keys[what]):
         raise refusal(E.EXISTS, f"key={args['key']}")
-    key = _key(what, args["key"], args if what == "ca" else {}, order)
+    key = _key(what, args["key"], args if what in ("ca", "merkle") else {}, order)
     retired = [] if overlap_ns else [Retired(what, before.id) for before in old]
     return Decision((Rotated(key, order.time_ns + overlap_ns), *retired), key.id)
 
@@ -304,7 +304,7 @@ def _key(what: str, id: str, args: Mapping[str, str], order: Order) -> Key:
     if _ID.fullmatch(id) is None:
         raise refusal(E.USAGE, f"{order.verb}: {what} {id}: expected 64 hex digits")
     if what != "ca":
-        return Key(what, id, order.time_ns)
+        return Key(what, id, order.time_ns, cross=args.get("cross", ""))
     certificate, cross = args.get("certificate", ""), args.get("cross", "")
     try:
         until_ns = _whole(parse_rfc3339(args.get("until", "")))

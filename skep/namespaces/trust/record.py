@@ -26,7 +26,8 @@ class Key(msgspec.Struct, frozen=True, omit_defaults=True):
     """A public key of the hive. The one of its kind without an end is the one that signs.
 
     id: of a CA, SHA-256 of its SubjectPublicKeyInfo; of the others, the Ed25519 key itself: 64 hex digits.
-    certificate: a CA's own, in base64 DER; cross: the same CA as the one before it saw it, signed by that."""
+    certificate: a CA's own, in base64 DER; cross: the same CA as the one before it saw it, signed by that. Of
+    a merkle key, cross is the signature of the one before it under the handover, in hex."""
 
     what: str
     id: str

@@ -1,0 +1,138 @@
+"""The Merkle tree in tiles of 256 hashes: what C2SP tlog-tiles serves, and what proofs are made from.
+
+Leaf hashes are the ledger's; of the levels above only what whole tiles hash to is kept, 32 bytes for 256
+entries, added as the ledger grows. Nothing here is written down: a tile is the same whenever it is made.
+Source: c2sp.org/tlog-tiles."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from hashlib import sha256
+from typing import Final, NamedTuple
+
+from skep.trace.ledger import LedgerTampered
+from skep.trace.merkle import HASH_SIZE
+
+WIDTH: Final = 256  # hashes of a whole tile
+HEIGHT: Final = 8  # levels of the tree that one level of tiles spans
+STEP: Final = WIDTH * HASH_SIZE  # bytes of a whole tile
+LEVEL_MAX: Final = 7  # a ledger of 2**63 entries has no more
+GROW_MAX: Final = 32  # tiles taken in at a time: some 10 ms, and a pause for the others
+
+ENTRIES: Final = "entries"
+_PART: Final = re.compile(r"(.+)\.p/([1-9]\d{0,2})")
+_INDEX: Final = re.compile(r"(x\d{3}/)*\d{3}")
+
+
+class Tile(NamedTuple):
+    """A tile's place. ``level`` None: not hashes, the entries of the tile of level 0."""
+
+    level: int | None
+    number: int
+    width: int = WIDTH
+
+    def path(self) -> str:
+        """As it is served, after ``tile/``."""
+        level = ENTRIES if self.level is None else str(self.level)
+        part = f".p/{self.width}" if self.width < WIDTH else ""
+        return f"{level}/{index_path(self.number)}{part}"
+
+
+def index_path(index: int) -> str:
+    """1234067 is x001/x234/067."""
+    text = f"{index % 1000:03}"
+    while index := index // 1000:
+        text = f"x{index % 1000:03}/{text}"
+    return text
+
+
+def parse_tile(path: str) -> Tile:
+    """What ``Tile.path`` gave. Raises ValueError."""
+    level, _, rest = path.partition("/")
+    part = _PART.fullmatch(rest)
+    name, width = (part[1], int(part[2])) if part else (rest, WIDTH)
+    if not _INDEX.fullmatch(name) or (part and width >= WIDTH):
+        raise ValueError(f"{path}: no tile's name")
+    index = int(name.replace("x", "").replace("/", ""))
+    tile = Tile(None if level == ENTRIES else int(level) if level.isdecimal() else -1, index, width)
+    if tile.path() != path or (tile.level is not None and not 0 <= tile.level <= 63):
+        raise ValueError(f"{path}: no tile's name")
+    return tile
+
+
+def tiles_of(size: int) -> Iterator[Tile]:
+    """The hash tiles of a tree of ``size`` leaves, level by level."""
+    level = 0
+    while size:
+        whole, rest = divmod(size, WIDTH)
+        yield from (Tile(level, index) for index in range(whole))
+        if rest:
+            yield Tile(level, whole, rest)
+        level, size = level + 1, whole
+
+
+def fold(hashes: bytes) -> bytes:
+    """The hash of the complete subtree over these, a power of two of them."""
+    while len(hashes) > HASH_SIZE:
+        pairs = range(0, len(hashes), 2 * HASH_SIZE)
+        hashes = b"".join(sha256(b"\x01" + hashes[i : i + 2 * HASH_SIZE]).digest() for i in pairs)
+    return hashes
+
+
+def pack_entries(bodies: Iterable[bytes]) -> bytes:
+    """An entry bundle: of each entry length[2, big-endian] body[length]."""
+    return b"".join(len(body).to_bytes(2, "big") + body for body in bodies)
+
+
+def unpack_entries(data: bytes) -> list[bytes]:
+    """What is in an entry bundle. Raises ValueError when it ends too soon."""
+    bodies: list[bytes] = []
+    at = 0
+    while at < len(data):
+        begin = at + 2
+        at = begin + int.from_bytes(data[at:begin], "big")
+        if begin > len(data) or at > len(data):
+            raise ValueError(f"entry bundle ends within its entry {len(bodies) + 1}")
+        bodies.append(data[begin:at])
+    return bodies
+
+
+class Tiles:
+    """The tiles over ``leaves``, a function of first and count that gives so many leaf hashes, joined.
+
+    It grows by ``grow`` to a size up to which there are leaves, and knows the tree up to there."""
+
+    def __init__(self, leaves: Callable[[int, int], bytes]) -> None:
+        self._leaves = leaves
+        self._above: list[bytearray] = [bytearray() for _ in range(LEVEL_MAX)]  # of levels 1 and up
+
+    def grow(self, size: int) -> bool:
+        """Take in some more of the first ``size`` leaves; whether that is all of them."""
+        for level, above in enumerate(self._above):
+            done = len(above) // HASH_SIZE
+            size //= WIDTH
+            some = min(size - done, GROW_MAX)
+            data = self.hashes(level, done * WIDTH, some * WIDTH)
+            if len(data) != some * STEP:
+                raise LedgerTampered(f"leaf hashes are missing before entry {(done + some) * WIDTH + 1}")
+            above += b"".join(fold(data[i : i + STEP]) for i in range(0, some * STEP, STEP))
+            if done + some < size:
+                return False
+        return True
+
+    def hashes(self, level: int, first: int, count: int) -> bytes:
+        """Hashes of tile level ``level``, joined; as many of them as there are."""
+        if not level:
+            return self._leaves(first, count)
+        return bytes(self._above[level - 1][first * HASH_SIZE : (first + count) * HASH_SIZE])
+
+    def tile(self, tile: Tile) -> bytes:
+        """A hash tile's bytes."""
+        assert tile.level is not None
+        return self.hashes(tile.level, tile.number * WIDTH, tile.width)
+
+    def node(self, level: int, index: int) -> bytes:
+        """A complete subtree's hash, as proofs want it."""
+        tile_level, rest = divmod(level, HEIGHT)
+        return fold(self.hashes(tile_level, index << rest, 1 << rest))
