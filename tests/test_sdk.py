@@ -15,9 +15,11 @@ from typing import Any
 import pytest
 
 from skep.fs.address import Address
+from skep.fs.ctl import line
 from skep.fs.server import listen
 from skep.namespaces.hive import WORKER
 from skep.namespaces.live import Hive as Live
+from skep.namespaces.packed import pack
 from skep.namespaces.tree import hive_tree
 from skep.roles.gate import Doorkeeper
 from skep.roles.manifest import load
@@ -243,6 +245,42 @@ def test_a_cancel_reaches_async_and_plain_handlers_within_a_second(tmp_path: Pat
                 async with asyncio.timeout(1):
                     assert expected == await seen.get()
                 assert ("cancelled", "not needed") == await field.ended(job)
+
+    story(told, tmp_path)
+
+
+@pytest.mark.slow
+def test_a_preemption_reaches_a_handler_and_the_more_urgent_job_is_done_first(tmp_path: Path) -> None:
+    async def told(field: Field) -> None:
+        text = "jobs.preempt = true\n"
+        said = {"scope": "system", "sha256": hashlib.sha256(text.encode()).hexdigest()}
+        await field.write("/config/ctl", line("publish", said | {"content": pack(text.encode())}))
+        seen: asyncio.Queue[str] = asyncio.Queue()
+        async with handlers(stoppable(field.worker(pools=["brief"]), seen)):
+            for topic, expected in (("slow", "slow False"), ("busy", "busy")):
+                job = await field.submit(topic, "priority=1")
+                await field.wait_state(job, "running")
+                urgent = await field.submit("echo", "priority=9 input=urgent")
+                async with asyncio.timeout(10):
+                    assert expected == await seen.get()
+                assert ("succeeded", "urgent") == await field.ended(urgent)
+                await field.wait_state(job, "running")
+                assert ["preempted", ""] == [each.end for each in field.hive.state.jobs.by_id[job].attempts]
+                await field.write(f"/jobs/{job}/ctl", "cancel")
+                assert expected == await seen.get()
+
+    story(told, tmp_path)
+
+
+def test_a_handler_is_given_the_trace_to_hand_on(tmp_path: Path) -> None:
+    async def told(field: Field) -> None:
+        worker = field.worker(pools=["brief"])
+        worker.handles("echo")(lambda job: f"{job.traceparent} {job.tracestate}")
+        async with worker:
+            parent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+            job = await field.submit("echo", f"traceparent={parent} tracestate=rojo=1")
+            assert ("succeeded", f"{parent} rojo=1") == await field.ended(job)
+            assert ("succeeded", " ") == await field.ended(await field.submit("echo"))
 
     story(told, tmp_path)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import tempfile
 from pathlib import Path
 from typing import Final
@@ -49,6 +50,9 @@ async def worker(
         if name not in known:
             raise click.UsageError(f"{name}: no case of this name: expected one of {' '.join(known)}")
     failed = 0
+    # What ends it, ends the hive and the worker too: as an interrupt, which cancels what runs here.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.getsignal(signal.SIGINT))
     with tempfile.TemporaryDirectory(prefix="skep-kit-") as directory:
         async for verdict in verdicts(Kit(Path(directory), command, mounted), chosen, without):
             failed += verdict.ok is False

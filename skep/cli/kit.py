@@ -136,6 +136,7 @@ class Kit:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.worker.pid, signal.SIGKILL)
             self.worker.wait()
+            self.signal_queen(signal.SIGCONT)  # a case may have been cut off that stopped it
             for job in self.jobs:
                 with contextlib.suppress(FsError):
                     await self.write(f"/jobs/{job}/ctl", "cancel")

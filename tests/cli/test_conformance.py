@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 from skep.cli.kit import CASES
-from tests.daemons import ROOT, run
+from tests.daemons import ROOT, run, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -67,6 +70,31 @@ def test_a_command_that_is_no_worker_is_told_so() -> None:
     status, ok, why = tried(("takes",), "--", "sh", "-c", "echo no worker; exit 3")
     assert (1, {"takes": False}) == (status, ok)
     assert why.endswith("seen: it ended with status 3: no worker")
+
+
+def test_a_kit_that_is_ended_leaves_nothing(tmp_path: Path) -> None:
+    argv = [sys.executable, "-m", "skep", "conformance", "worker", "--case", "renews", *PYTHON]
+    env = os.environ | {"TMPDIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    kit = subprocess.Popen(argv, cwd=ROOT, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        wait_for(lambda: len(processes(tmp_path)) >= 3, "the kit, its hive and the worker run")
+        kit.terminate()
+        assert 130 == kit.wait(20)
+    finally:
+        kit.kill()
+        kit.wait()
+    assert [] == processes(tmp_path)
+    assert [] == [*tmp_path.iterdir()]
+
+
+def processes(directory: Path) -> list[str]:
+    """Those that have the directory in their environment, and are no zombies."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if str(directory).encode() in (process / "environ").read_bytes():
+                found.append(process.name)
+    return found
 
 
 def test_a_case_that_is_none_is_refused() -> None:

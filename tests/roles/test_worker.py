@@ -167,6 +167,14 @@ def test_a_job_has_a_directory_of_its_own_and_little_else(hive: Hive) -> None:
     assert {"PATH", "HOME", "TMPDIR", "LANG"} == names
 
 
+def test_the_trace_is_handed_on_to_the_process(hive: Hive) -> None:
+    parent, state = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", "rojo=1,congo=2"
+    job = hive.submit(f"topic=environment traceparent={parent} tracestate={state}")
+    ended(hive, job)
+    log = hive.ask("cat", f"/jobs/{job}/log").splitlines()
+    assert {f"TRACEPARENT={parent}", f"TRACESTATE={state}"} <= {*log}
+
+
 def test_the_log_is_there_while_the_job_runs(hive: Hive, tmp_path: Path) -> None:
     file = tmp_path / "growing"
     file.write_text("first\n")
