@@ -37,6 +37,7 @@ def broken(ran: Ran) -> list[str]:
         *_ends(ran, model),
         *_jobs_linear(ran, model),
         *_locks_linear(ran),
+        *_heard(ran, model),
         *_replayed(ran),
     ]
 
@@ -170,6 +171,21 @@ def _lock_op(i: int, said: Said) -> Op | None:
         return Op(i, asked, answer, said.called, said.answered)
     fence = said.fence or int(said.more["args"]["fence"])
     return Op(i, (said.verb, fence), answer, said.called, said.answered)
+
+
+def _heard(ran: Ran, model: Model) -> Iterator[str]:
+    """Who follows a tenant's events has heard each of its jobs' once, in order, and no other's."""
+    told = [
+        (entry["seq"], event["type"], event["job"])
+        for entry in map(json.loads, ran.bodies)
+        for event in entry["events"]
+        if event["type"].startswith("job.") and event["job"] in model.jobs
+    ]
+    for ear in ran.ears:
+        own = [each for each in told if model.jobs[each[2]].tenant == ear.tenant and each[0] <= ear.seq]
+        if own != ear.heard:
+            at = next((i for i, (a, b) in enumerate(zip(own, ear.heard, strict=False)) if a != b), -1)
+            yield f"{ear.tenant} heard {ear.heard[at : at + 2]}, the ledger has {own[at : at + 2]}"
 
 
 # the ledger read again

@@ -88,6 +88,10 @@ class SimLedger:
         last = min(after_seq + limit, self.size)
         return [(seq, self.disk.bodies[seq - 1]) for seq in range(after_seq + 1, last + 1)]
 
+    def leaves(self, first: int, count: int) -> bytes:
+        last = min(first + count, self.size)
+        return b"".join(map(leaf_hash, self.disk.bodies[first:last]))
+
     def close(self) -> None:
         self.rollback()
 

@@ -7,7 +7,7 @@ their code: legal moves, fences, keys, limits, and whose turn it was.
 from __future__ import annotations
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -20,7 +20,7 @@ from skep.trace.clock import SECOND
 
 HELD: Final = ("leased", "running")
 WAITS: Final = ("queued", "delayed")
-WORDS: Final = ("start", "renew", "ack", "nack", "release")  # a holder's
+WORDS: Final = ("start", "renew", "ack", "nack", "release")  # of a holder
 PRIORITY: Final = 5  # of a request that says none
 
 
@@ -83,6 +83,16 @@ class Keyed(NamedTuple):
     until_ns: int
 
 
+@dataclass
+class Trigger:
+    """A trigger on jobs' ends, or of times. ``due``: the entry and event of each end that it waits for."""
+
+    made: dict[str, Any]
+    due: list[tuple[int, int]] = field(default_factory=list)
+    fired: list[tuple[int, int]] = field(default_factory=list)
+    ticks: list[int] = field(default_factory=list)
+
+
 class Node(NamedTuple):
     """What a node offers."""
 
@@ -104,6 +114,7 @@ class Model:
         default_factory=dict
     )  # pool, tenant -> entry of its last lease
     submits: defaultdict[str, list[int]] = field(default_factory=lambda: defaultdict(list))  # times
+    triggers: dict[tuple[str, str], Trigger] = field(default_factory=dict)  # by tenant and name
     moving: dict[str, Job] = field(default_factory=dict)  # jobs that have not ended
     wrong: list[str] = field(default_factory=list)
 
@@ -115,7 +126,8 @@ class Model:
                 self._broken("it was refused, and has events")
             return
         self._check_fence()
-        for event in entry["events"]:
+        for k, event in enumerate(entry["events"]):
+            self._occasion(k, event)
             noun, _, kind = event["type"].partition(".")
             if noun == "job" and kind in ("submitted", *MOVES):
                 (self._submitted if kind == "submitted" else self._moved)(kind, event)
@@ -134,16 +146,45 @@ class Model:
         entry = self._entry
         self.wrong.append(f"entry {entry['seq']} ({entry['path']} {entry['line'][:80]!r}): {why}")
 
+    # triggers
+
+    def _occasion(self, k: int, event: dict[str, Any]) -> None:
+        match event["type"]:
+            case "trigger.created":
+                self.triggers[event["tenant"], event["trigger"]] = Trigger(event)
+            case "trigger.fired":
+                self._fired(self.triggers[event["tenant"], event["trigger"]], event)
+            case "job.ended" if (job := self.moving.get(event["job"])) is not None:
+                for trigger in self.triggers.values():
+                    made, where = trigger.made, trigger.made.get("where", {})
+                    of = {"state": event["state"], "topic": job.request["topic"]}
+                    if made.get("on") and made["tenant"] == job.tenant and where.items() <= of.items():
+                        trigger.due.append((self._entry["seq"], k))
+
+    def _fired(self, trigger: Trigger, event: dict[str, Any]) -> None:
+        """Once for each event, and each tick, in their order."""
+        if event["why"] == "event":
+            place = event["seq"], event.get("k", 0)
+            if trigger.due[len(trigger.fired) : len(trigger.fired) + 1] != [place]:
+                self._broken(f"it fires for {place}, not for the next of {trigger.due[len(trigger.fired) :]}")
+            trigger.fired.append(place)
+        else:
+            if trigger.ticks and event["at_ns"] <= trigger.ticks[-1]:
+                self._broken(f"it fires for {event['at_ns']} after {trigger.ticks[-1]}")
+            trigger.ticks.append(event["at_ns"])
+
+    def end(self) -> None:
+        """No more entries come."""
+        for (tenant, name), trigger in self.triggers.items():
+            if trigger.fired != trigger.due:
+                self.wrong.append(f"trigger {name} of {tenant}: fired for {trigger.fired}, due {trigger.due}")
+
     # words and keys
 
     def _check_fence(self) -> None:
         """A holder's word that counted was the newest holder's."""
         names, words = self._entry["path"].split("/"), self._entry["line"].split()
-        if (
-            names[1:2] != ["jobs"]
-            or names[3:] != ["ctl"]
-            or words[0] not in ("start", "renew", "ack", "nack")
-        ):
+        if names[1:2] != ["jobs"] or names[3:] != ["ctl"] or words[0] not in WORDS:
             return
         job = self.jobs.get(names[2])
         if job is None:
@@ -257,29 +298,31 @@ class Model:
         in_pool = sum(other.pool == job.pool and other.state in HELD for other in self.moving.values())
         if in_pool >= CAPACITIES.get(job.pool, in_pool + 1):
             self._broken(f"{in_pool} leases of {job.pool} are held already")
-        if not self._may(job, node):
+        held = Counter(other.tenant for other in self.moving.values() if other.state in HELD)
+        if not self._may(job, node, held):
             self._broken(f"{event['node']} may not have job {job.id}: {job.request}")
-        self._check_turn(job, node)
+        self._check_turn(job, node, held)
         job.node, job.leases = event["node"], job.leases + 1
         self.served[job.pool, job.tenant] = self._entry["seq"]
 
-    def _may(self, job: Job, node: Node) -> bool:
+    def _may(self, job: Job, node: Node, held: Counter[str]) -> bool:
         """Whether the node has what the job requires, and the tenant's limits let it be held."""
-        held, limits = self._count(job.tenant, HELD), self.limits[job.tenant]
-        return node.words >= set(job.request.get("requires", ())) and held < min(
-            limits.get("limits/jobs", held + 1), limits.get("limits/actor-jobs", held + 1)
+        has, limits = held[job.tenant], self.limits[job.tenant]
+        return node.words >= set(job.request.get("requires", ())) and has < min(
+            limits.get("limits/jobs", has + 1), limits.get("limits/actor-jobs", has + 1)
         )
 
-    def _check_turn(self, job: Job, node: Node) -> None:
+    def _check_turn(self, job: Job, node: Node, held: Counter[str]) -> None:
         """It was the turn of the job's tenant in its pool, and of the job in its tenant."""
         waiting = [
-            other for other in self.moving.values() if other.state == "queued" and other.pool == job.pool
+            other
+            for other in self.moving.values()
+            if other.state == "queued" and other.pool == job.pool and self._may(other, node, held)
         ]
-        waiting = [other for other in waiting if self._may(other, node)]
         first = min((other.rank for other in waiting if other.tenant == job.tenant), default=job.rank)
         if first < job.rank:
             self._broken(f"job {job.id} is leased, though another is {job.rank - first} ns before it")
-        turns = {other.tenant: self._turn(job.pool, other.tenant) for other in (*waiting, job)}
+        turns = {of: self._turn(job.pool, of) for of in {other.tenant for other in (*waiting, job)}}
         if min(turns.values()) < turns[job.tenant]:
             self._broken(f"{job.tenant} is served, in this order it would be: {sorted(turns.items())}")
 
@@ -308,4 +351,5 @@ def folded(bodies: Iterable[bytes], said: Iterable[Said], actions: Sequence[Acti
         if entry["seq"] != seq:
             model.wrong.append(f"entry {seq} says that it is {entry['seq']}")
         model.entry(entry)
+    model.end()
     return model

@@ -16,7 +16,9 @@ import msgspec
 
 PAUSE_MS: Final = 150.0  # between two actions, on average
 HOME: Final = "default/default/default"
-TENANTS: Final = (HOME, HOME, "acme/shop/prod", "zoo/apes/prod")
+OTHER: Final = "acme/shop/prod"
+TENANTS: Final = (HOME, HOME, OTHER, "zoo/apes/prod")
+LISTENER: Final = "e1"  # who follows the events
 TOPICS: Final = ("sum", "sum", "any", "slim")
 LOCKS: Final = ("db", "door")
 # What may go wrong in a story; each has some of them, so that what one hides another shows.
@@ -95,11 +97,11 @@ class _Writer:
         self.story = story
         self.chance = chance
         self.at = 0.0
-        self.pace = chance.choice((0.2, 1.0, 1.0, 3.0))
+        self.pace = chance.choice((0.03, 0.2, 1.0, 1.0, 3.0))
         faults = {name for name in FAULTS if chance.random() < 0.5}
         self.verbs = [verb for verb in _VERBS if verb not in FAULTS or verb in faults]
         self.weights = [_VERBS[verb][0] * chance.choice((0.5, 1, 2)) for verb in self.verbs]
-        self.made: dict[str, list[Action]] = {"s": [], "l": []}
+        self.made: dict[str, list[Action]] = {"s": [], "l": [], "t": []}
 
     def action(self) -> Action:
         self.at += self.chance.expovariate(1 / (PAUSE_MS * self.pace))
@@ -121,11 +123,11 @@ class _Writer:
         return f"w{self.chance.randint(1, self.story.workers)}"
 
     def anybody(self) -> str:
-        return self.chance.choice((self.client(), self.worker(), "queen"))
+        return self.chance.choice((self.client(), self.worker(), "queen", LISTENER))
 
     def caller(self) -> str:
         """Who dials."""
-        return self.chance.choice((self.client(), self.worker()))
+        return self.chance.choice((self.client(), self.worker(), LISTENER))
 
     def earlier(self, kind: str) -> str:
         """One that was made before, lately as a rule; "": none was."""
@@ -189,6 +191,18 @@ class _Writer:
             n=self.chance.randrange(1 << 16),
             of=self.chance.choice(("ack", "nack", "renew", "start", "ack")),
         )
+
+    def trigger(self) -> Action:
+        """Jobs that follow others, or the clock."""
+        id, tenant = self.new("t"), self.chance.choice(TENANTS)
+        if self.chance.random() < 0.3:
+            args = {"cron": "* * * * *", "missed": self.chance.choice(("once", "skip", "all"))}
+        else:
+            args = {"on": "job.ended", "on-topic": self.chance.choice(("slim", "any"))}
+            args["on-state"] = self.chance.choice(("succeeded", "failed"))
+        # One may fire itself; two that do would make eight times as many jobs double.
+        args |= {"topic": args.get("on-topic", "any") if id == "t1" else "sum", "input": "w=5"}
+        return Action(self.now(), "trigger", self.client(), id, tenant, args)
 
     def config(self) -> Action:
         """A document for a tenant, or for all."""
@@ -279,6 +293,7 @@ _VERBS: Final[Mapping[str, tuple[float, _Make]]] = {
     "unlock": (4, _lock("unlock")),
     "check": (3, _lock("check")),
     "ghost": (8, _Writer.ghost),
+    "trigger": (1, _Writer.trigger),
     "config": (2, _Writer.config),
     "kill": (3, _Writer.kill),
     "stop": (1, _Writer.stop),

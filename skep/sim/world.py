@@ -19,16 +19,20 @@ from skep.namespaces.live import Hive
 from skep.sim.client import Caller
 from skep.sim.disk import Disk
 from skep.sim.drone import Drone, Held
+from skep.sim.ear import Ear
 from skep.sim.hand import labour
 from skep.sim.history import History
 from skep.sim.loop import Process, SimLoop, Stuck
 from skep.sim.net import Network
 from skep.sim.queen import Made, reign
-from skep.sim.story import HOME, Action, Story, document
+from skep.sim.story import HOME, LISTENER, OTHER, Action, Story, document
 from skep.trace.clock import MS, SECOND
 
-END_S: Final = 200.0  # without a job's end, after the last action: then those that are left have none
+AFTER_S: Final = 2.0  # from the last action until all is made good
+END_S: Final = 150.0  # without a job's end, after the last action: then those that are left have none
 LOOK_S: Final = 1.0
+QUIET: Final = 3  # looks at which nothing goes on: what fires jobs looks twice a second
+SKEW_NS: Final = 45 * SECOND  # a clock is never further off: what waits for it, does so for less than END_S
 LOCK_TTL: Final = "24h"  # longer than any story, whatever its clocks do
 
 
@@ -38,6 +42,7 @@ class Ran(NamedTuple):
     story: Story
     made: Made
     history: History
+    ears: list[Ear]
     bodies: list[bytes]  # the ledger
     state: HiveState  # the last queen's,
     seq: int  # after this entry
@@ -75,6 +80,7 @@ class World:
         self.hive: Hive | None = None  # None: no queen serves
         self.past: dict[str, list[Held]] = {}
         self.told: dict[str, asyncio.Event] = {}  # of each worker: to stop
+        self.ears = [Ear(tenant) for tenant in (HOME, OTHER)]
         self.callers: dict[str, Caller] = {}
         self.jobs: dict[str, str] = {}  # submit's id -> job
         self.grants: dict[str, tuple[str, str, str]] = {}  # lock's id -> client, name, fence
@@ -106,6 +112,9 @@ class World:
                     process.start(labour(name, place, self.history, past, self.told[name]))
                 else:
                     process.start(Drone(name, self.history, past).run())
+            case "e":
+                for ear in self.ears:
+                    process.spawn(ear.listen())
             case _:
                 self.callers[name] = Caller(name, self.history)
 
@@ -134,12 +143,13 @@ class World:
                 await asyncio.sleep(wait_ns / SECOND)
             self.loop.note(f"{action.do} {action.who} {action.id} {action.of}")
             _DO[action.do](self, action)
+        await asyncio.sleep(AFTER_S)
         await self.mend()
         await self._wait_ended()
 
     def _names(self) -> list[str]:
         workers = [f"w{n + 1}" for n in range(self.story.workers)]
-        return ["queen", *workers, *(f"c{n + 1}" for n in range(self.story.clients))]
+        return ["queen", LISTENER, *workers, *(f"c{n + 1}" for n in range(self.story.clients))]
 
     async def mend(self) -> None:
         """From now on all is well."""
@@ -160,15 +170,16 @@ class World:
             await self._order("/nodes/ctl", f"uncordon node={node}")
 
     async def _wait_ended(self) -> None:
-        """Return when no job waits for anything, and nobody for an answer."""
-        left, since_ns = -1, self.loop.now_ns
+        """Return when for some time no job has waited for anything, and nobody for an answer."""
+        left, since_ns, quiet = -1, self.loop.now_ns, 0
         while self.loop.now_ns - since_ns < round(END_S * SECOND):
             await asyncio.sleep(LOOK_S)
             hive = self.hive
             if hive is None or hive.turn.failed is not None:
                 continue
             unended = self._unended(hive)
-            if self._answered() and not unended:
+            quiet = quiet + 1 if self._answered() and not unended else 0
+            if quiet >= QUIET:
                 return
             if len(unended) != left:
                 left, since_ns = len(unended), self.loop.now_ns
@@ -280,6 +291,13 @@ class World:
         else:
             self.ask(process, caller.check(HOME, name, fence))
 
+    def trigger(self, action: Action) -> None:
+        found = self.talk(action)
+        if found is not None:
+            process, caller = found
+            args = {"trigger": action.id, **action.args}
+            self.ask(process, caller.write(action.of, "/triggers/ctl", "create", args, action.id, True))
+
     def config(self, action: Action) -> None:
         found = self.talk(action)
         if found is not None:
@@ -351,7 +369,8 @@ class World:
         self.disk.failing = action.of
 
     def jump(self, action: Action) -> None:
-        self.living[action.who].skew_ns += action.n * MS
+        process = self.living[action.who]
+        process.skew_ns = max(-SKEW_NS, min(process.skew_ns + action.n * MS, SKEW_NS))
 
     def order(self, path: str, line: str) -> None:
         """What the operators' tools do, until it is done."""
@@ -373,7 +392,8 @@ class World:
 
 
 _DO: Final[Mapping[str, Callable[[World, Action], None]]] = {
-    "submit": World.submit, "again": World.again, "config": World.config, "lock": World.lock,
+    "submit": World.submit, "again": World.again, "config": World.config, "trigger": World.trigger,
+    "lock": World.lock,
     **dict.fromkeys(("cancel", "look", "wait", "retry", "discard"), World.about_job),
     **dict.fromkeys(("unlock", "check"), World.about_lock),
     "ghost": World.ghost, "kill": World.kill, "stop": World.stop, "pause": World.pause, "cut": World.cut,
@@ -399,8 +419,8 @@ def run(story: Story, made: Made) -> Ran:
             log.propagate = spread
             gc.enable()
         assert world.hive is not None
-        loop, wrong = world.loop, [*world.wrong, *world.loop.mistakes]
+        loop, hive = world.loop, world.hive
         return Ran(
-            story, made, world.history, world.disk.bodies, world.hive.state, world.hive.turn.seq, wrong,
-            loop.digest.hexdigest(), loop.steps, loop.now_ns,
+            story, made, world.history, world.ears, world.disk.bodies, hive.state, hive.turn.seq,
+            [*world.wrong, *loop.mistakes], loop.digest.hexdigest(), loop.steps, loop.now_ns,
         )  # fmt: skip

@@ -12,6 +12,7 @@ from skep.namespaces.hive import Event, HiveRules, HiveState
 from skep.namespaces.jobs.record import Ended, Leased, Returned, Submitted
 from skep.namespaces.locks.core import Granted
 from skep.namespaces.order import HIVE_TENANT
+from skep.namespaces.triggers.core import Fired
 from skep.sim.disk import ANSWER_NS, COMMIT_NS, SimCommits
 from skep.sim.queen import AGEING_NS, Made
 from skep.trace.clock import MS
@@ -166,6 +167,12 @@ def _from_one_again(state: HiveState, event: Any, meta: Meta) -> None:
         state.jobs.by_id[event.job] = replace(job, attempts=job.attempts[-1:])
 
 
+def _fires_again(state: HiveState, event: Any, meta: Meta) -> None:
+    if isinstance(event, Fired) and event.why == "event" and event.seq % 2:
+        names = state.triggers.by_tenant[event.tenant]
+        names[event.trigger] = replace(names[event.trigger], cursor=(event.seq - 1, 0))
+
+
 def _forgets_holders(state: HiveState, event: Any, meta: Meta) -> None:
     if isinstance(event, Granted):
         locks = state.locks.by_tenant[event.tenant]
@@ -227,6 +234,7 @@ MISTAKES: Final[dict[str, Made]] = {
     "deciding depends on what was not written down": Made(rules=Counts),
     "a key is free when its job has ended": applies(_key_freed),
     "attempts start again from one": applies(_from_one_again),
+    "a trigger fires again after a restart": applies(_fires_again),
     "a lock forgets who holds it": applies(_forgets_holders),
     "limits are not asked": Made(rules=NoLimits),
     "what a job requires is not asked": Made(rules=AnyNode),

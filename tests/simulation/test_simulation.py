@@ -15,12 +15,13 @@ import pytest
 from mistakes import MISTAKES
 
 from skep.__main__ import run
-from skep.sim.story import Action, Story, parse, story_of
+from skep.sim.story import HOME, Action, Story, parse, story_of
 from skep.sim.trial import attempt, shortest
 
 HERE = Path(__file__).parent
 STEPS = 120
-FRESH_S = 45.0  # how long fresh seeds are tried
+STEPS_OF_A_LIFE = 200  # of a process, from the submits to the ends of their jobs
+FRESH_S = 40.0  # how long fresh seeds are tried
 SEEDS_MAX = 60  # in which a planted mistake must be found
 
 
@@ -31,7 +32,7 @@ def test_a_seed_gives_one_story() -> None:
 
 
 def test_a_small_story_ends_well() -> None:
-    submit = Action(100, "submit", "c1", "s1", "default/default/default", {"topic": "sum", "input": "w=10"})
+    submit = Action(100, "submit", "c1", "s1", HOME, {"topic": "sum", "input": "w=10"})
     trial = attempt(Story("1", 1, 1, (submit,)))
     assert [] == trial.wrong
     assert trial.entries >= 8  # the hive begins, a node joins, submit, lease, start, ack
@@ -48,6 +49,20 @@ def test_the_same_seed_is_the_same_run_in_any_process() -> None:
 
     here = attempt(story_of("same", 150)).digest
     assert {here} == {attempt(story_of("same", 150)).digest, digest("1"), digest("2")}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("who", ["queen", "w1"])
+def test_a_process_may_die_at_any_step(who: str) -> None:
+    """Three jobs, one of which fails once; the process is killed at any step that it takes meanwhile."""
+    terms = ({"input": "w=20"}, {"input": "w=20,f=1", "retries": "1"}, {"input": "w=20,a=100"})
+    submits = tuple(
+        Action(100, "submit", "c1", f"s{n}", HOME, {"topic": "sum", "key": f"s{n}", **said})
+        for n, said in enumerate(terms, 1)
+    )
+    for step in range(1, STEPS_OF_A_LIFE, 6):
+        kill = Action(100, "kill", who, n=step, ms=50)
+        assert [] == attempt(Story(f"step {step}", 1, 1, (*submits, kill))).wrong, f"step {step}"
 
 
 def seeds() -> list[tuple[str, int]]:
