@@ -78,6 +78,12 @@ def test_what_failed_once_ends_well(seed: str, steps: int) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("file", sorted((HERE / "stories").glob("*.jsonl")), ids=lambda file: file.stem)
+def test_a_story_that_was_kept_ends_well(file: Path) -> None:
+    assert [] == attempt(parse(file.read_text())).wrong
+
+
+@pytest.mark.slow
 def test_fresh_seeds_end_well(capsys: pytest.CaptureFixture[str]) -> None:
     first, until, n = secrets.token_hex(4), time.monotonic() + FRESH_S, 0
     while time.monotonic() < until:
