@@ -36,6 +36,14 @@ CHANGES: Final = (
         frozenset({("pools", "*/next")}),
         re.compile(r"events|outcome"),
     ),
+    # Ended jobs and used keys leave memory; the event says when.
+    Change(
+        "history",
+        "docs/decisions/0019-index-of-jobs.md",
+        '"ageing"?',
+        frozenset(),
+        re.compile(r"events\[\d+\]\.(keep_ns|key_ns)$"),
+    ),
 )
 
 

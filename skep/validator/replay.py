@@ -39,7 +39,8 @@ Decided = tuple[Outcome, tuple[Any, ...]]
 class Difference(msgspec.Struct, frozen=True, omit_defaults=True):
     """An entry that is decided otherwise: the first field, ``events[0].fence``, and both values in JSON.
 
-    ``declared``: the change of rules by which it may be so; "": none."""
+    ``declared``: the change of rules by which it may be so; "": none. It is the first field that differs by
+    none, where there is one."""
 
     seq: int
     actor: str
@@ -153,12 +154,13 @@ class Replay:
 
     def _difference(self, entry: Entry[Event], body: bytes, now: bytes) -> Difference | None:
         was, is_now = msgspec.json.decode(body), msgspec.json.decode(now)
-        found = next(differing(was, is_now), None)
-        if found is None and body == canonical(was):
+        found = list(differing(was, is_now))
+        if not found and body == canonical(was):
             return None  # as decided, the events had what JSON writes in the same way
-        field, recorded, decided = found or ("bytes", body.decode(), now.decode())
-        change = declared(self.state, entry, field)
-        return Difference(entry.seq, entry.actor, entry.path, entry.line, field, recorded, decided, change)
+        found = found or [("bytes", body.decode(), now.decode())]
+        changes = [declared(self.state, entry, field) for field, _, _ in found]
+        i = changes.index("") if "" in changes else 0
+        return Difference(entry.seq, entry.actor, entry.path, entry.line, *found[i], changes[i])
 
 
 _FIRST: Final = ("outcome", "events")  # what is compared before the rest, which no decision changes

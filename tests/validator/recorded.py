@@ -15,6 +15,7 @@ from skep.fs.node import Caller
 from skep.namespaces.hive import Event, HiveRules
 from skep.namespaces.order import actor_of
 from skep.namespaces.packed import pack
+from skep.namespaces.policy.bundle import shipped
 from skep.namespaces.policy.core import first_lines
 from skep.sim.queen import Made
 from skep.sim.story import story_of
@@ -164,3 +165,31 @@ def ledger(path: Path, bodies: Iterable[bytes]) -> Path:
     opened.commit()
     opened.close()
     return path
+
+
+def tampered(n: int, old: str, new: str) -> list[bytes]:
+    """The story, with something else in its n-th entry."""
+    found = list(story())
+    assert old.encode() in found[n - 1]
+    found[n - 1] = found[n - 1].replace(old.encode(), new.encode())
+    return found
+
+
+def entry_with(text: str) -> int:
+    """The number of the first entry of the story that has the text."""
+    return next(n for n, body in enumerate(story(), 1) if text.encode() in body)
+
+
+def forged() -> list[bytes]:
+    """The story, whose first lease has a fence that no hive gave."""
+    return tampered(entry_with('"type":"job.leased"'), '"fence":1', '"fence":5')
+
+
+def bundle(directory: Path, name: str, policies: str) -> Path:
+    """A bundle's directory, with the schema of this release."""
+    folder = directory / name
+    folder.mkdir()
+    (folder / "skep.cedarschema").write_text(shipped().files["skep.cedarschema"])
+    (folder / "mine.cedar").write_text(policies)
+    (folder / "tests.json").write_text("[]")
+    return folder

@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from changed import CHANGED
-from recorded import Recorder, ledger, replayed, simulated, story
+from recorded import Recorder, bundle, entry_with, forged, ledger, replayed, simulated, story, tampered
 
 from skep.__main__ import run
 from skep.fs import ctl
@@ -38,19 +38,6 @@ UNWRITTEN = "deciding depends on what was not written down"
 # These show only while a hive lives, and in what it writes down then.
 LIVE = {UNWRITTEN, "a trigger fires again after a restart"}
 BY_RULES = [name for name, made in MISTAKES.items() if made.rules is not HiveRules and name not in LIVE]
-
-
-def tampered(n: int, old: str, new: str) -> list[bytes]:
-    """The story, with something else in its n-th entry."""
-    found = list(story())
-    assert old.encode() in found[n - 1]
-    found[n - 1] = found[n - 1].replace(old.encode(), new.encode())
-    return found
-
-
-def entry_with(text: str) -> int:
-    """The number of the first entry of the story that has the text."""
-    return next(n for n, body in enumerate(story(), 1) if text.encode() in body)
 
 
 def test_what_was_recorded_is_decided_again() -> None:
@@ -88,7 +75,7 @@ def told(found: Difference) -> tuple[int, str, str, str]:
 
 def test_the_first_difference_is_told_with_its_field_and_both_values() -> None:
     n = entry_with('"type":"job.leased"')
-    assert (n, "events[0].fence", "5", "1") == told(replayed(tampered(n, '"fence":1', '"fence":5'))[0])
+    assert (n, "events[0].fence", "5", "1") == told(replayed(forged())[0])
     n = entry_with("OVERLOAD")
     found = replayed(tampered(n, "OVERLOAD", "CONFLICT"))
     assert [(n, "outcome.code", '"CONFLICT"', '"OVERLOAD"')] == list(map(told, found))
@@ -157,7 +144,7 @@ def test_a_hives_directory_is_replayed_and_found_the_same(
 @pytest.mark.slow
 def test_a_part_is_replayed_on_what_is_before_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     n = entry_with('"type":"job.leased"')
-    path = ledger(tmp_path / "ledger.db", tampered(n, '"fence":1', '"fence":5'))
+    path = ledger(tmp_path / "ledger.db", forged())
     assert 0 == run(["replay", str(path), "--to", str(n - 1), "--every", "10"])
     assert "entry 10: state " in capsys.readouterr().out
     assert 1 == run(["replay", f"sqlite://{path}"])
@@ -188,16 +175,6 @@ def test_a_changed_ledger_is_not_replayed(lived: Path, capsys: pytest.CaptureFix
 
 
 # another policy
-
-
-def bundle(directory: Path, name: str, policies: str) -> Path:
-    """A bundle's directory, with the schema of this release."""
-    folder = directory / name
-    folder.mkdir()
-    (folder / "skep.cedarschema").write_text(shipped().files["skep.cedarschema"])
-    (folder / "mine.cedar").write_text(policies)
-    (folder / "tests.json").write_text("[]")
-    return folder
 
 
 @pytest.mark.slow
@@ -267,7 +244,7 @@ def leased_last_first(policy: list[str]) -> list[bytes]:
 def test_a_declared_change_of_rules_is_no_difference_in_what_is_older(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (change,) = CHANGES
+    change = next(change for change in CHANGES if change.name == "lease-order")
     bodies = leased_last_first(of_before(change.word))
     assert [change.name] == [found.declared for found in replayed(bodies)]
     assert 0 == run(["replay", str(ledger(tmp_path / "ledger.db", bodies))])
