@@ -258,7 +258,7 @@ class Worker:
             raise Fail(
                 f"this worker has no handler for topic {leased.lease.topic}, only for {known}", "no-handler"
             )
-        leased.directory.mkdir(parents=True)
+        leased.directory.mkdir(parents=True, exist_ok=True)
         path = await leased.input_file()
         job = Job(leased, path) if inspect.iscoroutinefunction(handler) else ThreadJob(leased, path)
         sending = asyncio.create_task(leased.send_log(job._printed.take))

@@ -20,6 +20,7 @@ from typing import Final
 import msgspec
 
 from skep.fs.address import Address
+from skep.fs.ctl import line
 from skep.fs.errors import FsError
 from skep.fs.link import Standing
 from skep.roles.alone import Held, alone
@@ -59,6 +60,14 @@ class Plan(msgspec.Struct, frozen=True):
     capacity: int = 0  # 0: all its slots
 
 
+def held_by(jobs: Path) -> list[tuple[str, str]]:
+    """Job and fence of the leases that a worker had there which was killed: their directories are left."""
+    if not jobs.is_dir():
+        return []
+    parts = (path.name.rpartition(".") for path in jobs.iterdir())
+    return [(job, fence) for job, _, fence in parts if job and fence.isdecimal()]
+
+
 async def work(plan: Plan, say: Callable[[str], None]) -> None:
     """Work until told to stop; then finish what runs, taking nothing new. ``say`` gets ``ready`` when the
     hive has taken us in. Raises WorkerError, FsError when the hive refuses the node."""
@@ -90,17 +99,19 @@ class Loops:
     async def run(self, told: asyncio.Event, say: Callable[[str], None]) -> None:
         """Until ``told``, then until what runs has ended, or was given back; told again, that is left
         undone."""
-        shutil.rmtree(self.jobs, ignore_errors=True)  # of a worker that was killed
+        left = held_by(self.jobs)
+        shutil.rmtree(self.jobs, ignore_errors=True)
         self.jobs.mkdir()
         keeping = asyncio.create_task(self.uplink.keep())
+        returning = asyncio.create_task(self._give_back(left))
         beating = asyncio.create_task(self._beat(say))
         slots = [
             asyncio.create_task(self._slot(pool)) for pool in self.plan.pools for _ in range(self.plan.slots)
         ]
         telling = asyncio.create_task(self._tell(told))
-        always = [keeping, beating, telling]
+        always = [keeping, beating, telling, returning]
         try:
-            waited: set[asyncio.Task[None]] = {*slots, keeping, beating, telling}
+            waited: set[asyncio.Task[None]] = {*slots, *always}
             while any(not slot.done() for slot in slots):
                 done, waited = await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
                 for task in done:
@@ -129,6 +140,14 @@ class Loops:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(PARTING_S):
                     await told.wait()
+
+    async def _give_back(self, leases: list[tuple[str, str]]) -> None:
+        """Release these, which nobody works on: until their end they would count as ours."""
+        for job, fence in leases:
+            # Refused, it has ended meanwhile or is another's.
+            with contextlib.suppress(FsError):
+                await self.uplink.write(f"/jobs/{job}/ctl", line("release", {"fence": fence}))
+                log.info("%s: given back, for the worker that had it was killed", job)
 
     async def _beat(self, say: Callable[[str], None]) -> None:
         path = f"/nodes/{self.plan.node}/heartbeat"
@@ -166,6 +185,9 @@ class Loops:
     async def _do(self, lease: Lease) -> None:
         leased = Leased(lease, self.uplink, self.jobs / f"{lease.job}.{lease.fence}", self.uploading)
         self.running[lease.job] = leased
+        # By its name who comes after us here knows what we held. On a full disk the job itself will fail.
+        with contextlib.suppress(OSError):
+            leased.directory.mkdir()
         try:
             await leased.run(self.plan.perform)
         finally:

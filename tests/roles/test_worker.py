@@ -238,6 +238,25 @@ def test_a_killed_workers_job_is_done_by_another(brief: Hive) -> None:
     assert attempts[0].endswith("end=expired")
 
 
+def test_a_killed_worker_that_begins_again_gives_back_what_it_held(tmp_path: Path) -> None:
+    with queen(tmp_path / "hive", "--pool", "default=wait") as hive:
+        file = tmp_path / "file"
+        file.write_text("x\n")
+        with worker(hive) as first:
+            job = hive.submit(f"topic=wait input={file}")
+            wait_for(lambda: hive.ask("cat", f"/jobs/{job}/state") == "running", "the job runs")
+            first.end(signal.SIGKILL)
+        with worker(hive):
+            # Its lease would last half a minute, and the worker can have one.
+            wait_for(lambda: len(attempts(hive, job)) == 2, "the next attempt")
+            assert ["released", ""] == [each.partition(" end=")[2] for each in attempts(hive, job)]
+            hive.ask("write", f"/jobs/{job}/ctl", "cancel")
+
+
+def attempts(hive: Hive, job: str) -> list[str]:
+    return hive.ask("cat", f"/jobs/{job}/attempts").splitlines()
+
+
 def test_a_worker_told_to_stop_ends_its_job_and_takes_no_other(brief: Hive) -> None:
     with worker(brief, pools="brief") as first:
         job = brief.submit("topic=sleep input=1.75")
