@@ -46,6 +46,7 @@ COMMANDS: Final = {
     "manifest": Row("manifest", "Check and sign manifests of roles."),
     "sim": Row("simulating", "Play a whole hive under one seed, and all that can go wrong in it."),
     "replay": Row("replaying", "Decide every line of a ledger again, and tell what was decided otherwise."),
+    "verify": Row("verifying", "Verify that a log was not changed, cut, forked or rewound."),
     "bench": Row("measuring", "Measure a live 9P server; nothing is written to it."),
     "conformance": Row("conformance", "Try a worker in any language against the protocol."),
     "completion": Row("shell", "Print the completion script of a shell."),

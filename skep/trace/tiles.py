@@ -6,7 +6,6 @@ Source: c2sp.org/tlog-tiles."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Iterator
 from hashlib import sha256
 from typing import Final, NamedTuple
@@ -21,8 +20,6 @@ LEVEL_MAX: Final = 7  # a ledger of 2**63 entries has no more
 GROW_MAX: Final = 32  # tiles taken in at a time: some 10 ms, and a pause for the others
 
 ENTRIES: Final = "entries"
-_PART: Final = re.compile(r"(.+)\.p/([1-9]\d{0,2})")
-_INDEX: Final = re.compile(r"(x\d{3}/)*\d{3}")
 
 
 class Tile(NamedTuple):
@@ -47,20 +44,6 @@ def index_path(index: int) -> str:
     return text
 
 
-def parse_tile(path: str) -> Tile:
-    """What ``Tile.path`` gave. Raises ValueError."""
-    level, _, rest = path.partition("/")
-    part = _PART.fullmatch(rest)
-    name, width = (part[1], int(part[2])) if part else (rest, WIDTH)
-    if not _INDEX.fullmatch(name) or (part and width >= WIDTH):
-        raise ValueError(f"{path}: no tile's name")
-    index = int(name.replace("x", "").replace("/", ""))
-    tile = Tile(None if level == ENTRIES else int(level) if level.isdecimal() else -1, index, width)
-    if tile.path() != path or (tile.level is not None and not 0 <= tile.level <= 63):
-        raise ValueError(f"{path}: no tile's name")
-    return tile
-
-
 def tiles_of(size: int) -> Iterator[Tile]:
     """The hash tiles of a tree of ``size`` leaves, level by level."""
     level = 0
@@ -83,19 +66,6 @@ def fold(hashes: bytes) -> bytes:
 def pack_entries(bodies: Iterable[bytes]) -> bytes:
     """An entry bundle: of each entry length[2, big-endian] body[length]."""
     return b"".join(len(body).to_bytes(2, "big") + body for body in bodies)
-
-
-def unpack_entries(data: bytes) -> list[bytes]:
-    """What is in an entry bundle. Raises ValueError when it ends too soon."""
-    bodies: list[bytes] = []
-    at = 0
-    while at < len(data):
-        begin = at + 2
-        at = begin + int.from_bytes(data[at:begin], "big")
-        if begin > len(data) or at > len(data):
-            raise ValueError(f"entry bundle ends within its entry {len(bodies) + 1}")
-        bodies.append(data[begin:at])
-    return bodies
 
 
 class Tiles:

@@ -1,0 +1,133 @@
+"""``skep verify``: whether a log is what it was."""
+
+from __future__ import annotations
+
+import asyncio
+from base64 import b64encode
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from skep.cli.exits import Failed, told
+from skep.fs.address import parse
+
+if TYPE_CHECKING:  # cryptography takes a while to import
+    from skep.trace.note import Note, Vkey
+    from skep.validator.sources import Read, Source
+    from skep.validator.verify import Verified
+
+TRACE = "log/trace"  # where a hive has it
+
+
+class Inconsistent(Failed):
+    """The log is not what it was; the status says in which way."""
+
+    def __init__(self, text: str, status: int) -> None:
+        super().__init__(text)
+        self.status = status
+
+
+@click.command()
+@click.option(
+    "--checkpoint",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="An older checkpoint of the same log, kept elsewhere: it must be continued.",
+)
+@click.option(
+    "--key", "keys", multiple=True, help="A key that is trusted, as /log/trace/keys writes it; repeatable."
+)
+@click.argument("target")
+def verify_command(checkpoint: Path | None, keys: tuple[str, ...], target: str) -> None:
+    """Verify that a log was not changed, cut, forked or rewound. Every entry and hash is looked at, and who
+    signed.
+
+    TARGET is a mounted hive, a directory of tiles, a ledger's file or a hive's address. The first place that
+    is not consistent is told.
+
+    \b
+    Exit status: 0 consistent, 10 altered, 11 dropped, 12 swapped, 13 inserted, 14 forked, 15 rewound,
+    16 truncated, 17 signed by another key, 18 damaged.
+
+    \b
+    Examples:
+      cp n/hive/log/trace/checkpoint ~/kept
+      skep verify n/hive
+      skep verify --checkpoint ~/kept var/hive/ledger.db
+      skep verify --checkpoint ~/kept tls:hive.example.org:5640
+    """
+    from skep.trace.note import NoteError, parse_note, parse_vkey
+    from skep.validator.found import Finding
+
+    try:
+        old = parse_note(checkpoint.read_bytes()) if checkpoint is not None else None
+        pinned = [parse_vkey(key) for key in keys]
+    except NoteError as error:
+        raise click.UsageError(str(error)) from error
+    try:
+        verified = _verified(target, old, pinned)
+    except Finding as error:
+        raise Inconsistent(f"{target}: {error}", error.kind.value) from error
+    head = verified.head
+    click.echo(f"consistent: {head.size} entries of {head.origin}, root {b64encode(head.root).decode()}")
+    for signer in verified.signers:
+        click.echo(f"signed by {signer}")
+    if verified.old is not None:
+        click.echo(f"continues the checkpoint of {verified.old.size} entries")
+
+
+def _verified(target: str, old: Note | None, pinned: list[Vkey]) -> Verified:
+    from skep.validator.sources import LedgerSource, TileSource
+    from skep.validator.verify import verify
+
+    path = Path(target)
+    if path.is_dir():
+        root = path / TRACE if (path / TRACE).is_dir() else path
+        return verify(TileSource(_from(root)), old, pinned)
+    if path.exists():
+        source: Source = LedgerSource(path)
+        if old is not None and not pinned and not source.keys():
+            raise Failed(f"{target}: it names no key by which a checkpoint could be told: --key does")
+        return verify(source, old, pinned)
+    return asyncio.run(_of_hive(target, old, pinned))
+
+
+def _from(root: Path) -> Read:
+    """Files below a directory."""
+
+    def read(name: str) -> bytes | None:
+        try:
+            return (root / name).read_bytes()
+        except FileNotFoundError:
+            return None
+
+    return read
+
+
+async def _of_hive(target: str, old: Note | None, pinned: list[Vkey]) -> Verified:
+    """The log of a hive that is reached, verified on a thread: it asks for what it needs."""
+    from skep.cli.connect import dialled
+    from skep.fs.errors import E, FsError
+    from skep.validator.sources import TileSource
+    from skep.validator.verify import verify
+
+    try:
+        hive = parse(target)
+    except ValueError as error:
+        raise Failed(f"{target}: expected a directory, a file or an address: {error}") from error
+    loop = asyncio.get_running_loop()
+    async with dialled(hive) as client:
+
+        async def fetched(name: str) -> bytes | None:
+            try:
+                return await client.read_file(f"/{TRACE}/{name}")
+            except FsError as error:
+                if error.kind is E.MISSING:
+                    return None
+                raise
+
+        def read(name: str) -> bytes | None:
+            return asyncio.run_coroutine_threadsafe(fetched(name), loop).result()
+
+        with told(f"{target}/{TRACE}"):
+            return await asyncio.to_thread(lambda: verify(TileSource(read), old, pinned))
