@@ -53,7 +53,7 @@ class Caller:
         except TimeoutError:
             client = self._clients.pop(tenant, None)
             if client is not None:
-                client.connection._close()
+                await client.close()
             return None
         except OSError:
             return None
