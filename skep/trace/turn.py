@@ -363,8 +363,8 @@ class Turn(Generic[S, E, R]):
     def _append(self, bodies: list[bytes]) -> None:
         if bodies:
             self.ledger.append(bodies)
-            self._idle.clear()
             self._commits.begin(self._committed)
+            self._idle.clear()  # not before it has begun: ``close`` waits for its end
         else:
             self.ledger.rollback()
             self._leave()

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
@@ -364,6 +365,89 @@ def test_a_failed_commit_stops_the_turn() -> None:
         assert (turn.seq, turn.state) == (0, {})
 
     held(story)
+
+
+class LoopCommits:
+    """Commits that run on the loop, a step later; they fail, or do not begin, as told."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self.ledger = ledger
+        self.failure: Exception | None = None
+        self.refusal: Exception | None = None
+        self.ended = False
+
+    def begin(self, done: Callable[[Exception | None], None]) -> None:
+        if self.refusal is not None:
+            raise self.refusal
+        asyncio.get_running_loop().call_soon(self._run, done)
+
+    def _run(self, done: Callable[[Exception | None], None]) -> None:
+        if self.failure is None:
+            self.ledger.commit()
+        done(self.failure)
+
+    def end(self) -> None:
+        self.ended = True
+
+    def wait_ended(self) -> None:
+        assert self.ended
+
+
+@asynccontextmanager
+async def turn_by_loop() -> AsyncIterator[tuple[RegisterTurn, LoopCommits]]:
+    ledger = SqliteLedger(":memory:")
+    commits = LoopCommits(ledger)
+    turn: RegisterTurn = Turn(ledger, Registers(), commits=lambda ledger: commits)
+    async with asyncio.timeout(10):
+        yield turn, commits
+        await turn.close()
+    ledger.close()
+
+
+def test_commits_of_another_loop_fail_as_those_of_the_thread_do() -> None:
+    async def run() -> None:
+        async with turn_by_loop() as (turn, commits):
+            assert (await turn.submit(line("set a 1"))).seq == 1
+            commits.failure = LedgerFull("disk")
+            with pytest.raises(Refused, match="NOSPACE"):
+                await turn.submit(line("add a 1"))
+            commits.failure = None
+            assert (await turn.submit(line("add a 1"))).replies == (2.0,)
+            commits.failure = LedgerError("input/output error")
+            with pytest.raises(TurnStopped, match="input/output error"):
+                await turn.submit(line("add a 1"))
+            assert (turn.seq, values(turn.state)) == (2, {"a": 2.0})
+
+    asyncio.run(run())
+
+
+def test_a_turn_whose_commit_does_not_begin_ends() -> None:
+    async def run() -> None:
+        async with turn_by_loop() as (turn, commits):
+            commits.refusal = RuntimeError("no thread")
+            with pytest.raises(TurnStopped, match="no thread"):
+                await turn.submit(line("set a 1"))
+            assert turn.seq == 0
+
+    asyncio.run(run())
+
+
+@pytest.mark.slow
+def test_a_full_queue_behind_a_disk_that_fills_and_empties_answers_everybody() -> None:
+    async def run() -> None:
+        async with turn_by_loop() as (turn, commits):
+            asked = [asyncio.ensure_future(turn.submit(line("add a 1"))) for _ in range(WAITING_MAX + 99)]
+            commits.failure = LedgerFull("disk")
+            while not any(each.done() and "NOSPACE" in str(each.exception()) for each in asked):
+                await asyncio.sleep(0)
+            commits.failure = None
+            answers = await asyncio.gather(*asked, return_exceptions=True)
+            codes = Counter(each.code if isinstance(each, Refused) else "ok" for each in answers)
+            assert (99, 0) == (codes["THROTTLED"], codes["NOSPACE"] % BATCH_MAX)
+            assert codes["NOSPACE"] >= BATCH_MAX
+            assert codes["ok"] == turn.state["a"].value == WAITING_MAX - codes["NOSPACE"]
+
+    asyncio.run(run())
 
 
 def test_a_closed_turn_takes_nothing_more() -> None:
