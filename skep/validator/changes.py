@@ -18,14 +18,16 @@ from skep.trace.entry import Entry
 
 
 class Change(NamedTuple):
-    """``word``: what the schema of the first release with this rule has, and none before. ``places``: the
-    noun and place of the lines that it concerns; empty: all. ``field``: what may differ in them."""
+    """``word``: what the schema of the first release with this rule has, and none before; "": what is
+    recorded shows it. ``places``: the noun and place of the lines that it concerns; empty: all. ``field``:
+    what may differ in them, where ``recorded`` is what stands there."""
 
     name: str
     page: str  # that says why
     word: str
     places: frozenset[tuple[str, str]]
     field: re.Pattern[str]
+    recorded: re.Pattern[str] = re.compile("")
 
 
 CHANGES: Final = (
@@ -43,16 +45,28 @@ CHANGES: Final = (
         '"ageing"?',
         frozenset(),
         re.compile(r"events\[\d+\]\.(keep_ns|key_ns)$"),
+        re.compile("absent"),
+    ),
+    # An entry was a byte longer at the most.
+    Change(
+        "entry-size",
+        "docs/TRACE.md",
+        "",
+        frozenset(),
+        re.compile(r"outcome\.text$"),
+        re.compile('"too large: max=65536"'),
     ),
 )
 
 
-def declared(state: HiveState, entry: Entry[Any], field: str) -> str:
-    """The name of the change by which ``field`` of the entry may differ; "": none. ``state``: before it."""
+def declared(state: HiveState, entry: Entry[Any], field: str, recorded: str) -> str:
+    """The name of the change by which ``field`` of the entry, ``recorded`` in JSON, may differ; "": none.
+    ``state``: before it."""
     noun, place, _ = route(entry.path)
     for change in CHANGES:
         concerned = not change.places or (noun, place) in change.places
-        if concerned and change.field.match(field) and _is_older(state, change.word):
+        said = change.field.match(field) and change.recorded.match(recorded)
+        if concerned and said and (not change.word or _is_older(state, change.word)):
             return change.name
     return ""
 

@@ -158,7 +158,7 @@ class Replay:
         if not found and body == canonical(was):
             return None  # as decided, the events had what JSON writes in the same way
         found = found or [("bytes", body.decode(), now.decode())]
-        changes = [declared(self.state, entry, field) for field, _, _ in found]
+        changes = [declared(self.state, entry, field, recorded) for field, recorded, _ in found]
         i = changes.index("") if "" in changes else 0
         return Difference(entry.seq, entry.actor, entry.path, entry.line, *found[i], changes[i])
 
