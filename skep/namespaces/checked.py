@@ -7,13 +7,14 @@ Triggers that fire and retries of dead letters are submits too, and come by here
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from skep.fs import ctl
 from skep.fs.chan import asked
 from skep.fs.ctl import Command
 from skep.fs.errors import E, FsError
 from skep.fs.node import Caller
+from skep.namespaces.artifacts.core import Artifact
 from skep.namespaces.artifacts.store import Put
 from skep.namespaces.jobs.contract import CHECKED_MAX, request_schema, vouching
 from skep.namespaces.jobs.envelope import scope_of
@@ -22,6 +23,16 @@ from skep.trace.rules import Refusal
 
 if TYPE_CHECKING:  # it comes by here itself, when triggers fire
     from skep.namespaces.live import Hive
+
+
+KNOWN_MAX: Final = 4096  # answers that are kept: a MiB that is checked holds everybody up.
+
+
+class Answer(NamedTuple):
+    """The version that bytes are good by, or why they are good by none."""
+
+    version: str = ""
+    why: str = ""
 
 
 async def checked(hive: Hive, caller: Caller, commands: Sequence[Command]) -> list[str]:
@@ -62,12 +73,35 @@ async def vouched(hive: Hive, tenant: str, args: Mapping[str, str]) -> dict[str,
         return {}
     if artifact.size > CHECKED_MAX:
         raise FsError(E.SCHEMA, f"{at}: {artifact.size} bytes, at most {CHECKED_MAX} can be checked")
-    data = await _read(hive, Put(artifact.sha256, artifact.size, artifact.chunks))
+    return vouching(await _version(hive, tenant, schema, at, artifact), digest)
+
+
+async def _version(hive: Hive, tenant: str, schema: str, at: str, artifact: Artifact) -> str:
+    """The version of the schema that the artifact is good by. Raises FsError(E.SCHEMA) with the place.
+
+    The same bytes are the same by the same version, however often they are asked about."""
     try:
-        version = state.checked_by(schema, data, at)
+        key = tenant, artifact.sha256, hive.state.schema_version(schema, at), at
     except Refusal as error:
-        raise FsError(E.SCHEMA, error.text.removeprefix(E.SCHEMA.value.text).removeprefix(": ")) from error
-    return vouching(version, digest)
+        raise FsError(E.SCHEMA, detail_of(E.SCHEMA, error.text)) from error
+    answer = hive.vouched.get(key)
+    if answer is None:
+        data = await _read(hive, Put(artifact.sha256, artifact.size, artifact.chunks))
+        try:
+            answer = Answer(hive.state.checked_by(schema, data, at))
+        except Refusal as error:
+            answer = Answer(why=detail_of(E.SCHEMA, error.text))
+        hive.vouched[key] = answer
+        if len(hive.vouched) > KNOWN_MAX:
+            del hive.vouched[next(iter(hive.vouched))]
+    if answer.why:
+        raise FsError(E.SCHEMA, answer.why)
+    return answer.version
+
+
+def detail_of(kind: E, text: str) -> str:
+    """A refusal's text without what every error of its kind begins with."""
+    return text.removeprefix(kind.value.text).removeprefix(": ")
 
 
 async def _read(hive: Hive, put: Put) -> bytes:

@@ -25,7 +25,7 @@ from skep.namespaces.agenda import Agenda
 from skep.namespaces.artifacts.core import BYTES_LIMIT
 from skep.namespaces.artifacts.shelf import shelf_at
 from skep.namespaces.artifacts.store import Store
-from skep.namespaces.checked import vouched, vouched_line
+from skep.namespaces.checked import Answer, detail_of, vouched, vouched_line
 from skep.namespaces.hive import HiveState
 from skep.namespaces.jobs import core
 from skep.namespaces.jobs import record as jobs
@@ -127,6 +127,7 @@ class Hive:
         self.tokens: Desk | None = None  # None: it has no key to make tokens with
         self.denials = Denials(clock, self._denied)
         self.limits = Limiter(directory / FILE, self.sessions, clock.monotonic_ns)
+        self.vouched: dict[tuple[str, str, str, str], Answer] = {}  # see checked.py
         self.leases = Leases(lambda: turn.state, clock.now_ns)
         self.lock_ends = Ends(lambda: turn.state.locks, self.sessions.by_id)
         self.sessions.on_end.append(self._unlock)
@@ -594,11 +595,6 @@ def job_of(path: str, lines: Sequence[str]) -> str:
     if noun == "jobs":
         return name
     return parse_line(lines[0]).args.get("job", "") if noun == "artifacts" else ""
-
-
-def detail_of(kind: E, text: str) -> str:
-    """A refusal's text without what every error of its kind begins with."""
-    return text.removeprefix(kind.value.text).removeprefix(": ")
 
 
 @contextmanager

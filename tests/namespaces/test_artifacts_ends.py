@@ -17,7 +17,7 @@ from test_session_limits import come
 from skep.fs.errors import E, FsError
 from skep.fs.node import Caller, Change
 from skep.namespaces.artifacts.chunks import CHUNK
-from skep.namespaces.artifacts.core import CLASSES, DAY, EXPIRED_MAX, Artifact, Sealed
+from skep.namespaces.artifacts.core import CLASSES, DAY, EXPIRED_MAX, OUTPUTS_MAX, Artifact, Sealed
 from skep.namespaces.artifacts.store import KEPT_NS, place
 from skep.namespaces.live import EXPIRE_NS, SWEEP_NS
 from skep.namespaces.sessions.limits import FILE
@@ -132,6 +132,17 @@ def test_what_a_job_needs_stays_until_the_job_has_ended(hive: Folded) -> None:
     hive.write(f"/jobs/{job}/ctl", "start fence=1", W1)
     hive.write(f"/jobs/{job}/ctl", "ack fence=1", W1)
     assert 0 == expire(hive)
+
+
+def test_a_job_has_so_many_outputs_and_no_more_however_small(hive: Folded) -> None:
+    hive.write("/jobs/ctl", "submit topic=sum")
+    job = hive.write("/pools/default/next", "lease", W1)
+    for n in range(OUTPUTS_MAX):
+        seal(hive, more=f"job={job}", who=W1, name=f"f{n}")
+    with pytest.raises(Refusal, match=f"quota exceeded: outputs have={OUTPUTS_MAX} max={OUTPUTS_MAX}"):
+        seal(hive, more=f"job={job}", who=W1)
+    seal(hive, B, f"job={job}", W1, "f7")
+    assert B == hive.state.artifacts.outputs[job]["f7"]
 
 
 def test_what_a_dead_letter_needs_stays_until_it_is_discarded(hive: Folded) -> None:

@@ -16,6 +16,8 @@ from skep.fs import ctl
 from skep.fs.errors import FsError
 from skep.fs.node import Caller
 from skep.fs.tracecontext import is_traceparent, is_tracestate
+from skep.namespaces.artifacts.shelf import BYTES
+from skep.namespaces.artifacts.store import place
 from skep.namespaces.jobs.contract import CHECKED_MAX
 from skep.namespaces.jobs.due import TIMEOUT_GRACE_NS, due
 from skep.namespaces.jobs.record import Job, Submitted
@@ -426,6 +428,12 @@ def test_an_artifact_that_is_an_input_is_checked_at_the_door() -> None:
             with pytest.raises(FsError) as caught:
                 await ann.write("/jobs/ctl", line)
             assert said in str(caught.value)
+        # What was read once is not read again, good or bad: a MiB that is checked holds everybody up.
+        for text in ('{"width":3}', BAD):
+            await alive.hive.store.shelf.remove(place(BYTES, sha256(text.encode()).hexdigest()))
+        await ann.write("/jobs/ctl", "submit topic=sum input=artifact:good")
+        with pytest.raises(FsError, match="schema: /input/width: "):
+            await ann.write("/jobs/ctl", "submit topic=sum input=artifact:bad")
         # Past the door, nothing is taken on trust.
         with pytest.raises(FsError, match="schema: /artifact: it was not checked by thumb"):
             await alive.write("/jobs/ctl", "submit topic=sum input=artifact:good")

@@ -25,6 +25,7 @@ YEAR: Final = 365 * DAY
 SIZE_LIMIT: Final = "limits/artifact-size"
 BYTES_LIMIT: Final = "limits/artifact-bytes"
 ACTOR_LIMIT: Final = "limits/actor-artifact-bytes"
+OUTPUTS_MAX: Final = 1024  # of one job: they are read and copied together.
 EXPIRED_MAX: Final = 64  # artifacts that one line ends: their events share a ledger entry of 64 KiB.
 
 
@@ -255,11 +256,13 @@ def owner_of(artifact: Sealed | Artifact) -> str:
 
 def _check_outputs(artifacts: Artifacts, sealed: Sealed, world: World) -> None:
     """A job's outputs together have no more bytes than it asked for: one under the same name is replaced."""
+    outputs = artifacts.outputs.get(sealed.job, {})
+    if len(outputs) >= OUTPUTS_MAX and sealed.name not in outputs:
+        raise refusal(E.QUOTA, f"outputs have={len(outputs)} max={OUTPUTS_MAX}")
     most = world.outputs_max(sealed.job) if sealed.job else None
     if most is None:
         return
     table = artifacts.by_hash.get(sealed.tenant, {})
-    outputs = artifacts.outputs.get(sealed.job, {})
     # One that has been removed since takes no room.
     have = sum(table[of].size for name, of in outputs.items() if name != sealed.name and of in table)
     if have + sealed.size > most:

@@ -12,12 +12,12 @@ from skep.fs.chan import settle
 from skep.fs.ctl import Command
 from skep.fs.errors import E, FsError
 from skep.fs.node import Caller
-from skep.namespaces.checked import checked
+from skep.namespaces.checked import checked, detail_of
 from skep.namespaces.hive import HiveRules
 from skep.namespaces.jobs import adoption
 from skep.namespaces.jobs.names import Shelf, job_of, own_jobs, pages, sees
 from skep.namespaces.jobs.verbs import ABSENT, ADOPT
-from skep.namespaces.live import Hive, detail_of
+from skep.namespaces.live import Hive
 from skep.namespaces.order import actor_of
 from skep.namespaces.sheet import Form, Line, Staged, written
 from skep.trace.entry import ENTRY_MAX, canonical
