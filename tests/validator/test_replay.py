@@ -22,11 +22,12 @@ from skep.fs import ctl
 from skep.fs.errors import FsError
 from skep.namespaces.hive import HiveRules
 from skep.namespaces.jobs.record import Leased
-from skep.namespaces.policy.bundle import Bundle, shipped, signed
+from skep.namespaces.policy.bundle import Bundle, read, shipped, signed
 from skep.namespaces.policy.core import Policy, first_lines
 from skep.trace.sqlite import SqliteLedger
 from skep.validator.changes import CHANGES, Change
 from skep.validator.digest import digest
+from skep.validator.policies import OtherPolicy
 from skep.validator.replay import Difference, Replay, Unfoldable, differing
 from skep.validator.report import report
 from tests.namespaces.hives import SIGNER, W1, Living, living
@@ -131,6 +132,7 @@ def lived(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_a_hives_directory_is_replayed_and_found_the_same(
     lived: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -164,16 +166,17 @@ def test_a_part_is_replayed_on_what_is_before_it(tmp_path: Path, capsys: pytest.
 
 
 @pytest.mark.parametrize("more", [["--from", "0"], ["--from", "9", "--to", "3"], ["--from", "1000"]])
-def test_what_cannot_be_replayed_is_a_mistake_of_usage(lived: Path, more: list[str]) -> None:
-    assert 2 == run(["replay", str(lived), *more])
-    assert 2 == run(["replay", str(lived / "none.db")])
-    assert not (lived / "none.db").exists()
+def test_what_cannot_be_replayed_is_a_mistake_of_usage(tmp_path: Path, more: list[str]) -> None:
+    assert 2 == run(["replay", str(ledger(tmp_path / "ledger.db", story())), *more])
+    assert 2 == run(["replay", str(tmp_path / "none.db")])
+    assert not (tmp_path / "none.db").exists()
 
 
-def test_a_changed_ledger_is_not_replayed(lived: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with closing(sqlite3.connect(lived / "ledger.db")) as found, found:
+def test_a_changed_ledger_is_not_replayed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = ledger(tmp_path / "ledger.db", story())
+    with closing(sqlite3.connect(path)) as found, found:
         found.execute("UPDATE entries SET body = replace(body, 'a', 'b') WHERE seq = 4")
-    assert 1 == run(["replay", str(lived)])
+    assert 1 == run(["replay", str(path), "--from", "4"])
     assert "entry 4: leaf hash is not that of its body" in capsys.readouterr().err
 
 
@@ -199,6 +202,18 @@ def test_another_policy_escalates_and_relaxes(tmp_path: Path, capsys: pytest.Cap
     out = capsys.readouterr().out
     assert "escalated: unix:ann (operator) /locks/ctl acquire name=door mode=x ttl=30s: ok -> DENIED: " in out
     assert f"the same; 3 escalated, 1 relaxed, {len(story()) - 4} unchanged" in out
+
+
+@pytest.mark.slow
+def test_what_a_trigger_would_not_submit_is_escalated(tmp_path: Path) -> None:
+    policies = '@id("no-jobs") forbid (principal, action == Skep::Action::"jobs.submit", resource);'
+    rules = OtherPolicy("operator", read(bundle(tmp_path, "operator", policies)))
+    with closing(SqliteLedger(str(ledger(tmp_path / "ledger.db", simulated("m1", 150))))) as opened:
+        found = report(opened, Replay(rules))
+    fired = [each for each in found.verdicts if each.line.startswith("fire ")]
+    assert (0, 0) == (found.differ, found.relaxed)
+    assert len(fired) > 10
+    assert {("escalated", "ok", "DENIED")} == {(each.verdict, each.recorded, each.under) for each in fired}
 
 
 @pytest.mark.slow
@@ -287,6 +302,7 @@ def test_the_digest_is_of_what_is_meant_and_not_of_its_order() -> None:
     assert len(values) == len(set(map(digest, values)))
 
 
+@pytest.mark.slow
 def test_the_digest_is_the_live_hives(tmp_path: Path) -> None:
     async def lived() -> tuple[str, str]:
         async with living(tmp_path, str(tmp_path / "ledger.db")) as alive:
