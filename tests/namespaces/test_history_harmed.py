@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import shutil
 import sqlite3
 from collections.abc import Awaitable, Callable
 from contextlib import closing
@@ -73,6 +74,36 @@ def test_a_file_that_is_no_index_of_this_release_is_replaced(
     tmp_path: Path, harm: Callable[[Path], None]
 ) -> None:
     assert STATES == restarted(tmp_path, harm)
+
+
+@pytest.mark.parametrize("more", [1, 12], ids=["shorter than the index", "longer by now"])
+def test_an_index_of_what_the_ledger_no_longer_says_is_made_anew(tmp_path: Path, more: int) -> None:
+    clock = ManualClock()
+    ledger, copied = tmp_path / "ledger", tmp_path / "copied"
+
+    async def live(jobs: int) -> list[str]:
+        async with living(tmp_path, str(ledger), clock) as alive:
+            made = await fill(alive, jobs)
+            await alive.hive.wait_history()
+            return made
+
+    async def read(jobs: list[str], lost: list[str]) -> None:
+        async with living(tmp_path, str(ledger), clock) as alive:
+            assert ["cancelled\n"] * len(jobs) == await states(alive, jobs)
+            await alive.hive.wait_history()
+            assert [None] * len(lost) == [alive.hive.history.find(job) for job in lost]
+
+    kept = asyncio.run(live(3))
+    shutil.copy(ledger, copied)  # closed, it is one file
+    lost = asyncio.run(live(5))
+    shutil.copy(copied, ledger)
+    if more > 5:
+        # What goes on from the copy has passed the index before this is opened.
+        index = tmp_path / FILE
+        index.rename(tmp_path / "aside")
+        kept += asyncio.run(live(more))
+        shutil.copy(tmp_path / "aside", index)
+    asyncio.run(read(kept, lost))
 
 
 def in_one_hive(directory: Path, story: Callable[[Living, list[str]], Awaitable[None]]) -> None:
@@ -176,7 +207,7 @@ def test_what_cannot_be_written_is_tried_now_and_then_and_logged_once(
             raise sqlite3.OperationalError("database or disk is full")
 
         history._put = full  # type: ignore[method-assign]
-        for _ in range(20):
+        for _ in range(8):
             await alive.submit()
             history.write()
             for _ in range(3):
