@@ -42,6 +42,9 @@ async def ls_command(
     async with dialled(hive) as client:
         for path in paths or ("/",):
             with told(path):
+                if not (as_json or long or recursive or len(paths) > 1):
+                    await _names(client, path)
+                    continue
                 async for folder, entries in _listing(client, path, recursive):
                     if as_json:
                         _print_json(_json(f"{folder.rstrip('/')}/{name}", attr) for name, attr in entries)
@@ -49,7 +52,18 @@ async def ls_command(
                     if recursive or len(paths) > 1:
                         click.echo(f"{folder}:")
                     for name, attr in entries:
-                        click.echo(_line(name, attr, long))
+                        click.echo(_line(name, attr) if long else _shown(name, attr.mode))
+
+
+async def _names(client: Client, path: str) -> None:
+    """Print the names alone, as they come: nothing is asked of each, however many there are."""
+    if not stat.S_ISDIR((await client.stat(path)).mode):
+        click.echo(path.rpartition("/")[2])
+        return
+    async with await client.open(path) as fid:
+        async for page in fid.pages():
+            for entry in page:
+                click.echo(_shown(entry.name, entry.mode))
 
 
 async def _listing(
@@ -70,12 +84,13 @@ async def _listing(
                     yield below
 
 
-def _line(name: str, attr: Attr, long: bool) -> str:
-    shown = click.style(name, fg="blue", bold=True) if stat.S_ISDIR(attr.mode) else name
-    if not long:
-        return shown
+def _line(name: str, attr: Attr) -> str:
     mode, when = stat.filemode(attr.mode), rfc3339(attr.mtime_ns)[:19]
-    return f"{mode} {attr.user:8} {attr.size:>10} {when}Z {shown}"
+    return f"{mode} {attr.user:8} {attr.size:>10} {when}Z {_shown(name, attr.mode)}"
+
+
+def _shown(name: str, mode: int) -> str:
+    return click.style(name, fg="blue", bold=True) if stat.S_ISDIR(mode) else name
 
 
 @click.command()

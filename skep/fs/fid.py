@@ -203,16 +203,20 @@ class Fid:
 
     async def entries(self) -> list[Entry]:
         """All names of this directory, which is open and has not been read."""
+        return [entry async for page in self.pages() for entry in page]
+
+    async def pages(self) -> AsyncIterator[list[Entry]]:
+        """The same as they come, a message's worth at a time; on 9P2000 and 9P2000.u at once."""
         if self.connection.dialect is not Dialect.L:
-            return [Entry(name, attr.qid, stat.S_IFMT(attr.mode)) for name, attr in await self.stats()]
-        found: list[Entry] = []
+            yield [Entry(name, attr.qid, stat.S_IFMT(attr.mode)) for name, attr in await self.stats()]
+            return
         offset = 0
         while True:
             reply = await self.connection.rpc(Treaddir(self.fid, offset, self.unit), Rreaddir)
             dirents = unpack_dirents(memoryview(reply.data))
             if not dirents:
-                return found
-            found += [idiom.entry_of(dirent) for dirent in dirents if dirent.name not in (".", "..")]
+                return
+            yield [idiom.entry_of(dirent) for dirent in dirents if dirent.name not in (".", "..")]
             offset = dirents[-1].offset
 
     async def stats(self) -> list[tuple[str, Attr]]:
