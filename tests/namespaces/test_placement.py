@@ -7,8 +7,9 @@ from collections import Counter
 
 import msgspec
 import pytest
+from bundles import ANNS, bundle, publish, trust
 from door import BOTH, Door, rest, say
-from hives import ANN, BOB, W1, W2, Folded, Living, live, settled
+from hives import ANN, BOB, SIGNER, W1, W2, Folded, Living, live, settled
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from leasing import cancel, configure, end, lease, offer, refused, submit
@@ -247,6 +248,27 @@ def test_a_plan_takes_what_a_submit_takes_and_no_more(said: str) -> None:
             await say(chan, f"topic=sum input={'x' * 30_000}"[:30_010])
 
     live(story)
+
+
+GPU_SERVERS = """@id("gpu-servers") @about("what a node says of itself makes it no GPU server")
+forbid (principal, action == Skep::Action::"pools.lease", resource)
+when { context.pool == "gpu" && !(principal in Skep::Role::"cuda-annex") };"""
+
+
+def test_a_policy_binds_a_pool_to_a_role_whatever_a_node_says_of_itself(hive: Folded) -> None:
+    hive.write("/pools/ctl", "create pool=gpu requires=gpu")
+    hive.write("/pools/ctl", "map topic=sum pool=gpu")
+    annex = Caller("unix:gpu", "cuda-annex", node="g1")
+    hive.hive("/nodes/g1", "join principal=unix:gpu role=cuda-annex")
+    for node in ("w1", "g1"):
+        offer(hive, node, "gpu:a100")
+    jobs = [submit(hive), submit(hive)]
+    assert jobs[0] == lease(hive, pool="gpu"), "a worker is taken at its word"
+    hive.write("/policy/ctl", trust("ann", ANNS, SIGNER))
+    hive.write("/policy/ctl", publish("gpu", bundle(GPU_SERVERS)))
+    said = "DENIED: permission denied: rule=gpu/gpu-servers"
+    assert refused(hive, "/pools/gpu/next", "lease", W1).startswith(said)
+    assert jobs[1] == lease(hive, annex, "gpu")
 
 
 def test_jobs_that_wait_before_another_are_counted_no_further_than_is_told(hive: Folded) -> None:
