@@ -17,7 +17,7 @@ WIDTH: Final = 256  # hashes of a whole tile
 HEIGHT: Final = 8  # levels of the tree that one level of tiles spans
 STEP: Final = WIDTH * HASH_SIZE  # bytes of a whole tile
 LEVEL_MAX: Final = 7  # a ledger of 2**63 entries has no more
-GROW_MAX: Final = 32  # tiles taken in at a time: some 10 ms, and a pause for the others
+GROW_MAX: Final = 8  # tiles taken in at a time: some 5 ms, and a pause for the others
 
 ENTRIES: Final = "entries"
 

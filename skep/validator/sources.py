@@ -25,13 +25,15 @@ Read = Callable[[str], bytes | None]
 
 class Row(NamedTuple):
     """What stands at place ``seq``. ``root``: that of the commit that ends here, which began after ``since``;
-    None: none ends here."""
+    None: none ends here. ``behind``: the body behind the last of its bundle, where none should be; b"": none
+    is."""
 
     seq: int
     body: bytes
     leaf: bytes
     since: int | None = None
     root: bytes | None = None
+    behind: bytes = b""
 
 
 class Source(Protocol):
@@ -117,6 +119,8 @@ class TileSource:
         rows: list[Row] = []
         for seq, (body, end) in enumerate(_bodies(bundle, leaves), first):
             if seq >= first + width:
+                if not whole:
+                    rows[-1] = rows[-1]._replace(behind=body)
                 late = Finding(Kind.INSERTED, seq, "it stands in the bundle that ends before it")
                 return rows, None if whole else late
             at = (seq - first) * HASH_SIZE

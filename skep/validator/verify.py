@@ -133,20 +133,29 @@ def _what_of(source: Source, row: Row) -> Finding:
     """What happened at the place of ``row``, whose body has another hash or number than belong there."""
     place, said = row.seq, seq_of(row.body)
     there = source.row(said) if said != place else None
-    after = source.row(place + 1)
-    pushed = after is not None and seq_of(after.body) == place
-    if said == place + 1 and pushed:
+    pushed = _said_behind(source, row) == place
+    if said == place + 1 and pushed and not row.behind:
         # Two that changed places, or one more before both; then the next one is where it should not be.
-        third = source.row(place + 2)
-        pushed = third is not None and seq_of(third.body) == place + 1
-    if pushed or 0 < said < place:
+        second = source.row(place + 1)
+        pushed = second is not None and _said_behind(source, second) == place + 1
+    own = leaf_hash(row.body)
+    # One that agrees with its hash was not changed since it was put there.
+    if pushed or (0 < said < place and own == row.leaf):
         return _put_in(source, row, said)
     if said > place and there is not None and seq_of(there.body) == place:
         return Finding(Kind.SWAPPED, place, f"entry {said} is in its place, and it in that of entry {said}")
-    own = leaf_hash(row.body)
-    if said > place and (own == row.leaf or there is None or own == there.leaf):
+    moved = own == row.leaf or (own == there.leaf if there is not None else said == place + 1)
+    if said > place and moved:
         return Finding(Kind.DROPPED, place, f"missing, entry {said} is in its place")
     return Finding(Kind.ALTERED, place, f"leaf hash {row.leaf.hex()} is not that of its body, {own.hex()}")
+
+
+def _said_behind(source: Source, row: Row) -> int:
+    """The number that what stands behind ``row`` says it has; 0: nothing does, or it says none."""
+    if row.behind:
+        return seq_of(row.behind)
+    after = source.row(row.seq + 1)
+    return seq_of(after.body) if after is not None else 0
 
 
 def _put_in(source: Source, row: Row, said: int) -> Finding:

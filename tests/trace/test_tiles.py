@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from skep.trace.ledger import LedgerTampered
 from skep.trace.proof import consistency, inclusion, root_of
 from skep.trace.tiles import (
-    GROW_MAX,
     Tile,
     Tiles,
     fold,
@@ -19,8 +18,8 @@ from skep.trace.tiles import (
     tiles_of,
 )
 
-# Two levels and a bit, in one step of growth and in several.
-MANY = [sha256(b"%d" % n).digest() for n in range(256 * (GROW_MAX + 2) + 7)]
+# Two levels and a bit, taken in by several steps.
+MANY = [sha256(b"%d" % n).digest() for n in range(256 * 34 + 7)]
 
 
 def grown(leaves: list[bytes], size: int) -> Tiles:

@@ -9,7 +9,7 @@ from shutil import copy
 from tempfile import TemporaryDirectory
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from logs import (
     KEYS,
@@ -36,9 +36,10 @@ from skep.validator.verify import verify
 SIZE = 700
 ENTRIES = bodies(SIZE)
 TILES = as_tiles(ENTRIES)
+OLD = note(ENTRIES[:300])
 BATCH = 7
 places = st.integers(3, SIZE - 3)
-often = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+often = settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 def finding(source: Callable[[], Source], old: Note | None = None, **more: object) -> Finding:
@@ -144,7 +145,7 @@ def test_a_flipped_byte_of_a_tile_is_found(data: st.DataObject) -> None:
     assert (Kind.ALTERED, number * WIDTH * span + at // 32 * span + 1) == told(found)
 
 
-@often
+@settings(often, max_examples=40)
 @given(st.integers(0, len(TILES["tile/entries/001"]) - 1))
 def test_a_flipped_byte_anywhere_in_a_bundle_is_found_in_its_entry(at: int) -> None:
     path, ends, end = "tile/entries/001", [], 0
@@ -187,12 +188,7 @@ def test_a_dropped_entry_is_found(kept: Path, place: int) -> None:
 @given(places, st.integers(1, 300))
 def test_swapped_entries_are_found(kept: Path, place: int, apart: int) -> None:
     other = min(place + apart, SIZE)
-    rows = (
-        ("UPDATE entries SET seq = -1 WHERE seq = ?", (place,)),
-        ("UPDATE entries SET seq = ? WHERE seq = ?", (place, other)),
-        ("UPDATE entries SET seq = ? WHERE seq = -1", (other,)),
-    )
-    assert (Kind.SWAPPED, place) == told(in_ledger(kept, *rows))
+    assert (Kind.SWAPPED, place) == told(in_ledger(kept, *_exchanged(place, other)))
     number, some, at = bundle_of(place)
     to = min(at + apart, len(some) - 1)
     if to > at:
@@ -202,18 +198,17 @@ def test_swapped_entries_are_found(kept: Path, place: int, apart: int) -> None:
 
 
 @often
+@example(place=256, what="forged")
+@example(place=256, what="later")
+@example(place=255, what="later")
+@example(place=257, what="before")
 @given(places, st.sampled_from(["forged", "before", "early", "later", "foreign"]))
 def test_an_inserted_entry_is_found(kept: Path, place: int, what: str) -> None:
     put = {
         "forged": body(place, "forged"), "before": ENTRIES[place - 2], "early": ENTRIES[0],
         "later": ENTRIES[place], "foreign": b"{}",
     }[what]  # fmt: skip
-    rows = (
-        ("UPDATE entries SET seq = -seq WHERE seq >= ?", (place,)),
-        ("UPDATE entries SET seq = 1 - seq WHERE seq < 0", ()),
-        ("INSERT INTO entries VALUES (?, ?, ?)", (place, put, leaf_hash(put))),
-    )
-    assert (Kind.INSERTED, place) == told(in_ledger(kept, *rows))
+    assert (Kind.INSERTED, place) == told(in_ledger(kept, *_moved(place, put)))
     number, some, at = bundle_of(place)
     assert (Kind.INSERTED, place) == told(in_tiles(bundled([*some[:at], put, *some[at:]], number)))
 
@@ -265,12 +260,14 @@ _TABLES = (("entries", "seq"), ("commits", "size"))
 @often
 @given(st.integers(3, 300), st.integers(0, 300))
 def test_a_fork_is_found_by_an_older_checkpoint(place: int, more: int) -> None:
-    old = note(ENTRIES[:300])
     other = [*ENTRIES[: place - 1], body(place, "otherwise"), *ENTRIES[place : 300 + more]]
-    assert Kind.FORKED is finding(lambda: tile_source(as_tiles(other)), old).kind
-    with TemporaryDirectory() as directory:
-        path = write_ledger(Path(directory) / "ledger.db", other, 50)
-        assert Kind.FORKED is finding(lambda: LedgerSource(path), old).kind
+    assert Kind.FORKED is finding(lambda: tile_source(as_tiles(other)), OLD).kind
+
+
+def test_a_fork_of_a_ledger_is_found_by_an_older_checkpoint(tmp_path: Path) -> None:
+    other = [*ENTRIES[:99], body(100, "otherwise"), *ENTRIES[100:]]
+    path = write_ledger(tmp_path / "ledger.db", other, SIZE)
+    assert Kind.FORKED is finding(lambda: LedgerSource(path), OLD).kind
 
 
 def test_tiles_that_were_made_anew_without_the_key_are_a_fork() -> None:
@@ -329,3 +326,47 @@ def test_what_cannot_be_read_says_so(tmp_path: Path, kept: Path) -> None:
     assert Kind.DAMAGED is finding(lambda: LedgerSource(path)).kind
     sqlite3.connect(tmp_path / "other.db").execute("CREATE TABLE t(x)")
     assert Kind.DAMAGED is finding(lambda: LedgerSource(tmp_path / "other.db")).kind
+
+
+# many
+
+
+def _moved(place: int, put: bytes) -> tuple[tuple[str, tuple[object, ...]], ...]:
+    """One more entry, and those behind it moved."""
+    return (
+        ("UPDATE entries SET seq = -seq WHERE seq >= ?", (place,)),
+        ("UPDATE entries SET seq = 1 - seq WHERE seq < 0", ()),
+        ("INSERT INTO entries VALUES (?, ?, ?)", (place, put, leaf_hash(put))),
+    )
+
+
+def _exchanged(place: int, other: int) -> tuple[tuple[str, tuple[object, ...]], ...]:
+    return (
+        ("UPDATE entries SET seq = -1 WHERE seq = ?", (place,)),
+        ("UPDATE entries SET seq = ? WHERE seq = ?", (place, other)),
+        ("UPDATE entries SET seq = ? WHERE seq = -1", (other,)),
+    )
+
+
+MANY = 100_000
+TAMPERED: dict[Kind, Callable[[int], tuple[tuple[str, tuple[object, ...]], ...]]] = {
+    Kind.ALTERED: lambda place: (("UPDATE entries SET body = ? WHERE seq = ?", (body(place, "x"), place)),),
+    Kind.DROPPED: lambda place: (("DELETE FROM entries WHERE seq = ?", (place,)),),
+    Kind.SWAPPED: lambda place: _exchanged(place, place + 1000),
+    Kind.INSERTED: lambda place: _moved(place, body(place, "x")),
+    Kind.TRUNCATED: lambda place: (("DELETE FROM entries WHERE seq >= ?", (place,)),),
+}
+
+
+@pytest.fixture(scope="module")
+def large() -> Iterator[Path]:
+    """The file of a ledger of a hundred thousand entries."""
+    with TemporaryDirectory() as directory:
+        yield write_ledger(Path(directory) / "ledger.db", bodies(MANY), 500)
+
+
+@pytest.mark.slow
+@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.sampled_from(sorted(TAMPERED, key=lambda kind: kind.value)), st.integers(3, MANY - 1000))
+def test_a_hundred_thousand_entries_hide_no_tampering(large: Path, kind: Kind, place: int) -> None:
+    assert (kind, place) == told(in_ledger(large, *TAMPERED[kind](place)))
