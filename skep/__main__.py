@@ -41,14 +41,14 @@ COMMANDS: Final = {
     "stat": Row("listing", "Show what a hive tells about its files."),
     "rm": Row("writing", "Remove files and empty directories of a hive."),
     "whoami": Row("reading", "Show who this hive takes you for."),
-    "csv": Row("sheets", "Export and import nodes and configuration as CSV."),
+    "csv": Row("sheets", "Export and import nodes, configuration and jobs as CSV."),
     "policy": Row("policy", "Check, sign and publish policies, and ask what they decide."),
     "manifest": Row("manifest", "Check and sign manifests of roles."),
     "sim": Row("simulating", "Play a whole hive under one seed, and all that can go wrong in it."),
     "replay": Row("replaying", "Decide every line of a ledger again, and tell what was decided otherwise."),
     "verify": Row("verifying", "Verify that a log was not changed, cut, forked or rewound."),
     "bench": Row("measuring", "Measure a live 9P server; nothing is written to it."),
-    "conformance": Row("conformance", "Try a worker in any language against the protocol."),
+    "conformance": Row("conformance", "Try a program against what this hive's protocol asks of it."),
     "completion": Row("shell", "Print the completion script of a shell."),
 }
 
