@@ -18,7 +18,13 @@ MARKS: Final = {True: "✓", False: "✗", None: "–"}
 
 @click.group()
 def conformance_command() -> None:
-    """Try a program against what this hive's protocol asks of it."""
+    """Try a program against what this hive's protocol asks of it.
+
+    \b
+    Examples:
+      skep conformance worker -- python examples/worker.py
+      skep conformance worker --mount -- sh examples/worker.sh
+    """
 
 
 @conformance_command.command("worker", context_settings={"ignore_unknown_options": True})

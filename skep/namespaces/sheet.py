@@ -169,7 +169,10 @@ class Staged:
 
     def file(self, caller: Caller) -> Draft:
         """The tenant's file, begun when it is looked at."""
-        return self._files.setdefault(caller.tenant, Draft(size_max=BYTES_MAX))
+        found = self._files.get(caller.tenant)
+        if found is None:
+            found = self._files[caller.tenant] = Draft(size_max=BYTES_MAX)
+        return found
 
     def read(self, form: Form, caller: Caller, digest: str) -> list[Line]:
         """Its records, when its SHA-256 is ``digest``. Raises FsError."""

@@ -157,7 +157,12 @@ def files(hive: Hive) -> Listing:
     def listed(caller: Caller, after: int, limit: int) -> Sequence[tuple[int, str]]:
         return hive.history.listed(caller.tenant, after, limit)
 
-    return Paged(open_pages, lambda name, caller: named(caller).get(name) or _job(hive, name, caller))
+    def walk(name: str, caller: Caller) -> Any:
+        if name == IMPORTED and not caller.node:
+            return staged.file(caller)
+        return children.get(name) or _job(hive, name, caller)
+
+    return Paged(open_pages, walk)
 
 
 def _garbled(hive: Hive) -> Callable[[Caller, bytes, FsError], Awaitable[None]]:
