@@ -119,7 +119,7 @@ class Replay:
 
     def _decide_each(self, entry: Entry[Event], line: Line) -> tuple[Outcome, tuple[Any, ...], int]:
         """Decide a write of several lines, which see each other; also how many of its recorded events have
-        been applied. It ends at the first line that is decided otherwise."""
+        been applied. It ends at the first line from which events of other kinds follow."""
         kept = entry.outcome == OK
         # What was refused was taken back.
         state = self.state if kept else self.rules.copy(self.state)
@@ -130,9 +130,10 @@ class Replay:
                 decided = self._events.decode(canonical(self.rules.decide(state, line, k).events))
                 begin = len(events)
                 events.extend(decided)
-                if kept and decided != entry.events[begin : len(events)]:
+                believed = entry.events[begin : len(events)] if kept else decided
+                if [*map(type, believed)] != [*map(type, decided)]:
                     return OK, tuple(events), begin
-                for event in decided:
+                for event in believed:
                     self.rules.apply(state, event, meta)
             except Refusal as refusal:
                 return Outcome(refusal.code, refusal.text, k), (), len(events) if kept else 0
