@@ -25,7 +25,7 @@ import os
 import tempfile
 import threading
 import traceback
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Final, TypeVar
 
@@ -43,6 +43,7 @@ GRACE_S: Final = 30.0  # for what runs when told to stop; then it is given back
 LOG_MAX: Final = 1 << 20  # bytes printed and not sent yet: what a handler prints beyond is not kept
 PIECE: Final = 32 * 1024  # bytes of a log sent at a time
 PROGRESS_S: Final = 0.1  # between two reports: what is said in between is replaced by what is said later
+QUIET_S: Final = 0.015  # a job that is over by then is said to run and to have ended in one write
 STOP_S: Final = 2.0  # for a plain function to see that it is cancelled, before the hive is told
 H = TypeVar("H", bound=Callable[[Any], Any])
 
@@ -83,14 +84,18 @@ class _Given:
         self.text = lease.input  # the input, when it is one; None: it is an artifact, or nothing
         self.traceparent = lease.traceparent  # W3C, to be handed on; "": there is none
         self.tracestate = lease.tracestate
-        self.directory = leased.directory.resolve()  # its own, removed afterwards
         self.cancelled = threading.Event()  # set: stop, nothing that is said counts any more
         self._input = input
         self._leased = leased
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
-        self._printed = _Printed()
-        self._progress = _Progress()
+        self._printed = _Printed(leased)
+        self._progress = _Progress(leased)
+
+    @property
+    def directory(self) -> Path:
+        """Its own, removed afterwards."""
+        return self._leased.made()
 
     def check(self) -> None:
         """Raise Cancelled when the job is not ours any more: cancelled, preempted, out of time."""
@@ -99,13 +104,14 @@ class _Given:
 
     def input_file(self) -> Path:
         """A file with the input; an artifact's bytes have been checked. Raises Fail when there is none."""
-        if self._input is None:
+        file = self._input or self._leased.text_file()
+        if file is None:
             raise Fail("the job has no input", "no-input")
-        return self._input
+        return file
 
     def json(self) -> Any:
         """The input, as JSON. Raises msgspec.DecodeError."""
-        return msgspec.json.decode(self.input_file().read_bytes())
+        return msgspec.json.decode(self.input_file().read_bytes() if self.text is None else self.text)
 
     def log(self, text: str) -> None:
         """Print into the job's log, a line or several."""
@@ -245,6 +251,7 @@ class Worker:
                 self.grace,
                 self.labels,
                 self.capacity,
+                QUIET_S,
             )
             await drive(plan, told, say)
 
@@ -258,25 +265,20 @@ class Worker:
             raise Fail(
                 f"this worker has no handler for topic {leased.lease.topic}, only for {known}", "no-handler"
             )
-        leased.directory.mkdir(parents=True, exist_ok=True)
-        path = await leased.input_file()
+        path = await leased.input_file() if leased.lease.artifact else None
         job = Job(leased, path) if inspect.iscoroutinefunction(handler) else ThreadJob(leased, path)
-        sending = asyncio.create_task(leased.send_log(job._printed.take))
-        reporting = asyncio.create_task(job._progress.report(leased))
         try:
             ended = await _ended(job, handler)
             # What it printed is in the log when the job has ended.
-            job._printed.close()
-            await sending
+            await job._printed.sent()
         except asyncio.CancelledError:
             job.cancelled.set()
             if leased.lingering is not None:
                 await asyncio.wait((leased.lingering,), timeout=STOP_S)
             raise
         finally:
-            for task in (sending, reporting):
-                task.cancel()
-            await asyncio.gather(sending, reporting, return_exceptions=True)
+            await job._printed.stop()
+            await job._progress.stop()
         if isinstance(ended, JobFailed):
             raise ended
         return ended
@@ -364,26 +366,49 @@ async def _result(job: Job | ThreadJob, value: object) -> str:
     return text
 
 
-class _Printed:
-    """What a job printed and what is not sent yet. On the loop."""
+class _Told:
+    """What a job says beside its end, told by a task that begins with the first word. On the loop."""
 
-    def __init__(self) -> None:
+    def __init__(self, leased: Leased) -> None:
+        self._leased = leased
+        self._closed = False  # nothing more is said
+        self._telling: asyncio.Task[None] | None = None  # None: nothing was said yet
+        self._more = asyncio.Event()
+
+    def _tell(self, telling: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        self._more.set()
+        if self._telling is None and not self._closed:
+            self._telling = asyncio.create_task(telling())
+
+    async def stop(self) -> None:
+        self._closed = True
+        if self._telling is not None:
+            self._telling.cancel()
+            await asyncio.gather(self._telling, return_exceptions=True)
+
+
+class _Printed(_Told):
+    """What it printed; what is not sent yet is kept."""
+
+    def __init__(self, leased: Leased) -> None:
+        super().__init__(leased)
         self._kept = bytearray()
         self._lost = 0
-        self._closed = False
-        self._more = asyncio.Event()
 
     def add(self, data: bytes) -> None:
         room = LOG_MAX - len(self._kept)
         self._kept += data[:room]
         self._lost += max(0, len(data) - room)
-        self._more.set()
+        self._tell(lambda: self._leased.send_log(self._take))
 
-    def close(self) -> None:
+    async def sent(self) -> None:
+        """Nothing more is printed: returns when all is in the log. Raises LeaseLost."""
         self._closed = True
         self._more.set()
+        if self._telling is not None:
+            await self._telling
 
-    async def take(self) -> bytes:
+    async def _take(self) -> bytes:
         """The next piece; b"" at the end."""
         while not self._kept and not self._closed:
             self._more.clear()
@@ -396,23 +421,23 @@ class _Printed:
         return piece
 
 
-class _Progress:
-    """How far a job says it is. On the loop."""
+class _Progress(_Told):
+    """How far it says it is."""
 
-    def __init__(self) -> None:
+    def __init__(self, leased: Leased) -> None:
+        super().__init__(leased)
         self._said: tuple[int | None, str] = (None, "")
-        self._more = asyncio.Event()
 
     def say(self, percent: int | None, msg: str) -> None:
         self._said = (percent, msg)
-        self._more.set()
+        self._tell(self._report)
 
-    async def report(self, leased: Leased) -> None:
+    async def _report(self) -> None:
         """Until cancelled, or refused: who watches the lease hears why."""
         while await self._more.wait():
             self._more.clear()
             try:
-                await leased.report(*self._said)
+                await self._leased.report(*self._said)
             except FsError:
                 return
             await asyncio.sleep(PROGRESS_S)

@@ -182,6 +182,17 @@ def test_what_a_handler_returns_or_raises_is_how_its_job_ends(
     story(told, tmp_path)
 
 
+def test_a_short_job_is_begun_and_ended_in_one_entry(tmp_path: Path) -> None:
+    async def told(field: Field) -> None:
+        async with handlers(field.worker(pools=["brief"])):
+            job = await field.submit("echo", "input=hi")
+            assert ("succeeded", "hi") == await field.ended(job)
+        (attempt,) = field.hive.state.jobs.by_id[job].attempts
+        assert attempt.leased_ns < attempt.started_ns == attempt.ended_ns
+
+    story(told, tmp_path)
+
+
 @pytest.mark.slow
 def test_an_exception_s_kind_and_traceback_are_kept_with_the_job(tmp_path: Path) -> None:
     async def told(field: Field) -> None:

@@ -126,6 +126,15 @@ class Connection(asyncio.Protocol):
                 self._undo(call)
             raise
 
+    def forsake(self, call: Call) -> None:
+        """Nobody waits for ``call``: as a ``wait`` that is cancelled. One that has ended is undone."""
+        future = self._futures.get(call)
+        if future is None:
+            self._undo(call)
+        else:
+            future.cancel()
+            self.flush(call)
+
     async def rpc(self, request: Message, kind: type[R]) -> R:
         """The answer to ``request``, of the class ``kind`` that the protocol gives to it. As ``wait``."""
         if not self._writable.is_set():

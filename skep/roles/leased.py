@@ -1,8 +1,10 @@
 """One leased job on its node, whatever does the work: begun, renewed, looked after, told how it ended.
 
 Its lease is renewed at each third of it and its ``wait`` is read all the while: an end by others (a cancel,
-another's lease) stops the work at once. What is said is said again until it is answered; the hive takes a
-word twice for the same word. The bytes that go in and out are here too: input, log, artifacts.
+another's lease) stops the work at once. Work that may be over in no time is given some before anything is
+said or watched: then its start and its end are one write. What is said is said again until it is answered;
+the hive takes a word twice for the same word. The bytes that go in and out are here too: input, log,
+artifacts.
 
 What does the work is running.py's (a process) or worker.py's beside the rooms (a function).
 """
@@ -10,6 +12,7 @@ What does the work is running.py's (a process) or worker.py's beside the rooms (
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import logging
 import shutil
@@ -71,7 +74,10 @@ Perform = Callable[["Leased"], Awaitable[str]]  # does the job; its result. Rais
 class Leased:
     """One leased job. ``directory`` is its own, removed with it."""
 
-    def __init__(self, lease: Lease, uplink: Uplink, directory: Path, uploading: asyncio.Lock) -> None:
+    def __init__(
+        self, lease: Lease, uplink: Uplink, directory: Path, uploading: asyncio.Lock, quiet_s: float = 0.0
+    ) -> None:
+        """``quiet_s``: how long it runs before the hive is told that it does; 0: that is said first."""
         self.lease = lease
         self.uplink = uplink
         self.directory = directory
@@ -80,16 +86,43 @@ class Leased:
         # What cannot be stopped, and has its slot until it ends; None: nothing runs on.
         self.lingering: asyncio.Future[Any] | None = None
         self._uploading = uploading  # staged names are the node's: one job stages at a time
+        self.ending = asyncio.Event()  # the work is over: what is left is to say so
+        self._quiet_s = quiet_s
         self._leaving = asyncio.Event()
+        self._starting: asyncio.Task[None] | None = None  # None: start is not said yet
 
     async def run(self, perform: Perform) -> None:
         """Do it, and tell the hive how it ended. Raises nothing but cancellation."""
-        watching = asyncio.create_task(self._watch())
         doing = asyncio.create_task(self._do(perform))
-        leaving = asyncio.create_task(self._leaving.wait())
-        tasks = (watching, doing, leaving)
         try:
-            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            if self._quiet_s:
+                await asyncio.wait((doing,), timeout=self._quiet_s)
+            if doing.done():
+                doing.result()
+            else:
+                await self._watched(doing)
+        except LeaseLost as lost:
+            self.why = str(lost)
+            log.info("%s: %s", self.lease.job, lost)
+        except (FsError, OSError) as error:
+            log.warning("%s: %s", self.lease.job, error)
+        finally:
+            await _stopped(doing, *([] if self._starting is None else [self._starting]))
+            if self.lingering is not None:
+                await asyncio.wait((self.lingering,))
+            if self.directory.exists():
+                shutil.rmtree(self.directory, ignore_errors=True)
+
+    def leave(self) -> None:
+        """Stop it and give the lease back: that is no failure of the job's, which goes to another."""
+        self._leaving.set()
+
+    async def _watched(self, doing: asyncio.Task[None]) -> None:
+        """Until it is done, taken from us, or to be left."""
+        watching = asyncio.create_task(self._watch())
+        leaving = asyncio.create_task(self._leaving.wait())
+        try:
+            await asyncio.wait((watching, doing, leaving), return_when=asyncio.FIRST_COMPLETED)
             if doing.done():
                 doing.result()
             elif watching.done():
@@ -97,24 +130,22 @@ class Leased:
             else:
                 await _stopped(doing)
                 await self._say("release")
-        except LeaseLost as lost:
-            self.why = str(lost)
-            log.info("%s: %s", self.lease.job, lost)
-        except (FsError, OSError) as error:
-            log.warning("%s: %s", self.lease.job, error)
         finally:
-            await _stopped(*tasks)
-            if self.lingering is not None:
-                await asyncio.wait((self.lingering,))
-            shutil.rmtree(self.directory, ignore_errors=True)
+            await _stopped(watching, leaving)
 
-    def leave(self) -> None:
-        """Stop it and give the lease back: that is no failure of the job's, which goes to another."""
-        self._leaving.set()
+    async def begin(self) -> None:
+        """Say that it runs, unless that has been said. Raises LeaseLost, FsError."""
+        if self._starting is None:
+            # By its name who comes after us here knows what we held. On a full disk the job itself will fail.
+            with contextlib.suppress(OSError):
+                self.made()
+            self._starting = asyncio.create_task(self._say("start"))
+        await asyncio.shield(self._starting)
 
     async def _do(self, perform: Perform) -> None:
         try:
-            await self._say("start")
+            if not self._quiet_s:
+                await self.begin()
             result = await perform(self)
         except JobFailed as error:
             await self._nack(error)
@@ -123,7 +154,7 @@ class Leased:
             await self._nack(JobFailed(f"worker: {error}"))
         else:
             try:
-                await self._say("ack", result=result)
+                await self._end("ack", result=result)
             except FsError as error:
                 # It asks for another result than this, one of the topic's schema say.
                 await self._nack(JobFailed(f"result: {error}"))
@@ -131,18 +162,40 @@ class Leased:
     async def _nack(self, error: JobFailed) -> None:
         said = {"error": cut(str(error).encode(), ERROR_MAX), "code": error.code, "delay": error.delay}
         final = {"final": "true"} if error.final else {}
-        await self._say("nack", **{name: value for name, value in said.items() if value}, **final)
+        await self._end("nack", **{name: value for name, value in said.items() if value}, **final)
 
-    async def _say(self, verb: str, **args: str) -> None:
+    async def _end(self, verb: str, **args: str) -> None:
+        """Say how it ended, and in the same write that it ran, unless that has been said."""
+        if self._quiet_s:
+            self.ending.set()
+        if self._starting is not None:
+            await self.begin()
+            return await self._say(verb, **args)
+        start = self._line("start")
+        try:
+            return await self._say(verb, f"{start}\n", **args)
+        except FsError as error:
+            if error.kind is not E.ILLEGAL_MOVE:
+                raise
+        # Both were said before the connection was lost, or the lease is: the end alone tells.
+        return await self._say(verb, **args)
+
+    def _line(self, verb: str, **args: str) -> str:
+        return line(verb, {"fence": str(self.lease.fence)} | args)
+
+    async def _say(self, verb: str, before: str = "", **args: str) -> None:
         """Write a verb to the job's ctl, again when the hive cannot take it now. Raises LeaseLost when it
-        does not count any more."""
-        said = line(verb, {"fence": str(self.lease.fence)} | args)
+        does not count any more. ``before``: lines of the same write; then a move that is not legal is an
+        FsError, for it may be one of theirs."""
+        said = before + self._line(verb, **args)
         while True:
             try:
                 return await self.uplink.write(f"{self.path}/ctl", said)
             except FsError as error:
-                if error.kind is E.ILLEGAL_MOVE and "running -> running" in error.detail:
+                if error.kind is E.ILLEGAL_MOVE and "running -> running" in error.detail and not before:
                     return None  # said before the connection was lost
+                if error.kind is E.ILLEGAL_MOVE and before:
+                    raise
                 if error.kind in _LOST:
                     raise LeaseLost(f"{verb}: {error}") from error
                 if error.kind not in _PASSING:
@@ -153,7 +206,7 @@ class Leased:
     # what watches over it
 
     async def _watch(self) -> None:
-        """Renew the lease, and look out for the job's end by others. Raises LeaseLost."""
+        """Say that it runs, renew the lease, and look out for the job's end by others. Raises LeaseLost."""
         ended = asyncio.create_task(self.uplink.wait_read(f"{self.path}/wait"))
         renewing = asyncio.create_task(self._renew())
         try:
@@ -166,6 +219,7 @@ class Leased:
 
     async def _renew(self) -> None:
         third_s = parse_duration(self.lease.lease) / SECOND / 3
+        await self.begin()
         while True:
             await asyncio.sleep(third_s)
             try:
@@ -178,14 +232,24 @@ class Leased:
     async def input_file(self) -> Path | None:
         """A file with its input; None: it has none. Raises JobFailed when the input is not what its hash
         says."""
-        file = self.directory / "input"
-        if self.lease.artifact:
-            await self._fetch(self.lease.artifact.removeprefix("sha256:"), file)
-        elif self.lease.input is not None:
-            file.write_text(self.lease.input, "utf-8")
-        else:
+        if not self.lease.artifact:
+            return self.text_file()
+        file = self.made() / "input"
+        await self._fetch(self.lease.artifact.removeprefix("sha256:"), file)
+        return file
+
+    def text_file(self) -> Path | None:
+        """A file with the text that is its input; None: its input is none."""
+        if self.lease.input is None:
             return None
-        return file.resolve()
+        file = self.made() / "input"
+        file.write_text(self.lease.input, "utf-8")
+        return file
+
+    def made(self) -> Path:
+        """Its directory, which is there."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        return self.directory.resolve()
 
     async def _fetch(self, sha256: str, to: Path) -> None:
         async def copy(client: Client) -> str:
@@ -222,6 +286,7 @@ class Leased:
                 await fid.write_all(f"{said}\n".encode())
             return sha256
 
+        await self.begin()
         async with self._uploading:
             try:
                 return await self.uplink.do(stage)
@@ -235,6 +300,7 @@ class Leased:
         path = f"{self.path}/log"
         sent: int | None = None  # None: not asked yet
         while piece := await pieces():
+            await self.begin()
             try:
                 if sent is None:
                     sent = (await self.uplink.do(lambda client: client.stat(path))).size
@@ -248,6 +314,7 @@ class Leased:
 
     async def report(self, percent: int | None, msg: str) -> None:
         """Say how far it is. Raises FsError."""
+        await self.begin()
         said = {"msg": msg} | ({} if percent is None else {"percent": str(percent)})
         await self.uplink.write(f"{self.path}/ctl", line("progress", said | {"fence": str(self.lease.fence)}))
 

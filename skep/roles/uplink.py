@@ -17,8 +17,9 @@ from skep.fs.address import Address
 from skep.fs.connection import ConnectionLost
 from skep.fs.dial import Client
 from skep.fs.errors import E, FsError
+from skep.fs.flight import Flight
 from skep.fs.link import LOOK_S, Standing
-from skep.fs.messages import Dialect, Message, Rread, Tread
+from skep.fs.messages import IOHDRSZ, Dialect, Message, Rread, Tread, Twrite
 
 log = logging.getLogger("skep.worker")
 T = TypeVar("T")
@@ -80,11 +81,11 @@ class Session:
 
         What came all the same is not thrown away."""
         connection = self.client.connection
-        async with await self.client.open(path) as fid:
-            call = connection.start(Tread(fid.fid, 0, fid.unit))
-            with _told(lambda: connection.flush(call), self.leaving, unless):
-                reply = await _unless_flushed(connection.wait(call))
-            return None if reply is None else bytes(reply.data)
+        count = connection.session.msize - IOHDRSZ
+        flight = Flight(self.client, path, "r", lambda fid: Tread(fid, 0, count))
+        with _told(lambda: connection.flush(flight.last), self.leaving, unless):
+            reply = await _unless_flushed(flight.wait())
+        return None if reply is None else bytes(reply.data)
 
 
 class Uplink:
@@ -207,11 +208,11 @@ class Uplink:
         return await self._do(lambda session: work(session.client), unless)
 
     async def write(self, path: str, line: str) -> None:
-        """Write one line to a ctl file of the hive."""
+        """Write a line, or several of one transaction, to a ctl file of the hive, which takes them whole."""
+        data = f"{line}\n".encode()
 
         async def work(client: Client) -> None:
-            async with await client.open(path, "w") as fid:
-                await fid.write_all(f"{line}\n".encode())
+            await Flight(client, path, "w", lambda fid: Twrite(fid, 0, data)).wait()
 
         await self.do(work)
 

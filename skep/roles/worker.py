@@ -58,6 +58,7 @@ class Plan(msgspec.Struct, frozen=True):
     grace_s: float | None = None  # for what runs when told to stop; None: as long as it takes
     labels: dict[str, str] = {}
     capacity: int = 0  # 0: all its slots
+    quiet_s: float = 0.0  # how long a job runs before the hive is told that it does; 0: that is said first
 
 
 def held_by(jobs: Path) -> list[tuple[str, str]]:
@@ -169,31 +170,44 @@ class Loops:
         } | ({"labels": self.plan.labels} if self.plan.labels else {})
 
     async def _slot(self, pool: str) -> None:
-        """Take a lease, do its job, and again, until told to stop."""
+        """Take a lease, do its job, and again, until told to stop. How a job ended is told while the next
+        lease is asked for, so that both share a commit."""
+        async with asyncio.TaskGroup() as group:
+            last: asyncio.Task[None] | None = None  # None: nothing was done yet
+            while (lease := await self._lease(pool)) is not None:
+                place = self.jobs / f"{lease.job}.{lease.fence}"
+                leased = Leased(lease, self.uplink, place, self.uploading, self.plan.quiet_s)
+                doing = group.create_task(self._do(leased))
+                await leased.ending.wait()
+                if last is not None:
+                    await last  # of no more than one job the hive is still to be told
+                last = doing
+
+    async def _lease(self, pool: str) -> Lease | None:
+        """None: told to stop."""
         while not self.stopping.is_set():
             try:
                 data = await self.uplink.wait_read(f"/pools/{pool}/next", self.stopping)
             except FsError as error:
                 if self.stopping.is_set():
-                    return
+                    return None
                 log.warning("pool %s: %s; trying again", pool, error)
                 await self._pause(RETRY_S)
                 continue
             if data:
-                await self._do(msgspec.json.decode(data, type=Lease))
+                return msgspec.json.decode(data, type=Lease)
+        return None
 
-    async def _do(self, lease: Lease) -> None:
-        leased = Leased(lease, self.uplink, self.jobs / f"{lease.job}.{lease.fence}", self.uploading)
-        self.running[lease.job] = leased
-        # By its name who comes after us here knows what we held. On a full disk the job itself will fail.
-        with contextlib.suppress(OSError):
-            leased.directory.mkdir()
+    async def _do(self, leased: Leased) -> None:
+        job = leased.lease.job
+        self.running[job] = leased
         try:
             await leased.run(self.plan.perform)
         finally:
+            leased.ending.set()
             # The job may be ours again already, in another slot.
-            if self.running.get(lease.job) is leased:
-                del self.running[lease.job]
+            if self.running.get(job) is leased:
+                del self.running[job]
 
     async def _pause(self, seconds: float) -> None:
         try:
