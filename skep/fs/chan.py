@@ -166,6 +166,19 @@ def _told(
     return wrap
 
 
+def _fits(out: bytearray, entry: Entry, offset: int, count: int) -> bool:
+    """Add the entry, behind which a listing goes on at ``offset``; False: ``out`` is full.
+
+    Raises FsError when ``count`` bytes do not even hold one."""
+    packed = pack_dirent(Dirent(entry.qid, offset, stat.S_IFMT(entry.mode) >> 12, entry.name))
+    if len(out) + len(packed) <= count:
+        out += packed
+        return True
+    if not out:
+        raise FsError(E.INVALID, f"count {count} is too small for one entry")
+    return False
+
+
 def _named(right: Right) -> str:
     return str(right.name).lower()
 
@@ -477,13 +490,8 @@ class Chan:
             ]
         out = bytearray()
         for i in range(offset, len(self._entries)):
-            entry = self._entries[i]
-            packed = pack_dirent(Dirent(entry.qid, i + 1, stat.S_IFMT(entry.mode) >> 12, entry.name))
-            if len(out) + len(packed) > count:
-                if not out:
-                    raise FsError(E.INVALID, f"count {count} is too small for one entry")
+            if not _fits(out, self._entries[i], i + 1, count):
                 break
-            out += packed
         return bytes(out)
 
     async def _readdir_page(self, offset: int, count: int) -> bytes:
@@ -499,12 +507,8 @@ class Chan:
             else:
                 break
             offset += 1
-            packed = pack_dirent(Dirent(entry.qid, offset, stat.S_IFMT(entry.mode) >> 12, entry.name))
-            if len(out) + len(packed) > count:
-                if not out:
-                    raise FsError(E.INVALID, f"count {count} is too small for one entry")
+            if not _fits(out, entry, offset, count):
                 break
-            out += packed
         return bytes(out)
 
     def _turn_back(self) -> None:

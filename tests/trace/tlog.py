@@ -61,6 +61,13 @@ def subproof(m: int, leaves: list[bytes], whole: bool) -> list[bytes]:
     return [*subproof(m - k, leaves[k:], False), mth(leaves[:k])]
 
 
+def to_right_child(fn: int, sn: int) -> tuple[int, int]:
+    """2.1.3.2 and 2.1.4.2: if LSB(fn) is not set, right-shift both until it is or fn is 0."""
+    while fn and not fn & 1:
+        fn, sn = fn >> 1, sn >> 1
+    return fn, sn
+
+
 def check_inclusion(index: int, size: int, leaf: bytes, root: bytes, hashes: list[bytes]) -> None:
     """RFC 9162, 2.1.3.2."""
     assert index < size
@@ -69,12 +76,7 @@ def check_inclusion(index: int, size: int, leaf: bytes, root: bytes, hashes: lis
         assert sn != 0
         if fn & 1 or fn == sn:
             r = h(b"\x01", p, r)
-            if not fn & 1:
-                while True:
-                    fn >>= 1
-                    sn >>= 1
-                    if fn & 1 or fn == 0:
-                        break
+            fn, sn = to_right_child(fn, sn)
         else:
             r = h(b"\x01", r, p)
         fn >>= 1
@@ -102,12 +104,7 @@ def check_consistency(first: int, second: int, old: bytes, new: bytes, hashes: l
         assert sn != 0
         if fn & 1 or fn == sn:
             fr, sr = h(b"\x01", c, fr), h(b"\x01", c, sr)
-            if not fn & 1:
-                while True:
-                    fn >>= 1
-                    sn >>= 1
-                    if fn & 1 or fn == 0:
-                        break
+            fn, sn = to_right_child(fn, sn)
         else:
             sr = h(b"\x01", sr, c)
         fn >>= 1
