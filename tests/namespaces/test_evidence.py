@@ -151,7 +151,7 @@ def test_the_tree_is_the_hives_own_and_its_entries_auditors(who: Caller, kept: t
             if path in kept or "" in kept:
                 with pytest.raises(FsError) as caught:
                     await log.read(path)
-                # For who may see nothing of the tree, no tile exists: their names tell how long the ledger is.
+                # To who sees nothing of the tree no tile exists: its name tells how long the ledger is.
                 hidden = "" in kept and path.startswith("tile")
                 assert (E.MISSING if hidden else E.DENIED) is caught.value.kind
             else:
