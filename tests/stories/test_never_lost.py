@@ -362,7 +362,6 @@ def check_ledger(path: Path, told: Told) -> dict[str, int]:
     lost = sum(event["type"] == "job.returned" for event in events)
     refused = Counter(entry["outcome"]["code"] for entry in entries)
     assert lost > 0, "no lease was ever lost: the story was not told"
-    assert refused["FENCED"] > 0, "nobody came late: the story was not told"
     return {
         "entries": len(entries),
         "leases": len(fences),
