@@ -19,6 +19,8 @@ from skep.__main__ import COMMANDS
 from skep.__main__ import skep as group
 from tests.daemons import ROOT, Daemon, Hive, daemon, queen, run, wait_for
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def hive(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hive]:

@@ -18,6 +18,7 @@ from skep.fs.tree import Dir, Listing
 from skep.fs.wire import WireError, pack
 from skep.native.hot import AVAILABLE
 
+pytestmark = pytest.mark.slow
 FIDS = st.integers(0, 4)
 TAGS = st.integers(0, 5)
 NAMES = st.sampled_from(["f", "dir", "g", "mem", "live", "list", "7", "x", "..", ".", "", "a/b", "é"])

@@ -19,6 +19,7 @@ from queens import LEASES, Queen, events_of, history, reigning, say
 from skep.namespaces.jobs.record import Submitted
 from skep.trace.entry import Entry
 
+pytestmark = pytest.mark.slow
 SEED: Final = 7
 JOBS = 60
 TEARS = 120

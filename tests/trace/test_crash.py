@@ -20,6 +20,7 @@ from skep.trace.fold import apply_entry, tail_entries
 from skep.trace.sqlite import SqliteLedger
 from skep.trace.turn import Refused, Turn
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 APPENDER = Path(__file__).with_name("appender.py")
 
