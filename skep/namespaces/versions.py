@@ -5,7 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TypeVar
 
+from skep.fs.errors import E
+from skep.namespaces.order import refusal
+from skep.namespaces.packed import Altered, PackError, unpack_as
+
 V = TypeVar("V")
+
+
+def published(content: str, digest: str) -> bytes:
+    """The text of a publish's packed ``content``. Raises Refusal when it is none, or not ``digest``'s."""
+    try:
+        return unpack_as(content, digest)
+    except Altered as error:
+        raise refusal(E.TAMPER, str(error)) from error
+    except PackError as error:
+        raise refusal(E.SCHEMA, f"/: {error}") from error
 
 
 def with_new(kept: Mapping[int, V], live: int, v: int, version: V, most: int) -> dict[int, V]:

@@ -36,8 +36,8 @@ from skep.namespaces.config.document import (
 )
 from skep.namespaces.config.keys import KEYS, is_within, row, told
 from skep.namespaces.order import HIVE, HIVE_TENANT, Order, refusal
-from skep.namespaces.packed import Altered, PackError, unpack_as
-from skep.namespaces.versions import with_new
+from skep.namespaces.packed import PackError, unpack_as
+from skep.namespaces.versions import published, with_new
 from skep.trace.entry import canonical
 from skep.trace.rules import Decision, Meta
 
@@ -261,12 +261,7 @@ def _publish(config: Config, order: Order) -> Decided:
         _check_room(config, owner(scope))
     v = 1 if record is None else max(record.versions) + 1
     content = order.args["content"]
-    try:
-        unpack_as(content, digest)
-    except Altered as error:
-        raise refusal(E.TAMPER, str(error)) from error
-    except PackError as error:
-        raise refusal(E.SCHEMA, f"/: {error}") from error
+    published(content, digest)
     if record is not None and record.version.sha256 == digest:
         return Decision((), f"{scope}@{record.live}")
     try:

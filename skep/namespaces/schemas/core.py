@@ -25,8 +25,9 @@ from skep.fs import ctl
 from skep.fs.ctl import Arg, Verb
 from skep.fs.errors import E
 from skep.namespaces.order import Order, refusal
-from skep.namespaces.packed import Altered, PackError, unpack, unpack_as
+from skep.namespaces.packed import PackError, unpack
 from skep.namespaces.schemas.compat import KEYWORDS, breaks, pointed, resolve, within
+from skep.namespaces.versions import published
 from skep.trace.rules import Decision, Meta
 
 SCHEMAS_MAX: Final = 1024
@@ -261,12 +262,7 @@ def decide(schemas: Schemas, order: Order) -> Decided:
     order.check_rev(0 if record is None else record.rev)
     if "@" in id or id in ("ctl", "check"):
         raise refusal(E.USAGE, f"publish: id={id}: expected a name without @, not ctl or check")
-    try:
-        text = unpack_as(content, digest)
-    except Altered as error:
-        raise refusal(E.TAMPER, str(error)) from error
-    except PackError as error:
-        raise refusal(E.SCHEMA, f"/: {error}") from error
+    text = published(content, digest)
     if record is not None and record.newest.sha256 == digest:
         return Decision((), f"{id}@{record.newest}")
     try:
