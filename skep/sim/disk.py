@@ -51,11 +51,12 @@ class SimLedger:
             raise LedgerBusy("begin: another process has its turn")
         self.disk.user = self
 
-    def tail(self) -> Iterator[tuple[int, bytes]]:
+    def tail(self, known: int = 0) -> Iterator[tuple[int, bytes]]:
         while self.size < len(self.disk.bodies):
             body = self.disk.bodies[self.size]
             self._frontier.append(leaf_hash(body))
-            yield self.size, body
+            if self.size > known:
+                yield self.size, body
 
     def append(self, bodies: Sequence[bytes]) -> None:
         if self.disk.full:
@@ -87,6 +88,14 @@ class SimLedger:
     def read(self, after_seq: int, limit: int = READ_MAX) -> list[tuple[int, bytes]]:
         last = min(after_seq + limit, self.size)
         return [(seq, self.disk.bodies[seq - 1]) for seq in range(after_seq + 1, last + 1)]
+
+    def committed_root(self, size: int) -> bytes | None:
+        if not 0 < size <= len(self.disk.bodies):
+            return None
+        frontier = Frontier()
+        for body in self.disk.bodies[:size]:
+            frontier.append(leaf_hash(body))
+        return frontier.root()
 
     def leaves(self, first: int, count: int) -> bytes:
         last = min(first + count, self.size)

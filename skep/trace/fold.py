@@ -16,9 +16,11 @@ E = TypeVar("E")
 R = TypeVar("R")
 
 
-def tail_entries(ledger: Ledger, decoder: msgspec.json.Decoder[Entry[E]]) -> Iterator[Entry[E]]:
-    """The ledger's tail, decoded; raises LedgerTampered."""
-    for seq, body in ledger.tail():
+def tail_entries(
+    ledger: Ledger, decoder: msgspec.json.Decoder[Entry[E]], known: int = 0
+) -> Iterator[Entry[E]]:
+    """The ledger's tail after entry ``known``, decoded; raises LedgerTampered."""
+    for seq, body in ledger.tail(known):
         try:
             entry = decoder.decode(body)
         except msgspec.DecodeError as error:

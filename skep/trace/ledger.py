@@ -48,11 +48,11 @@ class Ledger(Protocol):
     def begin(self) -> None:
         """Take the exclusive right to append. Never waits: raises LedgerBusy instead, or LedgerFull."""
 
-    def tail(self) -> Iterator[tuple[int, bytes]]:
+    def tail(self, known: int = 0) -> Iterator[tuple[int, bytes]]:
         """(seq, body) of every committed entry after ``size``, verified; ``size`` moves with it.
 
-        Inside a turn or outside one. The first tail of a fresh Ledger is the whole ledger.
-        Raises LedgerTampered."""
+        Inside a turn or outside one. The first tail of a fresh Ledger is the whole ledger. Entries up to
+        ``known`` are verified as the others and not given. Raises LedgerTampered."""
 
     def append(self, bodies: Sequence[bytes]) -> None:
         """Write the entries after ``size``, once a turn. Raises LedgerFull."""
@@ -70,6 +70,10 @@ class Ledger(Protocol):
 
     def read(self, after_seq: int, limit: int = READ_MAX) -> list[tuple[int, bytes]]:
         """(seq, body) of up to ``limit`` entries after ``after_seq``, none beyond ``size``."""
+
+    def committed_root(self, size: int) -> bytes | None:
+        """The root that was written by the commit that ended at entry ``size``; None: none ended there. What
+        ``tail`` has not come to yet, is not verified."""
 
     def leaves(self, first: int, count: int) -> bytes:
         """Leaf hashes, 32 bytes each: of ``count`` entries after entry ``first``, none beyond ``size``."""

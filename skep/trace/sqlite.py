@@ -84,7 +84,7 @@ class SqliteLedger:
         with _translated("begin"):
             self._writer.execute("BEGIN IMMEDIATE")
 
-    def tail(self) -> Iterator[tuple[int, bytes]]:
+    def tail(self, known: int = 0) -> Iterator[tuple[int, bytes]]:
         alone = not self._writer.in_transaction
         try:
             with _translated(f"after entry {self.size}"):
@@ -98,13 +98,14 @@ class SqliteLedger:
                 if size == self.size and root != self._root:
                     raise LedgerTampered(f"entry {size}: tree root changed while the ledger was open")
                 if size > self.size or size == 0:
-                    yield from self._verified(size)
+                    yield from self._verified(size, known)
         finally:
             if alone and self._writer.in_transaction:
                 self._writer.execute("COMMIT")
 
-    def _verified(self, size_last: int) -> Iterator[tuple[int, bytes]]:
-        """Every entry after ``size``; the last commit ends at ``size_last``."""
+    def _verified(self, size_last: int, known: int) -> Iterator[tuple[int, bytes]]:
+        """Every entry after ``size``, those up to ``known`` are not given; the last commit ends at
+        ``size_last``."""
         frontier = self._frontier
         committed = frontier.size
         # Rows before the first are somebody else's too.
@@ -126,7 +127,8 @@ class SqliteLedger:
                 if root != self._root:
                     raise LedgerTampered(f"entry {seq}: tree root is not that of its commit")
                 committed = seq
-            yield seq, body
+            if seq > known:
+                yield seq, body
         if frontier.size != committed:
             raise LedgerTampered(f"entry {committed + 1}: no commit covers it")
         if size_last != committed:
@@ -173,6 +175,11 @@ class SqliteLedger:
                 "SELECT seq, body FROM entries WHERE seq > ? AND seq <= ? ORDER BY seq LIMIT ?",
                 (after_seq, self.size, limit),
             ).fetchall()
+
+    def committed_root(self, size: int) -> bytes | None:
+        with _translated(f"entry {size}"):
+            found = self._reader.execute("SELECT root FROM commits WHERE size = ?", (size,)).fetchone()
+        return found[0] if found else None
 
     def leaves(self, first: int, count: int) -> bytes:
         with _translated(f"after entry {first}"):

@@ -141,8 +141,9 @@ class CommitThread:
 class Turn(Generic[S, E, R]):
     """Submits lines to ``rules`` over ``ledger``; made, used and closed on one event loop.
 
-    Making it verifies and folds the whole ledger; raises LedgerError. Refusals whose code is in
-    ``unrecorded`` leave no entry. The ledger stays its opener's to close, after ``close``."""
+    Making it verifies the whole ledger and folds it, or what is after entry ``known``, whose state is
+    ``begun`` and is the turn's from then on; raises LedgerError. Refusals whose code is in ``unrecorded``
+    leave no entry. The ledger stays its opener's to close, after ``close``."""
 
     def __init__(
         self,
@@ -150,6 +151,8 @@ class Turn(Generic[S, E, R]):
         rules: Rules[S, E, R],
         unrecorded: frozenset[str] = frozenset(),
         commits: Callable[[Ledger], Commits] = CommitThread,
+        begun: S | None = None,
+        known: int = 0,
     ) -> None:
         self.ledger = ledger
         self.rules = rules
@@ -158,8 +161,8 @@ class Turn(Generic[S, E, R]):
         self.failed: Exception | None = None  # what stopped the turn; None: it goes on.
         self._entries: msgspec.json.Decoder[Entry[E]] = entry_decoder(rules.event_type)
         self._events: msgspec.json.Decoder[tuple[E, ...]] = events_decoder(rules.event_type)
-        self.state: S = rules.fresh()
-        for entry in tail_entries(ledger, self._entries):
+        self.state: S = rules.fresh() if begun is None else begun
+        for entry in tail_entries(ledger, self._entries, known):
             apply_entry(rules, self.state, entry)
         self.seq = ledger.size  # the last entry that ``state`` holds.
         self.root = ledger.root  # of the tree up to there

@@ -13,6 +13,7 @@ from typing import Any, Final
 import msgspec
 
 from skep.namespaces.hive import Event, HiveRules
+from skep.trace.digest import digest, parts
 from skep.trace.entry import (
     ENTRY_MAX,
     OK,
@@ -29,7 +30,6 @@ from skep.trace.fold import apply_entry
 from skep.trace.ledger import LedgerTampered
 from skep.trace.rules import Meta, Refusal
 from skep.validator.changes import declared
-from skep.validator.digest import digest, parts
 
 MISTAKE: Final = "raised"  # the outcome of a line at which the rules raise what is no refusal
 

@@ -29,6 +29,7 @@ def check_ledger(make: Callable[[], Ledger]) -> None:
     for check in (
         new_ledger_is_empty,
         what_is_committed_is_read,
+        where_a_commit_ended_its_root_is_known,
         what_is_rolled_back_never_was,
         nothing_is_read_before_its_commit,
         reads_are_bounded,
@@ -57,6 +58,15 @@ def what_is_committed_is_read(ledger: Ledger) -> None:
     assert ledger.read(2) == [(3, b"three")]
     assert list(ledger.tail()) == []
     assert not ledger.changed()
+
+
+def where_a_commit_ended_its_root_is_known(ledger: Ledger) -> None:
+    assert ledger.committed_root(0) is None
+    grow(ledger, b"one")
+    grow(ledger, b"two", b"three")
+    assert ledger.committed_root(1) == root_of([b"one"])
+    assert ledger.committed_root(3) == ledger.root
+    assert ledger.committed_root(4) is None
 
 
 def what_is_rolled_back_never_was(ledger: Ledger) -> None:

@@ -54,6 +54,15 @@ def test_a_ledger_is_found_again(ledger_path: Path) -> None:
         assert ledger.root == root_of(BODIES)
 
 
+def test_what_is_known_is_verified_and_not_given(ledger_path: Path) -> None:
+    with closing(open_ledger(str(ledger_path))) as ledger:
+        assert list(ledger.tail(8)) == [(9, b"9"), (10, b"10")]
+        assert (ledger.size, ledger.root) == (10, root_of(BODIES))
+    edit(ledger_path, "UPDATE entries SET body = x'00' WHERE seq = 3")
+    with closing(open_ledger(str(ledger_path))) as ledger, pytest.raises(LedgerTampered, match="entry 3: "):
+        list(ledger.tail(8))
+
+
 def test_the_file_is_its_owners_alone(ledger_path: Path) -> None:
     with closing(SqliteLedger(str(ledger_path))) as ledger:
         grow(ledger, b"11")

@@ -24,9 +24,9 @@ from skep.namespaces.hive import HiveRules
 from skep.namespaces.jobs.record import Leased
 from skep.namespaces.policy.bundle import Bundle, read, shipped, signed
 from skep.namespaces.policy.core import Policy, first_lines
+from skep.trace.digest import digest
 from skep.trace.sqlite import SqliteLedger
 from skep.validator.changes import CHANGES, Change
-from skep.validator.digest import digest
 from skep.validator.policies import OtherPolicy
 from skep.validator.replay import Difference, Replay, Unfoldable, differing
 from skep.validator.report import report
