@@ -249,6 +249,7 @@ def test_clunks_and_finished_calls_are_not_flushed() -> None:
     assert [(again.tag, again.request)] == sent(session)
 
 
+@pytest.mark.slow
 @given(st.data())
 def test_in_every_order_of_answers_each_call_ends_once_and_no_tag_serves_two(data: st.DataObject) -> None:
     """The server played here answers in any order, leaves out what was flushed or answers it first, and

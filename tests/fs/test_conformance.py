@@ -29,6 +29,7 @@ def test_a_tree_of_the_ready_made_shapes_has_no_fault() -> None:
     assert [] == asyncio.run(conformance(TREE))
 
 
+@pytest.mark.slow
 def test_files_that_wait_break_and_fail_are_told_apart() -> None:
     async def play(grounds: Grounds) -> None:
         # Not slow: that directory lets every name be walked to.

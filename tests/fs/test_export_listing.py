@@ -8,6 +8,7 @@ from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -37,6 +38,7 @@ def fill(top: Path, numbers: range) -> None:
         (top / f"a-name-of-some-length-{i}").touch()
 
 
+@pytest.mark.slow
 def test_ten_thousand_names_are_listed_once_each_and_again(tmp_path: Path) -> None:
     fill(tmp_path, range(10_000))
     handle = Export(tmp_path).root.open(READ, ME)
@@ -48,6 +50,7 @@ def test_ten_thousand_names_are_listed_once_each_and_again(tmp_path: Path) -> No
     handle.close()
 
 
+@pytest.mark.slow
 def test_the_time_of_a_listing_grows_with_its_length_alone(tmp_path: Path) -> None:
     def fastest(count: int) -> float:
         top = tmp_path / str(count)
@@ -66,6 +69,7 @@ def test_the_time_of_a_listing_grows_with_its_length_alone(tmp_path: Path) -> No
     assert fastest(10_000) < 40 * fastest(1_000)
 
 
+@pytest.mark.slow
 def test_names_that_stay_are_listed_while_others_come_and_go(tmp_path: Path) -> None:
     fill(tmp_path, range(2_000))
     handle = Export(tmp_path).root.open(READ, ME)

@@ -173,6 +173,7 @@ class Bytes:
                 del at[owner]
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(st.lists(STEP, max_size=30))
 def test_locks_are_what_a_byte_by_byte_table_says(

@@ -179,6 +179,7 @@ def test_case_043_among_two_hundred_fsyncs_a_flushed_one_is_not_answered_late(ke
 # case 75
 
 
+@pytest.mark.slow
 @KERNELS
 def test_case_075_a_tree_deeper_than_any_path_is_made_walked_and_removed(kernel: bool) -> None:
     name, depth = "n" * 255, 257

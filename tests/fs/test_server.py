@@ -208,6 +208,7 @@ def test_garbage_closes_the_connection_it_came_on(run: Run, garbage: bytes, tmp_
     run(visit())
 
 
+@pytest.mark.slow
 @LOOPS
 def test_nothing_is_left_of_two_hundred_clients_that_left_in_the_middle(run: Run, tmp_path: Path) -> None:
     async def visit() -> None:

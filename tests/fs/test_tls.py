@@ -460,6 +460,7 @@ def test_a_revoked_session_ends_at_once_and_no_other(tmp_path: Path) -> None:
     play(story, tmp_path)
 
 
+@pytest.mark.slow
 def test_who_is_revoked_between_the_proof_and_the_end_of_a_handshake_is_refused(tmp_path: Path) -> None:
     """Its certificate was judged already; and nothing that was not alive at the reload is looked at again."""
 
@@ -506,6 +507,7 @@ def test_a_client_leaves_a_queen_whose_certificate_is_revoked(tmp_path: Path) ->
     play(story, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_session_ends_when_its_certificate_expires(tmp_path: Path) -> None:
     clock = ManualClock(time_ns=int(W1.certificate.not_valid_before_utc.timestamp()) * SECOND + 30 * MINUTE)
 
@@ -755,6 +757,7 @@ attacks = st.one_of(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=400, deadline=None)
 @given(attacks, st.lists(st.integers(1, 400), max_size=12))
 def test_any_bytes_are_refused_or_waited_for_and_leave_nothing(attack: bytes, cuts: list[int]) -> None:

@@ -26,6 +26,7 @@ from skep.fs.wire import Dirent, pack_dirent
 from tests.fs.strategies import anything, tags
 
 
+@pytest.mark.slow
 @given(anything, tags)
 @settings(max_examples=300)
 def test_what_is_shown_is_read_again(told: tuple[Dialect, Message], tag: int) -> None:

@@ -49,6 +49,7 @@ def test_both_readings_have_the_same_messages(dialect: Dialect) -> None:
     assert ours == {number: name for number, (name, _) in construct_wire.DIALECTS[dialect.value].items()}
 
 
+@pytest.mark.slow
 @given(anything, tags)
 @settings(max_examples=400)
 def test_both_readings_agree_on_the_bytes(told: tuple[Dialect, Message], tag: int) -> None:
@@ -60,6 +61,7 @@ def test_both_readings_agree_on_the_bytes(told: tuple[Dialect, Message], tag: in
     assert (len(frame), number, tag) == HEADER.unpack_from(frame)
 
 
+@pytest.mark.slow
 @given(anything, tags, st.data())
 @settings(max_examples=300)
 def test_both_readings_refuse_the_same_spoilt_frames(
@@ -133,6 +135,7 @@ def test_a_frame_without_its_end_is_an_error(dialect: Dialect, data: st.DataObje
             unpack(memoryview(short), dialect)
 
 
+@pytest.mark.slow
 @DIALECTS
 @given(data=st.data())
 def test_entries_of_a_directory_follow_each_other(dialect: Dialect, data: st.DataObject) -> None:

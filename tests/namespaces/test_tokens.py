@@ -408,6 +408,7 @@ def test_a_token_that_no_entry_tells_of_is_refused() -> None:
     desked(story)
 
 
+@pytest.mark.slow
 def test_a_loaded_machine_refuses_no_valid_token() -> None:
     async def story(hive: Desked) -> None:
         token = await hive.mint(f"ops=all paths={','.join(f'/jobs/{n}' for n in range(100))} ttl=1h")
@@ -606,6 +607,7 @@ def test_failures_are_forgotten_in_time_and_bounded_in_number() -> None:
 # living under a token
 
 
+@pytest.mark.slow
 def test_a_session_ends_with_its_token() -> None:
     async def story(hive: Desked) -> None:
         ended: list[str] = []

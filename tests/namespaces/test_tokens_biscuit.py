@@ -65,6 +65,7 @@ def again(token: Biscuit) -> Biscuit:
 # what it says
 
 
+@pytest.mark.slow
 @given(FIRST, st.lists(NEXT, max_size=4))
 def test_what_was_written_is_read(first: Terms, more: list[Terms]) -> None:
     token = mint(PAIR.private_key, ID, first)
@@ -101,6 +102,7 @@ def test_a_place_has_one_spelling(text: str) -> None:
 # what it allows
 
 
+@pytest.mark.slow
 @given(FIRST, st.lists(NEXT, max_size=3), st.sampled_from(OPS), PLACES, st.booleans())
 def test_attenuation_never_widens(
     first: Terms, more: list[Terms], op: str, place: Place, patchy: bool
@@ -121,6 +123,7 @@ def test_attenuation_never_widens(
         before = view
 
 
+@pytest.mark.slow
 @given(
     FIRST,
     st.lists(NEXT, max_size=3),

@@ -495,6 +495,7 @@ def latest(things: Sequence[T], which: int) -> T:
     return things[-1 - which % (len(things) or 1)]
 
 
+@pytest.mark.slow
 @given(STORY)
 @settings(max_examples=300, deadline=None)
 def test_no_commands_make_good_again_what_was_taken_back(commands: Commands) -> None:

@@ -114,6 +114,7 @@ def test_a_story_that_fails_is_told_as_short_as_it_can_be() -> None:
     assert [] == attempt(again).wrong
 
 
+@pytest.mark.slow
 def test_the_command_plays_a_seed_and_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert 0 == run(["sim", "--seed", "7", "--steps", "10", "--json"])
     told = json.loads(capsys.readouterr().out)

@@ -55,6 +55,7 @@ def test_canonical_bytes_survive_reading(decided: tuple[dict[str, Any], ...]) ->
     assert canonical(entry) == body
 
 
+@pytest.mark.slow
 @given(events)
 def test_canonical_bytes_are_sorted_json_without_spaces(decided: tuple[dict[str, Any], ...]) -> None:
     parsed = json.loads(canonical(decided))

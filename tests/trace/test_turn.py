@@ -271,6 +271,7 @@ def test_a_refusal_in_a_batch_keeps_the_lines_before_it() -> None:
     in_memory(story)
 
 
+@pytest.mark.slow
 def test_too_many_that_wait_are_told_to_come_back() -> None:
     async def story(turn: RegisterTurn, ledger: HeldLedger) -> None:
         tasks = [asyncio.ensure_future(turn.submit(line("hide"))) for _ in range(WAITING_MAX + 1)]
@@ -619,6 +620,7 @@ writes = st.lists(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(writes, st.randoms(use_true_random=False))
 def test_a_fold_is_the_fold_of_its_re_read_ledger(written: list[list[str]], rng: random.Random) -> None:
