@@ -14,7 +14,7 @@ from skep.fs.address import parse
 
 if TYPE_CHECKING:  # cryptography takes a while to import
     from skep.trace.note import Note, Vkey
-    from skep.validator.sources import Read, Source
+    from skep.validator.sources import Source
     from skep.validator.verify import Verified
 
 TRACE = "log/trace"  # where a hive has it
@@ -77,31 +77,19 @@ def verify_command(checkpoint: Path | None, keys: tuple[str, ...], target: str) 
 
 
 def _verified(target: str, old: Note | None, pinned: list[Vkey]) -> Verified:
-    from skep.validator.sources import LedgerSource, TileSource
+    from skep.validator.sources import LedgerSource, TileSource, below
     from skep.validator.verify import verify
 
     path = Path(target)
     if path.is_dir():
         root = path / TRACE if (path / TRACE).is_dir() else path
-        return verify(TileSource(_from(root)), old, pinned)
+        return verify(TileSource(below(root)), old, pinned)
     if path.exists():
         source: Source = LedgerSource(path)
         if old is not None and not pinned and not source.keys():
             raise Failed(f"{target}: it names no key by which a checkpoint could be told: --key does")
         return verify(source, old, pinned)
     return asyncio.run(_of_hive(target, old, pinned))
-
-
-def _from(root: Path) -> Read:
-    """Files below a directory."""
-
-    def read(name: str) -> bytes | None:
-        try:
-            return (root / name).read_bytes()
-        except FileNotFoundError:
-            return None
-
-    return read
 
 
 async def _of_hive(target: str, old: Note | None, pinned: list[Vkey]) -> Verified:

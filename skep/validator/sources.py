@@ -23,6 +23,18 @@ Read = Callable[[str], bytes | None]
 """A resource of the log by its path; None: there is none."""
 
 
+def below(root: Path) -> Read:
+    """The log that is files below a directory."""
+
+    def read(name: str) -> bytes | None:
+        try:
+            return (root / name).read_bytes()
+        except FileNotFoundError:
+            return None
+
+    return read
+
+
 class Row(NamedTuple):
     """What stands at place ``seq``. ``root``: that of the commit that ends here, which began after ``since``;
     None: none ends here. ``behind``: the body behind the last of its bundle, where none should be; b"": none
