@@ -67,7 +67,9 @@ def compiled() -> Engine | None:
     return Engine("numba", kernel, as_array, lambda size: np.zeros(size, dtype=np.int64))
 
 
-def align(a: Items, b: Items, few: Engine = PURE, many: Engine | None = None, d_max: int = MANY) -> Alignment:
+def align(
+    a: Items, b: Items, few: Engine = PURE, many: Engine | None = None, bounds: tuple[int, int] = (FEW, MANY)
+) -> Alignment:
     """Align two sequences. ``few`` looks for so many edits as ``bounds`` says first, ``many`` (None: the
     compiled one, else that in Python) for as many as it says then; what they find is the same."""
     # What is in one alone is in no alignment: leaving it out makes most differences none.
