@@ -45,6 +45,7 @@ COMMANDS: Final = {
     "policy": Row("policy", "Check, sign and publish policies, and ask what they decide."),
     "manifest": Row("manifest", "Check and sign manifests of roles."),
     "sim": Row("simulating", "Play a whole hive under one seed, and all that can go wrong in it."),
+    "snapshot": Row("snapshotting", "Write down the state that a ledger means, for the next start."),
     "replay": Row("replaying", "Decide every line of a ledger again, and tell what was decided otherwise."),
     "verify": Row("verifying", "Verify that a log was not changed, cut, forked or rewound."),
     "bench": Row("measuring", "Measure a live 9P server; nothing is written to it."),

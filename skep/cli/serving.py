@@ -89,6 +89,14 @@ DURATION: Final = DurationType()
     show_default=True,
     help="How long a node's certificate is good, 10s to 168h. It is renewed at half of that.",
 )
+@click.option(
+    "--snapshot-every",
+    type=click.IntRange(0),
+    default=100_000,
+    show_default=True,
+    envvar="SKEP_SNAPSHOT_EVERY",
+    help="Entries from one snapshot of the state to the next, or SKEP_SNAPSHOT_EVERY. 0: none are made.",
+)
 def serve_command(
     role: str,
     directory: Path | None,
@@ -100,6 +108,7 @@ def serve_command(
     pools: tuple[str, ...],
     name: str | None,
     certificate_ttl: int,
+    snapshot_every: int,
 ) -> None:
     """Run a queen: serve a hive. It ends at SIGTERM, or when `shutdown` is written to its /ctl; at SIGHUP, or
     `reload`, it takes the limits.toml in --dir as it is now.
@@ -136,6 +145,7 @@ def serve_command(
         os.environ.get("SKEP_KMS", ""),
         certificate_ttl,
         artifacts,
+        snapshot_every,
     )
     try:
         _run(serve(plan, lambda line: print(line, flush=True)))

@@ -12,6 +12,7 @@ import logging
 import os
 import secrets
 import stat
+import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from importlib import metadata
 from pathlib import Path
@@ -26,6 +27,8 @@ from skep.fs.server import Listener, listen
 from skep.fs.spiffe import Spiffe
 from skep.namespaces.hive import OPERATOR, UNRECORDED, WORKER, HiveRules
 from skep.namespaces.live import Hive, HiveTurn
+from skep.namespaces.policy.keys import BadKey
+from skep.namespaces.stored import Begun, newest
 from skep.namespaces.tree import hive_tree
 from skep.namespaces.trust.authority import NODE_TTL_NS, Authority, AuthorityError
 from skep.namespaces.trust.keys import KeyStoreError
@@ -34,8 +37,10 @@ from skep.roles.gate import Doorkeeper
 from skep.roles.manifest import Manifest, load
 from skep.roles.sealed import Source
 from skep.roles.signals import on_hangup, told_signals
+from skep.roles.snapshots import EVERY, Maker, own_keys
 from skep.trace.clock import SECOND, SystemClock, parse_duration
 from skep.trace.ledger import Ledger, LedgerError, LedgerTampered, open_ledger
+from skep.trace.snapshot import listed
 from skep.trace.turn import Turn, TurnStopped
 
 log = logging.getLogger("skep.queen")
@@ -66,6 +71,7 @@ class Plan(msgspec.Struct, frozen=True):
     kms: str = ""  # what its keys are encrypted with, or kept in; "": in the directory as they are
     certificate_ttl_ns: int = NODE_TTL_NS  # of a node's
     artifacts: str = ""  # the URL of an object store for them; "": in the directory
+    snapshot_every: int = EVERY  # entries from one snapshot to the next; 0: none are made
 
 
 async def serve(plan: Plan, say: Callable[[str], None]) -> None:
@@ -156,12 +162,12 @@ async def _hive(plan: Plan) -> AsyncIterator[Hive]:
     try:
         ledger = open_ledger(url)
         with contextlib.closing(ledger):
-            turn = _folded(ledger)
+            turn = _folded(ledger, _begun(plan, ledger))
             try:
                 version = metadata.version("skep")
                 hive = Hive(turn, SystemClock(), plan.directory, version, artifacts=plan.artifacts)
                 try:
-                    async with _authority(plan, hive):
+                    async with _authority(plan, hive), _snapshots(plan, hive, url):
                         yield hive
                 finally:
                     await hive.close()
@@ -173,12 +179,43 @@ async def _hive(plan: Plan) -> AsyncIterator[Hive]:
         raise QueenError(f"ledger {url}: {error}") from error
 
 
-def _folded(ledger: Ledger) -> HiveTurn:
+def _begun(plan: Plan, ledger: Ledger) -> Begun | None:
+    """The newest snapshot that this hive has signed; None: there is none, all is folded."""
+    if not listed(plan.directory):
+        return None
+    try:
+        begun = newest(plan.directory, ledger, own_keys(plan.directory, plan.kms).keys())
+    except (KeyStoreError, BadKey) as error:
+        # What is to be done about it, the authority tells.
+        log.warning("snapshots are passed over: %s", error)
+        return None
+    if begun is not None:
+        log.info("what is before entry %d is in a snapshot", begun.seq + 1)
+    return begun
+
+
+@contextlib.asynccontextmanager
+async def _snapshots(plan: Plan, hive: Hive, url: str) -> AsyncIterator[None]:
+    """Within it snapshots of the hive are made, unless it is to have none."""
+    if not plan.snapshot_every:
+        yield
+        return
+    command = [sys.executable, "-m", "skep", "snapshot", str(plan.directory), "--ledger", url]
+    making = asyncio.create_task(Maker(hive, command, plan.snapshot_every).run())
+    try:
+        yield
+    finally:
+        making.cancel()
+        await asyncio.wait([making])
+
+
+def _folded(ledger: Ledger, begun: Begun | None) -> HiveTurn:
     """The ledger's turn. Cycles are not looked for while it is folded, less often afterwards, and never among
     what it was folded to: that stays, and what a request leaves behind goes without being looked for."""
     gc.disable()
     try:
-        turn = Turn(ledger, HiveRules(), UNRECORDED)
+        state, seq = begun or (None, 0)
+        turn = Turn(ledger, HiveRules(), UNRECORDED, begun=state, known=seq)
     finally:
         gc.enable()
     gc.freeze()
