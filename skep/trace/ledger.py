@@ -49,7 +49,7 @@ class Ledger(Protocol):
         """Take the exclusive right to append. Never waits: raises LedgerBusy instead, or LedgerFull."""
 
     def tail(self, known: int = 0) -> Iterator[tuple[int, bytes]]:
-        """(seq, body) of every committed entry after ``size``, verified; ``size`` moves with it.
+        """(seq, body) of every committed entry after ``size``, verified; ``size`` moves with it, or ahead.
 
         Inside a turn or outside one. The first tail of a fresh Ledger is the whole ledger. Entries up to
         ``known`` are verified as the others and not given. Raises LedgerTampered."""

@@ -1,4 +1,4 @@
-"""The Merkle tree of RFC 6962, grown one leaf at a time.
+"""The Merkle tree of RFC 6962, grown by a leaf or by many.
 
 Only hashes of whole subtrees that still can grow are kept (at most one a bit of the size), so a
 leaf costs two hashes on average and the root one for each bit set. Proofs and tiles are elsewhere.
@@ -6,7 +6,10 @@ Source: RFC 6962, 2.1."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from hashlib import sha256
+
+from skep.native.trace import hashing
 
 HASH_SIZE = 32
 EMPTY_ROOT = sha256().digest()
@@ -30,6 +33,13 @@ class Frontier:
             leaf = sha256(b"\x01" + peaks.pop() + leaf).digest()
             n >>= 1
         peaks.append(leaf)
+
+    def extend(self, leaves: bytes, sizes: Sequence[int] = ()) -> list[bytes]:
+        """Add leaves' hashes, joined; the roots that the tree has on the way at ``sizes``, which ascend from
+        above its own."""
+        self._peaks, roots = hashing.grow(self.size, self._peaks, leaves, sizes)
+        self.size += len(leaves) // HASH_SIZE
+        return [roots[i : i + HASH_SIZE] for i in range(0, len(roots), HASH_SIZE)]
 
     def root(self) -> bytes:
         """The tree's hash."""

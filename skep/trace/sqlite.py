@@ -13,10 +13,13 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
+from skep.native.trace import hashing
 from skep.trace.entry import leaf_hash
 from skep.trace.ledger import READ_MAX, LedgerBusy, LedgerError, LedgerFull, LedgerTampered
-from skep.trace.merkle import EMPTY_ROOT, Frontier
+from skep.trace.merkle import EMPTY_ROOT, HASH_SIZE, Frontier
+from skep.trace.rows import ROWS_MAX, Edge, follow
 
 APPLICATION_ID = 0x736B6570  # "skep"
 SCHEMA_VERSION = 1
@@ -106,46 +109,30 @@ class SqliteLedger:
     def _verified(self, size_last: int, known: int) -> Iterator[tuple[int, bytes]]:
         """Every entry after ``size``, those up to ``known`` are not given; the last commit ends at
         ``size_last``."""
-        frontier = self._frontier
-        committed = frontier.size
+        edge = Edge(self._frontier, self.size, self._root)
         # Rows before the first are somebody else's too.
         for (size,) in self._writer.execute("SELECT size FROM commits WHERE size < 1"):
             raise LedgerTampered(f"entry {size}: a commit ends there, before entry 1")
-        for seq, body, leaf, since, root in self._writer.execute(TAIL, (committed or SEQ_MIN,)):
-            expected = frontier.size + 1
-            if seq != expected:
-                raise LedgerTampered(f"entry {expected}: missing, entry {seq} is in its place")
-            if type(body) is not bytes or leaf != leaf_hash(body):
-                raise LedgerTampered(f"entry {seq}: leaf hash is not that of its body")
-            frontier.append(leaf)
-            if root is not None:
-                if since != committed:
-                    raise LedgerTampered(
-                        f"entry {seq}: its commit begins after {since}, expected {committed}"
-                    )
-                self._root = frontier.root()
-                if root != self._root:
-                    raise LedgerTampered(f"entry {seq}: tree root is not that of its commit")
-                committed = seq
-            if seq > known:
-                yield seq, body
-        if frontier.size != committed:
-            raise LedgerTampered(f"entry {committed + 1}: no commit covers it")
-        if size_last != committed:
-            raise LedgerTampered(
-                f"entry {min(size_last, committed) + 1}: missing, its commit ends at {size_last}"
-            )
+        found = self._writer.execute(TAIL, (edge.committed or SEQ_MIN,))
+        while rows := found.fetchmany(ROWS_MAX):
+            edge = follow(edge, rows) or _follow_each(edge, rows)
+            self._frontier, self._root = edge.frontier, edge.root
+            yield from ((row[0], row[1]) for row in rows if row[0] > known)
+        if edge.frontier.size != edge.committed:
+            raise LedgerTampered(f"entry {edge.committed + 1}: no commit covers it")
+        if size_last != edge.committed:
+            first = min(size_last, edge.committed) + 1
+            raise LedgerTampered(f"entry {first}: missing, its commit ends at {size_last}")
 
     def append(self, bodies: Sequence[bytes]) -> None:
         assert self._next is None
         assert bodies
         frontier = self._frontier.copy()
-        rows = []
-        for body in bodies:
-            leaf = leaf_hash(body)
-            frontier.append(leaf)
-            rows.append((frontier.size, body, leaf))
+        leaves = hashing.leaves(bodies)
+        frontier.extend(leaves)
         root = frontier.root()
+        each = (leaves[i : i + HASH_SIZE] for i in range(0, len(leaves), HASH_SIZE))
+        rows = zip(range(self.size + 1, frontier.size + 1), bodies, each, strict=True)
         with _translated(f"entry {self.size + 1}"):
             self._writer.executemany("INSERT INTO entries VALUES (?, ?, ?)", rows)
             self._writer.execute("INSERT INTO commits VALUES (?, ?, ?)", (frontier.size, self.size, root))
@@ -193,6 +180,26 @@ class SqliteLedger:
         self.rollback()
         self._reader.close()
         self._writer.close()
+
+
+def _follow_each(edge: Edge, rows: Sequence[tuple[Any, ...]]) -> Edge:
+    """As ``follow``, one by one; raises LedgerTampered at the first row that does not."""
+    frontier, committed, tree = edge.frontier.copy(), edge.committed, edge.root
+    for seq, body, leaf, since, root in rows:
+        expected = frontier.size + 1
+        if seq != expected:
+            raise LedgerTampered(f"entry {expected}: missing, entry {seq} is in its place")
+        if type(body) is not bytes or leaf != leaf_hash(body):
+            raise LedgerTampered(f"entry {seq}: leaf hash is not that of its body")
+        frontier.append(leaf)
+        if root is not None:
+            if since != committed:
+                raise LedgerTampered(f"entry {seq}: its commit begins after {since}, expected {committed}")
+            tree = frontier.root()
+            if root != tree:
+                raise LedgerTampered(f"entry {seq}: tree root is not that of its commit")
+            committed = seq
+    return Edge(frontier, committed, tree)
 
 
 def _connect(path: str) -> sqlite3.Connection:

@@ -7,9 +7,9 @@ Source: c2sp.org/tlog-tiles."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from hashlib import sha256
 from typing import Final, NamedTuple
 
+from skep.native.trace import hashing
 from skep.trace.ledger import LedgerTampered
 from skep.trace.merkle import HASH_SIZE
 
@@ -57,10 +57,7 @@ def tiles_of(size: int) -> Iterator[Tile]:
 
 def fold(hashes: bytes) -> bytes:
     """The hash of the complete subtree over these, a power of two of them."""
-    while len(hashes) > HASH_SIZE:
-        pairs = range(0, len(hashes), 2 * HASH_SIZE)
-        hashes = b"".join(sha256(b"\x01" + hashes[i : i + 2 * HASH_SIZE]).digest() for i in pairs)
-    return hashes
+    return hashing.fold(hashes, (len(hashes) // HASH_SIZE).bit_length() - 1)
 
 
 def pack_entries(bodies: Iterable[bytes]) -> bytes:
@@ -86,7 +83,7 @@ class Tiles:
             data = self.hashes(level, done * WIDTH, some * WIDTH)
             if len(data) != some * STEP:
                 raise LedgerTampered(f"leaf hashes are missing before entry {(done + some) * WIDTH + 1}")
-            above += b"".join(fold(data[i : i + STEP]) for i in range(0, some * STEP, STEP))
+            above += hashing.fold(data, HEIGHT)
             if done + some < size:
                 return False
         return True

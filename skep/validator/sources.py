@@ -5,7 +5,7 @@ A source tells what it holds and believes nothing of it; what it must find to go
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol
 
@@ -15,6 +15,7 @@ from skep.trace.checkpoint import Checkpoint, handover_text, origin_of, parse_ch
 from skep.trace.entry import leaf_hash
 from skep.trace.merkle import EMPTY_ROOT, HASH_SIZE
 from skep.trace.note import Note, NoteError, Vkey, parse_note, parse_vkey
+from skep.trace.rows import ROWS_MAX
 from skep.trace.sqlite import APPLICATION_ID
 from skep.trace.tiles import WIDTH, Tile, fold
 from skep.validator.found import Finding, Kind
@@ -47,6 +48,16 @@ class Row(NamedTuple):
     root: bytes | None = None
     behind: bytes = b""
 
+    @classmethod
+    def of(cls, row: Sequence[Any]) -> Row:
+        """A row of a batch; what stands where a body should be and is none, is empty."""
+        seq, body, *rest = row
+        return cls(seq, body if type(body) is bytes else b"", *rest)
+
+
+Batch = Sequence[Sequence[Any]]
+"""Some rows, as Row has them or the first of its fields; somebody may have written anything there."""
+
 
 class Source(Protocol):
     """A log: what its head says, who signed that, and the rows."""
@@ -65,6 +76,9 @@ class Source(Protocol):
 
     def rows(self) -> Iterator[Row]:
         """All of them in their order; hashes above the leaves are checked on the way, and at the end."""
+
+    def batches(self) -> Iterator[Batch]:
+        """The same, some at a time. What a Finding stands behind, is given before it is raised."""
 
     def row(self, seq: int) -> Row | None: ...
 
@@ -98,10 +112,17 @@ class TileSource:
             raise Finding(Kind.DAMAGED, 0, f"handovers: {error}") from error
 
     def rows(self) -> Iterator[Row]:
+        return (row for rows in self._tiles() for row in rows)
+
+    def batches(self) -> Iterator[Batch]:
+        return self._tiles()
+
+    def _tiles(self) -> Iterator[list[Row]]:
         above = bytearray()  # what the whole tiles of level 0 hash to
         for number in range(-(-self.head.size // WIDTH)):
             rows, found = self._rows(number)
-            yield from rows
+            if rows:
+                yield rows
             if found is not None:
                 raise found
             if len(rows) == WIDTH:
@@ -274,13 +295,26 @@ class LedgerSource:
         self._keys.append(key)
 
     def rows(self) -> Iterator[Row]:
+        return (Row.of(row) for rows in self.batches() for row in rows)
+
+    def batches(self) -> Iterator[Batch]:
         sql = """SELECT e.seq, e.body, e.leaf, c.since, c.root FROM entries e
             LEFT JOIN commits c ON c.size = e.seq ORDER BY e.seq"""
+        rows: list[Any] = []
+        failed: Finding | None = None
         try:
-            for seq, body, leaf, since, root in self._file.execute(sql):
-                yield Row(seq, body if type(body) is bytes else b"", leaf, since, root)
+            for row in self._file.execute(sql):
+                rows.append(row)
+                if len(rows) == ROWS_MAX:
+                    yield rows
+                    rows = []
         except sqlite3.Error as error:
-            raise Finding(Kind.DAMAGED, 0, f"ledger: {error}") from error
+            failed = Finding(Kind.DAMAGED, 0, f"ledger: {error}")
+            failed.__cause__ = error
+        if rows:
+            yield rows
+        if failed is not None:
+            raise failed
 
     def row(self, seq: int) -> Row | None:
         found = self._one("SELECT seq, body, leaf FROM entries WHERE seq = ?", seq)

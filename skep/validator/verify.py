@@ -14,8 +14,9 @@ from skep.trace.checkpoint import Checkpoint, parse_checkpoint, vouched
 from skep.trace.entry import leaf_hash
 from skep.trace.merkle import Frontier
 from skep.trace.note import Note, NoteError, UnknownSigner, Vkey
+from skep.trace.rows import Edge, follow
 from skep.validator.found import Finding, Kind
-from skep.validator.sources import Row, Source
+from skep.validator.sources import Batch, Row, Source
 
 
 class _Numbered(msgspec.Struct):
@@ -96,8 +97,29 @@ def _check_signers(
 def _check_rows(source: Source, old_size: int) -> bytes:
     """The root of the first ``old_size`` entries, b"" for none. Raises Finding where the log contradicts
     itself."""
-    frontier, committed, old_root = Frontier(), 0, b""
-    for row in source.rows():
+    edge, old_root = Edge(Frontier()), b""
+    for rows in source.batches():
+        size = edge.frontier.size
+        after = follow(edge, rows) if _numbered_from(size + 1, rows) else None
+        if after is None or size < old_size < after.frontier.size:
+            after, root = _check_each(source, edge, rows, old_size)
+            old_root = root or old_root
+        elif after.frontier.size == old_size:
+            old_root = after.frontier.root()
+        edge = after
+    _check_end(source, edge.frontier, edge.committed)
+    return old_root
+
+
+def _numbered_from(first: int, rows: Batch) -> bool:
+    """Whether the entries say that they have the numbers from ``first`` on."""
+    return all(seq_of(row[1]) == seq for seq, row in enumerate(rows, first))
+
+
+def _check_each(source: Source, edge: Edge, rows: Batch, old_size: int) -> tuple[Edge, bytes]:
+    """Follow rows one by one; the edge after them, and the root at ``old_size`` when they get there."""
+    frontier, committed, old_root = edge.frontier.copy(), edge.committed, b""
+    for row in map(Row.of, rows):
         expected = frontier.size + 1
         if row.seq != expected:
             kind, text = (Kind.DROPPED, f"missing, entry {row.seq} is in its place")
@@ -113,8 +135,7 @@ def _check_rows(source: Source, old_size: int) -> bytes:
             committed = expected
         if frontier.size == old_size:
             old_root = frontier.root()
-    _check_end(source, frontier, committed)
-    return old_root
+    return Edge(frontier, committed), old_root
 
 
 def _check_end(source: Source, frontier: Frontier, committed: int) -> None:
