@@ -174,6 +174,9 @@ class HiveState:
         written a document for has what its tenant, its organisation, the system have, or the key's default.
 
         A scope that cannot be read raises Refusal: what it forbids is not known. KeyError: no such key."""
+        known = self.config.known.get((scope, key))
+        if known is not None:
+            return known.value
         try:
             return self.config.value(scope or config.SYSTEM, key).value
         except config.ConfigError as error:
@@ -476,13 +479,16 @@ TENANT_VERBS: Final[frozenset[str]] = frozenset({
 
 def route(path: str) -> tuple[str, str, str]:
     """``/jobs/01JD/ctl`` -> ("jobs", "*/ctl", "01JD"); ``/ctl`` -> ("", "ctl", "")."""
-    names = path.split("/")[1:]
-    if len(names) == 1:
-        return "", names[0], ""
-    noun, name, *rest = names
-    if not rest and name == "ctl":
-        return noun, "ctl", ""
-    return noun, "/".join(("*", *rest)), name
+    _, noun, *names = path.split("/", 3)
+    match names:
+        case []:
+            return "", noun, ""
+        case ["ctl"]:
+            return noun, "ctl", ""
+        case [name]:
+            return noun, "*", name
+        case _:
+            return noun, f"*/{names[1]}", names[0]
 
 
 class _Submitting:
@@ -522,11 +528,14 @@ class HiveRules:
             row = ctl.check(command, TABLES[noun][place])
         except FsError as error:
             raise Refusal(error.kind.name, error.text) from error
-        verb = verb_path(noun, place, command.verb)
-        if line.role != HIVE and verb in OWN_VERBS:
-            raise refusal(E.DENIED, f"rule=own-verbs {command.verb} is the hive's alone")
-        if line.role != HIVE and line.tenant != HIVE_TENANT and verb not in TENANT_VERBS:
-            raise refusal(E.DENIED, f"rule=hive-tenant {command.verb} is about the hive, not about a tenant")
+        if line.role != HIVE:
+            verb = verb_path(noun, place, command.verb)
+            if verb in OWN_VERBS:
+                raise refusal(E.DENIED, f"rule=own-verbs {command.verb} is the hive's alone")
+            if line.tenant != HIVE_TENANT and verb not in TENANT_VERBS:
+                raise refusal(
+                    E.DENIED, f"rule=hive-tenant {command.verb} is about the hive, not about a tenant"
+                )
         order = Order(
             command.verb,
             command.args,
@@ -542,7 +551,7 @@ class HiveRules:
         asked = Asked(noun, line.path, order, row.args, state)
         if line.role != HIVE:
             policy.permit(state.policy, asked)
-        used = tokens.admit(state.tokens, line.token, state, line.time_ns)
+        used = tokens.admit(state.tokens, line.token, state, line.time_ns) if line.token else None
         decision = self._of_noun(state, noun, order, asked)
         return decision if used is None else Decision((*decision.events, used), decision.reply)
 

@@ -40,7 +40,7 @@ class Line(msgspec.Struct, frozen=True):
 
     def __post_init__(self) -> None:
         assert self.lines, "a write of no line is not a write"
-        assert not any("\n" in line for line in self.lines), self.lines
+        assert "\n" not in "".join(self.lines), self.lines
 
     def id(self, k: int) -> str:
         """A fresh object id for line ``k``: the trace itself for the first."""

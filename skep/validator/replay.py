@@ -91,7 +91,7 @@ class Replay:
         else:
             outcome, events, applied = self._decide_each(entry, line)
         now = canonical(entry_of(line, entry.seq, outcome, events))
-        if len(now) > ENTRY_MAX and outcome == OK:
+        if len(now) > ENTRY_MAX and outcome is OK:
             now = canonical(entry_of(line, entry.seq, Outcome("TOOBIG", f"too large: max={ENTRY_MAX}"), ()))
         found = None if now == body else self._difference(entry, body, now)
         self._apply(entry, applied)
@@ -127,10 +127,11 @@ class Replay:
         events: list[Event] = []
         for k in range(len(line.lines)):
             try:
-                decided = self._events.decode(canonical(self.rules.decide(state, line, k).events))
+                decided = self.rules.decide(state, line, k).events
                 begin = len(events)
                 events.extend(decided)
-                believed = entry.events[begin : len(events)] if kept else decided
+                # Those decided are applied as a turn applies them: as they will be read.
+                believed = entry.events[begin : len(events)] if kept else self._read(decided)
                 if [*map(type, believed)] != [*map(type, decided)]:
                     return OK, tuple(events), begin
                 for event in believed:
@@ -140,6 +141,9 @@ class Replay:
             except Exception as mistake:
                 return Outcome(MISTAKE, repr(mistake), k), (), len(events) if kept else 0
         return OK, tuple(events), len(events) if kept else 0
+
+    def _read(self, decided: tuple[Event, ...]) -> tuple[Event, ...]:
+        return self._events.decode(canonical(decided))
 
     def _apply(self, entry: Entry[Event], applied: int) -> None:
         """Apply the recorded events, those after the first ``applied`` ones."""

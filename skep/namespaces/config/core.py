@@ -160,7 +160,8 @@ class Config:
     scopes: dict[str, Record] = field(default_factory=dict)
     # Worked out of ``scopes``: what is found is kept until the next change.
     _layers: dict[str, Layer] = field(default_factory=dict, compare=False, repr=False)
-    _values: dict[tuple[str, str], Said] = field(default_factory=dict, compare=False, repr=False)
+    # What ``value`` would find again. Most lines ask for dozens of values, so it may be looked at first.
+    known: dict[tuple[str, str], Said] = field(default_factory=dict, compare=False, repr=False)
 
     def copy(self) -> Config:
         return Config(self.scopes.copy())
@@ -170,10 +171,10 @@ class Config:
         a scope.
 
         Raises ConfigError when a scope on the way cannot be read, KeyError when there is no such key."""
-        found = self._values.get((scope, key))
+        found = self.known.get((scope, key))
         if found is None:
             found = _value(self.layer(scope), key)
-            _remember(self._values, (scope, key), found)
+            _remember(self.known, (scope, key), found)
         return found
 
     def effective(self, scope: str) -> dict[str, Said]:
@@ -196,7 +197,7 @@ class Config:
     def changed(self) -> None:
         """Forget what was worked out."""
         self._layers.clear()
-        self._values.clear()
+        self.known.clear()
 
 
 def _remember(cache: dict[Any, Any], key: object, found: object) -> None:

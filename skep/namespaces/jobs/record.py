@@ -5,14 +5,14 @@ Which event follows from what is core.py. No clock, no I/O.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any, Final
 
 import msgspec
 
-from skep.namespaces.jobs.past import HISTORY_NS, KEY_NS, Keyed, Letter, Past
+from skep.namespaces.jobs.past import ENDED_MAX, HISTORY_NS, KEY_NS, Keyed, Letter, Past
 from skep.namespaces.jobs.queues import AGEING_NS, Queues
 from skep.namespaces.jobs.usage import Usage
 from skep.namespaces.jobs.verbs import PRIORITY
@@ -300,68 +300,79 @@ def apply(jobs: Jobs, event: Event, meta: Meta) -> list[str]:
     """Change ``jobs`` by ``event``; the jobs of which nothing but the ledger's index knows any more."""
     fold(jobs, event, meta)
     gone = [job for job in _buried(event) if job not in jobs.by_id]
-    for _, tenant, key in jobs.past.free(meta.time_ns):
-        _free(jobs, tenant, key, meta.time_ns)
-    return gone + [job for job in jobs.past.leaving(meta.time_ns) if _leave(jobs, jobs.by_id.pop(job))]
+    past, now_ns = jobs.past, meta.time_ns
+    if past.keys and past.keys[0][0] <= now_ns:
+        for _, tenant, key in past.free(now_ns):
+            _free(jobs, tenant, key, now_ns)
+    if past.ended and (past.ended[0][0] <= now_ns or len(past.ended) > ENDED_MAX):
+        gone += [job for job in past.leaving(now_ns) if _leave(jobs, jobs.by_id.pop(job))]
+    return gone
 
 
 def fold(jobs: Jobs, event: Event, meta: Meta) -> None:
     """Change ``jobs`` by ``event``, and let nothing leave."""
-    before = jobs.by_id.get(event.job)
-    _apply(jobs, event, meta)
-    after = jobs.by_id.get(event.job)
+    id, kind = event.job, type(event)
+    before = jobs.by_id.get(id) if kind in _ALONE else jobs.by_id[id]
+    _APPLY[kind](jobs, before, event, meta)
+    after = jobs.by_id.get(id)
     if after is not None:
         jobs.usage.moved(before, after, meta.time_ns)
         jobs.queues.moved(before, after)
 
 
-def _apply(jobs: Jobs, event: Event, meta: Meta) -> None:
-    match event:
-        case Submitted():
-            jobs.number = number_after(jobs.number, meta.seq)
-            jobs.by_id[event.job] = Job(
-                event, meta.time_ns, meta.seq, meta.seq,
-                queued_ns=meta.time_ns, place=jobs.queues.number(), number=jobs.number,
-            )  # fmt: skip
-            jobs.by_tenant.setdefault(event.tenant, {})[event.job] = None
-            if event.retry_of:
-                _bury(jobs, event.tenant, event.retry_of)
-            if event.key:
-                until_ns = meta.time_ns + (event.key_ns or KEY_NS)
-                yields = event.imported is not None and event.imported.ended
-                keyed = Keyed(event.job, event.body, until_ns, yields)
-                jobs.by_key.setdefault(event.tenant, {})[event.key] = keyed
-                jobs.past.keep(event.tenant, event.key, until_ns)
-        case Leased():
-            attempt = Attempt(event.node, event.fence, meta.time_ns)
-            job = jobs.by_id[event.job]
-            _put(jobs, job, meta, "leased", event.fence, event.until_ns, attempts=(*job.attempts, attempt))
-            jobs.held[event.job] = None
-        case Started():
-            job = jobs.by_id[event.job]
-            _put(jobs, job, meta, "running", event.fence, job.until_ns, started_ns=meta.time_ns)
-        case Renewed():
-            job = jobs.by_id[event.job]
-            _put(jobs, job, meta, job.state, event.fence, event.until_ns)
-        case Returned():
-            job = jobs.by_id[event.job]
-            _put(jobs, job, meta, "queued", event.fence, 0, ended_ns=meta.time_ns, end=event.why)
-            del jobs.held[event.job]
-        case Delayed():
-            job = jobs.by_id[event.job]
-            _put(
-                jobs, job, meta, "delayed", event.fence, event.until_ns,
-                text=event.text, ended_ns=meta.time_ns, end=event.why,
-            )  # fmt: skip
-            del jobs.held[event.job]
-        case Woken():
-            job = jobs.by_id[event.job]
-            _put(jobs, job, meta, "queued", job.fence, 0, queued_ns=meta.time_ns)
-        case Discarded():
-            tenants = (tenant for tenant, letters in jobs.dead.items() if event.job in letters)
-            _bury(jobs, event.tenant or next(tenants, ""), event.job)
-        case Ended():
-            _ended(jobs, jobs.by_id[event.job], event, meta)
+def _submitted(jobs: Jobs, job: Job | None, event: Submitted, meta: Meta) -> None:
+    now_ns = meta.time_ns
+    jobs.number = number_after(jobs.number, meta.seq)
+    jobs.by_id[event.job] = Job(
+        event, now_ns, meta.seq, meta.seq,
+        queued_ns=now_ns, place=jobs.queues.number(), number=jobs.number,
+    )  # fmt: skip
+    jobs.by_tenant.setdefault(event.tenant, {})[event.job] = None
+    if event.retry_of:
+        _bury(jobs, event.tenant, event.retry_of)
+    if event.key:
+        until_ns = now_ns + (event.key_ns or KEY_NS)
+        yields = event.imported is not None and event.imported.ended
+        keyed = Keyed(event.job, event.body, until_ns, yields)
+        jobs.by_key.setdefault(event.tenant, {})[event.key] = keyed
+        jobs.past.keep(event.tenant, event.key, until_ns)
+
+
+def _discarded(jobs: Jobs, job: Job | None, event: Discarded, meta: Meta) -> None:
+    tenants = (tenant for tenant, letters in jobs.dead.items() if event.job in letters)
+    _bury(jobs, event.tenant or next(tenants, ""), event.job)
+
+
+def _leased(jobs: Jobs, job: Job, event: Leased, meta: Meta) -> None:
+    attempt = Attempt(event.node, event.fence, meta.time_ns)
+    _put(jobs, job, meta, "leased", event.fence, event.until_ns, attempts=(*job.attempts, attempt))
+    jobs.held[event.job] = None
+
+
+def _started(jobs: Jobs, job: Job, event: Started, meta: Meta) -> None:
+    last = job.attempts[-1]
+    attempt = Attempt(last.node, last.fence, last.leased_ns, meta.time_ns, last.ended_ns, last.end)
+    attempts = (*job.attempts[:-1], attempt)
+    _put(jobs, job, meta, "running", event.fence, job.until_ns, attempts)
+
+
+def _renewed(jobs: Jobs, job: Job, event: Renewed, meta: Meta) -> None:
+    _put(jobs, job, meta, job.state, event.fence, event.until_ns)
+
+
+def _returned(jobs: Jobs, job: Job, event: Returned, meta: Meta) -> None:
+    _put(jobs, job, meta, "queued", event.fence, 0, _over(job, meta, event.why))
+    del jobs.held[event.job]
+
+
+def _delayed(jobs: Jobs, job: Job, event: Delayed, meta: Meta) -> None:
+    attempts = _over(job, meta, event.why)
+    _put(jobs, job, meta, "delayed", event.fence, event.until_ns, attempts, text=event.text)
+    del jobs.held[event.job]
+
+
+def _woken(jobs: Jobs, job: Job, event: Woken, meta: Meta) -> None:
+    _put(jobs, job, meta, "queued", job.fence, 0, queued_ns=meta.time_ns)
 
 
 NUMBER_BITS: Final = 10  # jobs of one entry: a write has not more lines.
@@ -422,14 +433,21 @@ _END: Final = {"succeeded": "acked", "failed": "nacked", "cancelled": "cancelled
 
 
 def _ended(jobs: Jobs, job: Job, event: Ended, meta: Meta) -> None:
-    changes: dict[str, Any] = {}
-    if job.held:
-        changes = {"ended_ns": meta.time_ns, "end": event.end or _END[event.state]}
-        del jobs.held[job.id]
+    id, attempts = event.job, job.attempts
+    if job.state in HELD:
+        attempts = _over(job, meta, event.end or _END[event.state])
+        del jobs.held[id]
     if event.state == "failed":
-        jobs.dead.setdefault(job.request.tenant, {})[job.id] = None
-    jobs.past.end(job.id, meta.time_ns + (event.keep_ns or HISTORY_NS))
-    _put(jobs, job, meta, event.state, event.fence, 0, text=event.text, code=event.code, **changes)
+        jobs.dead.setdefault(job.request.tenant, {})[id] = None
+    jobs.past.end(id, meta.time_ns + (event.keep_ns or HISTORY_NS))
+    _put(jobs, job, meta, event.state, event.fence, 0, attempts, event.text, event.code)
+
+
+def _over(job: Job, meta: Meta, end: str) -> tuple[Attempt, ...]:
+    """The job's attempts, the last of which is over."""
+    last = job.attempts[-1]
+    attempt = Attempt(last.node, last.fence, last.leased_ns, last.started_ns, meta.time_ns, end)
+    return (*job.attempts[:-1], attempt)
 
 
 def _put(
@@ -439,26 +457,38 @@ def _put(
     state: str,
     fence: int,
     until_ns: int,
-    attempts: tuple[Attempt, ...] | None = None,  # None: those it had, the last one changed as follows
+    attempts: tuple[Attempt, ...] | None = None,  # None: those it had
     text: str | None = None,  # None: the last error, as it was
     code: str = "",
     queued_ns: int | None = None,  # None: as it was, in its old place; else it is the last that was queued
-    **changes: Any,
 ) -> None:
     """The job's next record."""
-    if attempts is None:
-        attempts = job.attempts
-        if changes:
-            attempts = (*attempts[:-1], msgspec.structs.replace(attempts[-1], **changes))
-    if text is None:
-        text = job.text
-    last = job.state if state in TERMINAL else ""
-    place = job.place
+    place, request = job.place, job.request
     if queued_ns is None:
         queued_ns = job.queued_ns
     else:
         place = jobs.queues.number()
-    jobs.by_id[job.id] = Job(
-        job.request, job.submitted_ns, job.first, meta.seq, state, fence, until_ns, attempts, text, code,
-        last, queued_ns, place, job.number,
-    )  # fmt: skip
+    jobs.by_id[request.job] = Job(
+        request,
+        job.submitted_ns,
+        job.first,
+        meta.seq,
+        state,
+        fence,
+        until_ns,
+        job.attempts if attempts is None else attempts,
+        job.text if text is None else text,
+        code,
+        job.state if state in TERMINAL else "",
+        queued_ns,
+        place,
+        job.number,
+    )
+
+
+_ALONE: Final = frozenset({Submitted, Discarded})  # what may be said of a job that is not in memory
+# What each event does, given the job's record before it.
+_APPLY: Final[Mapping[type, Callable[[Jobs, Any, Any, Meta], None]]] = {
+    Submitted: _submitted, Leased: _leased, Started: _started, Renewed: _renewed, Returned: _returned,
+    Delayed: _delayed, Woken: _woken, Ended: _ended, Discarded: _discarded,
+}  # fmt: skip

@@ -10,6 +10,7 @@ lease takes a tenant over what it may use in a day.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
@@ -24,6 +25,7 @@ DAY: Final = 24 * HOUR
 OWED_MAX_NS: Final = 2 * SECOND  # more than a second's worth is not lent: the clock was put back.
 # The states that count, as waiting and as held.
 COUNTED: Final = {"queued": (1, 0), "delayed": (1, 0), "leased": (0, 1), "running": (0, 1)}
+NEITHER: Final = (0, 0)
 ALL: Final = ""  # in an actor's place: all of the tenant's together.
 
 
@@ -67,37 +69,39 @@ class Usage:
         if time_ns // MINUTE > self.swept:
             self._turn_to(time_ns)
         request = after.request
-        waited, was_held = COUNTED.get(before.state, (0, 0)) if before is not None else (0, 0)
-        waits, is_held = COUNTED.get(after.state, (0, 0))
+        cost_ns = actor_cost_ns = 0
+        if before is None:
+            waited, was_held = NEITHER
+            cost_ns, actor_cost_ns = request.cost_ns, request.actor_cost_ns
+        else:
+            waited, was_held = COUNTED.get(before.state, NEITHER)
+        waits, is_held = COUNTED.get(after.state, NEITHER)
         waiting, held = waits - waited, is_held - was_held
-        cost_ns, actor_cost_ns = (request.cost_ns, request.actor_cost_ns) if before is None else (0, 0)
         if not (held or waiting or cost_ns or actor_cost_ns):
             return
         ran_ns = attempt_ns(request, after.attempts[-1], self.day) if held < 0 else 0
         reserved_ns = held * bound_ns(request) if held else 0
+        rows = self.by_tenant.get(request.tenant, {})
         for actor, cost in ((ALL, cost_ns), (request.actor, actor_cost_ns)):
-            used = self.of(request.tenant, actor)
+            used = rows.get(actor, NOTHING)
             paid_ns = time_ns + used.owed_ns(time_ns) + cost if cost or used.paid_ns else 0
-            self._put(
-                request.tenant,
-                actor,
-                Used(
-                    used.waiting + waiting,
-                    used.held + held,
-                    used.reserved_ns + reserved_ns,
-                    used.ran_ns + ran_ns,
-                    paid_ns if paid_ns > time_ns else 0,
-                ),
+            rows[actor] = Used(
+                used.waiting + waiting,
+                used.held + held,
+                used.reserved_ns + reserved_ns,
+                used.ran_ns + ran_ns,
+                paid_ns if paid_ns > time_ns else 0,
             )
+        self._stand(request.tenant, rows, (ALL, request.actor))
 
-    def _put(self, tenant: str, actor: str, used: Used) -> None:
-        rows = self.by_tenant.get(tenant, {})
-        if used != NOTHING:
-            rows[actor] = used
+    def _stand(self, tenant: str, rows: dict[str, Used], actors: Iterable[str]) -> None:
+        """The tenant's rows, of which those of the actors are new: nothing is kept of who uses nothing."""
+        for actor in actors:
+            if rows.get(actor) == NOTHING:
+                del rows[actor]
+        if rows:
             self.by_tenant[tenant] = rows
-            return
-        rows.pop(actor, None)
-        if not rows:
+        else:
             self.by_tenant.pop(tenant, None)
 
     def _turn_to(self, time_ns: int) -> None:
@@ -106,11 +110,12 @@ class Usage:
         is_new = time_ns // DAY > self.day
         self.day = max(self.day, time_ns // DAY)
         for tenant, rows in list(self.by_tenant.items()):
-            for actor, used in list(rows.items()):
+            for actor, used in rows.items():
                 ran_ns = 0 if is_new else used.ran_ns
                 paid_ns = used.paid_ns if used.paid_ns > time_ns else 0
                 if (ran_ns, paid_ns) != (used.ran_ns, used.paid_ns):
-                    self._put(tenant, actor, msgspec.structs.replace(used, ran_ns=ran_ns, paid_ns=paid_ns))
+                    rows[actor] = msgspec.structs.replace(used, ran_ns=ran_ns, paid_ns=paid_ns)
+            self._stand(tenant, rows, list(rows))
 
 
 def bound_ns(request: Submitted) -> int:

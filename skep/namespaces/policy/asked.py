@@ -9,7 +9,7 @@ from typing import Final, NamedTuple, Protocol
 from skep.fs import ctl
 from skep.fs.ctl import Arg
 from skep.namespaces.order import Order, actor_type, node_of
-from skep.namespaces.policy.request import ARGS, Name, Value
+from skep.namespaces.policy.request import ARGS, PRINCIPAL_ID, RESOURCE_ID, Name, Value
 from skep.namespaces.policy.schema import action_of, typed_args
 from skep.trace.entry import canonical
 
@@ -121,6 +121,8 @@ def _said(name: str) -> Callable[[Asked], Value]:
 
 
 _VALUES: Final[Mapping[Name, Callable[[Asked], Value]]] = {
+    PRINCIPAL_ID: lambda asked: asked.principal,
+    RESOURCE_ID: lambda asked: asked.resource,
     ("principal", "role"): lambda asked: asked.order.role,
     ("principal", "node"): lambda asked: node_of(asked.order.actor),
     ("principal", "actor"): lambda asked: asked.order.actor,

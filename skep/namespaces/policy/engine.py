@@ -25,8 +25,6 @@ from cedarpy import pst
 from skep.namespaces.policy.bundle import DECISIONS, BundleError, Rule, rules_of, unpack
 from skep.namespaces.policy.constraint import Constraint
 from skep.namespaces.policy.references import (
-    PRINCIPAL_ID,
-    RESOURCE_ID,
     NotUnderstood,
     concerns,
     references,
@@ -98,11 +96,13 @@ class Placed(NamedTuple):
 
 
 class _Concerned(NamedTuple):
-    """The policies that an action concerns. ``seen`` None: decisions are not to be remembered."""
+    """The policies that an action concerns. ``seen`` None: decisions are not to be remembered. ``typed``:
+    whether each value that is seen has one type, whatever the request."""
 
     policies: tuple[Placed, ...]
     handle: cedarpy.PolicySet
     seen: tuple[Name, ...] | None
+    typed: bool
 
 
 class Engine:
@@ -128,7 +128,8 @@ class Engine:
         concerned = self._concerned.get(request.action) or self._concerning(request.action)
         if concerned.seen is None:
             return self.ask(request)
-        key = (request.action, *[_key(_value(request, name)) for name in concerned.seen])
+        values = map(request.value, concerned.seen)
+        key = (request.action, *(values if concerned.typed else map(_key, values)))
         found = self._remembered.get(key)
         if found is None:
             found = self._remembered[key] = self.ask(request)
@@ -160,7 +161,8 @@ class Engine:
         seen: tuple[Name, ...] | None = None
         with contextlib.suppress(NotUnderstood):
             seen = tuple(sorted({name for each in found for name in references(each.rule.tree)}))
-        self._concerned[action] = concerned = _Concerned(found, handle, seen)
+        typed = seen is not None and not any(name[:2] == ARGS for name in seen)
+        self._concerned[action] = concerned = _Concerned(found, handle, seen, typed)
         return concerned
 
     def explain(self, request: Request) -> Iterator[dict[str, object]]:
@@ -209,12 +211,6 @@ def approval_ref(request: Request, ruling: Ruling) -> str:
 
 
 # Cedar's form of a request
-
-
-def _value(request: Request, name: Name) -> Value | None:
-    if name == PRINCIPAL_ID:
-        return request.principal
-    return request.resource if name == RESOURCE_ID else request.value(name)
 
 
 def _key(value: Value | None) -> object:

@@ -12,10 +12,17 @@ from typing import Final
 
 from cedarpy import pst
 
-from skep.namespaces.policy.request import ARGS, ATTRIBUTES, ROLE, TAGS, TIME, Name
+from skep.namespaces.policy.request import (
+    ARGS,
+    ATTRIBUTES,
+    PRINCIPAL_ID,
+    RESOURCE_ID,
+    ROLE,
+    TAGS,
+    TIME,
+    Name,
+)
 
-PRINCIPAL_ID: Final[Name] = ("principal",)
-RESOURCE_ID: Final[Name] = ("resource",)
 _ROLE: Final[Name] = ("principal", "role")
 # Always there: asking for them tells nothing.
 _CONTAINERS: Final = frozenset({ARGS})

@@ -60,6 +60,8 @@ ATTRIBUTES: Final[Mapping[Name, Attribute]] = {
     ("context", "token"): Attribute("Bool", False, "whether a capability token narrows the session"),
     ("context", "time"): Attribute("datetime", 0, "when the line was written"),
 }
+PRINCIPAL_ID: Final[Name] = ("principal",)
+RESOURCE_ID: Final[Name] = ("resource",)
 ARGS: Final = ("context", "args")
 TAGS: Final = ("resource", "tags")
 TIME: Final = ("context", "time")
@@ -85,7 +87,8 @@ class Request(Protocol):
     def tags(self) -> Mapping[str, str]: ...
 
     def value(self, name: Name) -> Value | None:
-        """The value of the name; None where there is none. Times are ns since 1970."""
+        """The value of the name, PRINCIPAL_ID and RESOURCE_ID among them; None where there is none. Times are
+        ns since 1970."""
 
 
 class Principal(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -132,6 +135,8 @@ class Written(NamedTuple):
             return self.args.get(name[2])
         if name[:2] == TAGS:
             return self.tags.get(name[2])
+        if len(name) == 1:
+            return self.principal if name == PRINCIPAL_ID else self.resource
         if name in self.said or self.base is None:
             return self.said.get(name, ATTRIBUTES[name].default)
         return self.base.value(name)
