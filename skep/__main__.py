@@ -48,6 +48,7 @@ COMMANDS: Final = {
     "snapshot": Row("snapshotting", "Write down the state that a ledger means, for the next start."),
     "replay": Row("replaying", "Decide every line of a ledger again, and tell what was decided otherwise."),
     "verify": Row("verifying", "Verify that a log was not changed, cut, forked or rewound."),
+    "trace": Row("tracing", "Show and check ledgers and recorded conversations."),
     "bench": Row("measuring", "Measure a live 9P server; nothing is written to it."),
     "conformance": Row("conformance", "Try a program against what this hive's protocol asks of it."),
     "completion": Row("shell", "Print the completion script of a shell."),

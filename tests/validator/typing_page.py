@@ -1,0 +1,40 @@
+"""Sessions in a page's console blocks, typed: what they print is what stands there."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+DOCS = Path(__file__).parent.parent.parent / "docs"
+VOLATILE = re.compile(r"\b[0-9a-f]{64}\b|\b[0-9A-HJKMNP-TV-Z]{26}\b")  # digests and ids
+
+
+def check_page(page: str, test: str, directory: Path) -> None:
+    """Type the block of ``page`` under the comment that names ``test``; UPDATE=1 writes what it prints."""
+    path = DOCS / page
+    typed = re.compile(rf"(<!-- typed by {re.escape(test)} -->\n```console\n)(.*?)```", re.DOTALL)
+    found = typed.search(path.read_text())
+    assert found is not None
+    commands = re.findall(r"^\$ (.*)$", found[2], re.MULTILINE)
+    script = "exec 2>&1\n" + "".join(f"echo {_quoted(f'$ {command}')}\n{command}\n" for command in commands)
+    done = subprocess.run(
+        ["bash", "-c", script],
+        cwd=directory,
+        env=os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    if os.environ.get("UPDATE"):
+        path.write_text(typed.sub(lambda found: f"{found[1]}{done.stdout}```", path.read_text()))
+        return
+    assert VOLATILE.sub("…", found[2]) == VOLATILE.sub("…", done.stdout)
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "'\\''") + "'"
