@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import click
 import msgspec
@@ -12,12 +12,10 @@ from skep.cli.exits import Failed
 
 if TYPE_CHECKING:  # the rules take a while to import
     from skep.trace.ledger import Ledger
-    from skep.validator.policies import Verdict
-    from skep.validator.replay import Difference, Replay
+    from skep.validator.replay import Replay
     from skep.validator.report import Report
 
 LEDGER: Final = "ledger.db"  # of a hive's directory
-WIDTH: Final = 100  # of a value that is shown; all of it is in --json
 
 
 @click.command()
@@ -110,18 +108,13 @@ def _replay(policy: Path | None, name: str | None) -> Replay:
 
 
 def _tell(found: Report) -> None:
+    from skep.validator.lines import differences, summary
+
     for seq, digest in found.digests.items():
         click.echo(f"entry {seq}: state {digest}")
-    for difference in found.differences:
-        click.echo(_difference(difference))
-    for verdict in found.verdicts:
-        click.echo(_verdict(verdict))
-    said = [f"{found.differ} differ" if found.differ else "the same"]
-    said += [f"{n} by the declared change {name}" for name, n in found.declared.items()]
-    if found.escalated is not None and found.relaxed is not None:
-        unchanged = found.last - found.first + 1 - found.escalated - found.relaxed
-        said.append(f"{found.escalated} escalated, {found.relaxed} relaxed, {unchanged} unchanged")
-    click.echo(f"entries {found.first} to {found.last}: {'; '.join(said)}")
+    for line in differences(found):
+        click.echo(line)
+    click.echo(summary(found))
     click.echo(f"state {found.digest}")
 
 
@@ -129,21 +122,3 @@ def _wrong(found: Report) -> str:
     if found.differ:
         return "it is decided otherwise"
     return "the policy would decide otherwise"
-
-
-def _difference(found: Difference) -> str:
-    declared = f"declared: {found.declared}: " if found.declared else ""
-    line = f"{found.actor} {found.path} {_short(found.line)}: " if found.line else ""
-    values = f"recorded {_short(found.recorded)}, decided {_short(found.decided)}"
-    return f"entry {found.seq}: {declared}{line}{found.field}: {values}"
-
-
-def _verdict(found: Verdict) -> str:
-    who = f"{found.actor} ({found.role}) {found.path} {_short(found.line)}"
-    why = f": {found.text}" if found.text else ""
-    return f"entry {found.seq}: {found.verdict}: {who}: {found.recorded} -> {found.under}{why}"
-
-
-def _short(value: Any) -> str:
-    text = " | ".join(str(value).split("\n"))
-    return text if len(text) <= WIDTH else f"{text[:WIDTH]}…"

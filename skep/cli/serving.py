@@ -64,6 +64,12 @@ DURATION: Final = DurationType()
     help="unix:/path. Default: worker.sock beside the first Unix socket.",
 )
 @click.option(
+    "--listen-validators",
+    type=ADDRESS,
+    multiple=True,
+    help="unix:/path. Default: none; they come by TLS.",
+)
+@click.option(
     "--tcp-role",
     type=click.Choice(["observer", "operator"]),
     default="observer",
@@ -104,6 +110,7 @@ def serve_command(
     artifacts: str,
     listen: tuple[Address, ...],
     listen_workers: tuple[Address, ...],
+    listen_validators: tuple[Address, ...],
     tcp_role: str,
     pools: tuple[str, ...],
     name: str | None,
@@ -139,6 +146,7 @@ def serve_command(
         ledger,
         listen,
         listen_workers or (beside(listen, state, "worker.sock"),),
+        listen_validators,
         tcp_role,
         pool_lines(pools),
         name or "",

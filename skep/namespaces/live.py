@@ -48,6 +48,7 @@ from skep.namespaces.tokens.desk import Desk, Keys
 from skep.namespaces.triggers.watch import Watch
 from skep.namespaces.trust.authority import Authority
 from skep.namespaces.trust.record import Retired, Revoked
+from skep.namespaces.validator import runs
 from skep.trace import rules
 from skep.trace.clock import HOUR, MINUTE, SECOND, Clock, later_id
 from skep.trace.entry import Entry, Line
@@ -295,6 +296,12 @@ class Hive:
         while self.history.seq < self.state.jobs.past.rev:
             await self.history.wait_reached(self.state.jobs.past.rev)
 
+    async def prepare_runs(self) -> None:
+        """Have a pool for the runs of validators; it is made when somebody first asks for one, or comes to do
+        them."""
+        if lines := runs.first_lines(self.state.pools):
+            await self._own_lines("/pools/ctl", lines, "")
+
     # nodes
 
     async def join(self, caller: Caller) -> None:
@@ -302,6 +309,8 @@ class Hive:
         if not is_name(caller.node) or "#" in caller.node:
             raise FsError(E.USAGE, f"node {caller.node!r}: expected a file name without #")
         args = {"principal": caller.principal, "role": caller.role, "tenant": caller.tenant}
+        if caller.role == runs.ROLE:
+            await self.prepare_runs()
         await self.say(f"/nodes/{caller.node}", ctl_line("join", args))
         self._hear(caller.node, Heartbeat())
 

@@ -9,7 +9,7 @@ events          R events up to now, a JSON line each; events@N those after ledge
                 with {"seq":N} when nothing comes
 health/live     R ok
 health/ready    R ok, or why it takes no work
-artifacts config dlq jobs locks log nodes policy pools schemas sessions tenants triggers trust
+artifacts config dlq jobs locks log nodes policy pools schemas sessions tenants triggers trust validator
 
 echo drain > ctl
 """
@@ -43,6 +43,7 @@ from skep.namespaces.tenants import files as tenants
 from skep.namespaces.tokens import files as tokens
 from skep.namespaces.triggers import files as triggers
 from skep.namespaces.trust import files as trust
+from skep.namespaces.validator import files as validator
 from skep.trace.clock import rfc3339
 
 
@@ -55,6 +56,7 @@ def hive_tree(hive: Hive) -> Dir:
     def events_at(seq: int) -> Stream:
         return Stream(lambda caller: Feed(hive, seq, None, events(hive, caller)))
 
+    bundles = policy.Bundles(hive)
     children = {
         "ctl": Ctl(HIVE_TABLES["ctl"], orders(hive)),
         "version": f"skep {hive.version}\n{' '.join(dialect.value for dialect in Dialect)}\n",
@@ -64,7 +66,7 @@ def hive_tree(hive: Hive) -> Dir:
         "events": Stream(events_past),
         "nodes": nodes.files(hive),
         "sessions": sessions.files(hive),
-        "policy": policy.files(hive),
+        "policy": policy.files(hive, bundles),
         "config": config.files(hive),
         "schemas": schemas.files(hive),
         "pools": pools.files(hive),
@@ -76,6 +78,7 @@ def hive_tree(hive: Hive) -> Dir:
         "locks": locks.files(hive),
         "tenants": tenants.files(hive),
         "triggers": triggers.files(hive),
+        "validator": validator.files(hive, bundles.packed),
         "health": {"live": "ok\n", "ready": Text(lambda caller: ready(hive, caller))},
     }
     root = Followed(children, {"events": events_at})

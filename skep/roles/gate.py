@@ -3,6 +3,7 @@
     socket             who                                             role
     hive.sock          the queen's own user, and root                  operator
     worker.sock        the same; the uname names the node              drone-worker
+    a validators' one  the same                                        validator
     TCP on loopback    anybody on this machine                         observer, unless the queen was told
     TLS                whom the certificate names                      the certificate's
     TLS, no certificate, at the door for enrolment: nobody yet         enrolling
@@ -39,7 +40,7 @@ from skep.fs.messages import NONUNAME
 from skep.fs.node import Caller, Node
 from skep.fs.owners import user_name
 from skep.fs.spiffe import parse
-from skep.namespaces.hive import OPERATOR, WORKER
+from skep.namespaces.hive import OPERATOR
 from skep.namespaces.live import Hive
 from skep.namespaces.order import HIVE_TENANT, actor_of
 from skep.namespaces.peers import network, peer_text
@@ -146,7 +147,7 @@ class Door:
         if peer.kind == "tcp":
             return Who("tcp:anonymous", "anonymous", manifest, "", (HIVE_TENANT,))
         user = _unix_user(peer)
-        if manifest.role == WORKER:
+        if _is_nodes(manifest):
             return Who(f"unix:{user}", user, manifest, _node_name(uname), (HIVE_TENANT,))
         _check_uname(peer, uname, n_uname)
         return Who(f"unix:{user}", user, manifest, "", (HIVE_TENANT,), manifest.role == OPERATOR)

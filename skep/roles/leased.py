@@ -265,8 +265,9 @@ class Leased:
         if found != sha256:
             raise JobFailed(f"integrity: the input has sha256:{found}, not sha256:{sha256}")
 
-    async def keep(self, name: str, file: BinaryIO) -> str:
-        """Make an artifact of the job of what ``file`` holds; its SHA-256. Raises LeaseLost, FsError."""
+    async def keep(self, name: str, file: BinaryIO, kind: str = "") -> str:
+        """Make an artifact of the job of what ``file`` holds; its SHA-256. ``kind``: its class, "": the
+        hive's choice. Raises LeaseLost, FsError."""
         path = f"/artifacts/stage/{name}"
 
         async def stage(client: Client) -> str:
@@ -281,7 +282,11 @@ class Leased:
                     offset += len(piece)
             sha256 = digest.hexdigest()
             # Here, for a seal whose answer was lost has taken the staged file: it is begun anew with that.
-            said = line("seal", {"name": name, "sha256": f"sha256:{sha256}", "job": self.lease.job})
+            said = line(
+                "seal",
+                {"name": name, "sha256": f"sha256:{sha256}", "job": self.lease.job}
+                | ({"class": kind} if kind else {}),
+            )
             async with await client.open("/artifacts/ctl", "w") as fid:
                 await fid.write_all(f"{said}\n".encode())
             return sha256

@@ -32,6 +32,7 @@ from skep.namespaces.stored import Begun, newest
 from skep.namespaces.tree import hive_tree
 from skep.namespaces.trust.authority import NODE_TTL_NS, Authority, AuthorityError
 from skep.namespaces.trust.keys import KeyStoreError
+from skep.namespaces.validator.runs import ROLE as VALIDATOR
 from skep.roles.alone import Held, alone
 from skep.roles.gate import Doorkeeper
 from skep.roles.manifest import Manifest, load
@@ -65,6 +66,7 @@ class Plan(msgspec.Struct, frozen=True):
     ledger: str = ""  # "": in the directory
     listen: tuple[Address, ...] = ()  # Unix: for operators; TCP: as tcp_role; TLS: by certificate
     listen_workers: tuple[Address, ...] = ()
+    listen_validators: tuple[Address, ...] = ()
     tcp_role: str = "observer"
     pools: tuple[str, ...] = ()
     name: str = ""  # of the hive; "": the one it has, else one made up
@@ -133,16 +135,21 @@ def _reload(identity: Identity) -> None:
 
 def _doors(plan: Plan) -> Iterator[tuple[Address, Manifest | None]]:
     """Each address, and the manifest of everybody who comes that way; None: their certificate's."""
-    for address in (*plan.listen, *plan.listen_workers):
+    for address in (*plan.listen, *plan.listen_workers, *plan.listen_validators):
         if address.kind == "unix":
             _check_folder(Path(address.path).parent)
     roles = {"unix": OPERATOR, "tcp": plan.tcp_role}
     for address in plan.listen:
         yield address, load(roles[address.kind]) if address.kind in roles else None
-    for address in plan.listen_workers:
-        if address.kind != "unix":
-            raise QueenError(f"{address}: workers come by a Unix socket, or by TLS to a --listen address")
-        yield address, load(WORKER)
+    nodes = (
+        (WORKER, "workers", plan.listen_workers),
+        (VALIDATOR, "validators", plan.listen_validators),
+    )
+    for role, who, addresses in nodes:
+        for address in addresses:
+            if address.kind != "unix":
+                raise QueenError(f"{address}: {who} come by a Unix socket, or by TLS to a --listen address")
+            yield address, load(role)
 
 
 def _check_folder(folder: Path) -> None:

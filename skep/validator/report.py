@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Iterator
+from typing import Final, Protocol
 
 import msgspec
 
-from skep.trace.ledger import Ledger
 from skep.validator.policies import ESCALATED, OtherPolicy, Verdict
 from skep.validator.replay import Difference, Replay
 
@@ -51,8 +51,15 @@ class Report(msgspec.Struct):
             self.verdicts.append(verdict)
 
 
+class Tail(Protocol):
+    """A ledger, as much as is asked of it here; or what was read of one elsewhere."""
+
+    def tail(self, known: int = 0) -> Iterator[tuple[int, bytes]]:
+        """(seq, body) of every entry after ``known``."""
+
+
 def report(
-    ledger: Ledger,
+    ledger: Tail,
     replay: Replay,
     first: int = 1,
     last: int | None = None,

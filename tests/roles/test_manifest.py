@@ -329,7 +329,9 @@ def test_an_observer_may_change_nothing_anywhere() -> None:
         ("simulator-test", "/validator", None),
         ("validator", "/log/trace/live.jsonl", READ | LIST),
         ("validator", "/validator/ctl", READ | WRITE | LIST),
-        ("validator", "/jobs", None),
+        ("validator", "/jobs", LIST),
+        ("validator", "/pools/validator/next", READ),
+        ("validator", "/pools/default", None),
     ],
 )
 def test_a_role_has_what_its_manifest_gives(role: str, path: str, expected: Right | None) -> None:

@@ -85,7 +85,7 @@ TABLES: Final[Mapping[str, ctl.Verbs]] = {
         Verb("expire"),  # the hive's own: end what is due
     ),
 }
-LEASING: Final = frozenset({"drone-worker", "cuda-annex"})  # what they seal is their jobs' output
+LEASING: Final = frozenset({"drone-worker", "cuda-annex", "validator"})  # what these seal is a job's
 
 
 class Sealed(msgspec.Struct, frozen=True, tag_field="type", tag="artifact.sealed", omit_defaults=True):

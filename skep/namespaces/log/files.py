@@ -11,6 +11,7 @@
     trace/proof/consistency    transaction: W old=N, R that the checkpoint continues that of N entries
     net_trace_secure9p.log     R what was refused, a JSON line for each kind and window of time;
                                net_trace_secure9p.log@N as above. For operators and validators alone
+    validator/<id>.json        R the report of a run of the validator. For the hive's own auditors
     denials                    R lines of operation, class of error, how often. For the hive's own auditors
 
 A line of the trace has seq, time, trace, actor, role, tenant, path, line, outcome, events. A line of what was
@@ -47,6 +48,7 @@ from skep.namespaces.log.denials import rule_of
 from skep.namespaces.log.tree import evidence_files
 from skep.namespaces.order import HIVE, HIVE_TENANT, node_of
 from skep.namespaces.rows import Followed
+from skep.namespaces.validator import files as validator
 from skep.trace.clock import rfc3339
 
 Renderer = Callable[[Hive, Caller], Callable[[Plain], bytes]]
@@ -75,6 +77,7 @@ def files(hive: Hive) -> Dir:
 
     past: dict[str, Any] = {LOG: kept(refusals), "denials": Text(lambda caller: counts(hive, caller))}
     served = {"live.jsonl": kept(trace)} | evidence_files(hive)
+    past["validator"] = validator.reports(hive)
     past["trace"] = Followed(served, {"live.jsonl": lambda seq: kept(trace, seq)})
     return Followed(past, {LOG: lambda seq: kept(refusals, seq)})
 

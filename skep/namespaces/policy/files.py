@@ -53,9 +53,8 @@ R = TypeVar("R")
 FILES_MAX: Final = 64  # of one draft; what they hold together is bounded when it is published.
 
 
-def files(hive: Hive) -> Dir:
+def files(hive: Hive, bundles: Bundles) -> Dir:
     """The tree of /policy."""
-    bundles = Bundles(hive)
     return Dir(
         {
             "ctl": Ctl(VERBS, lambda caller, commands: _command(hive, bundles, caller, commands)),

@@ -1,0 +1,233 @@
+"""/validator: does the ledger tell the truth?
+
+    ctl               W verify, replay; R usage. The reply is the run's id
+    <id>/             a run, which is a job of the pool validator
+        asked.json    R what was asked, by whom, one JSON line
+        state         R as the job's: queued, leased, running, succeeded (it ran to its end, whatever it
+                      found), failed, cancelled
+        wait          R blocks until the run has ended, gives its state
+        verdict       R in one line what was found: consistent …, same …, different …, integrity: …; that it
+                      failed, and why; empty before the end
+        diff          R what was found, a line each; empty when all is as it should be, and before the end
+        progress      R percent, msg (how far, entries a second) and time as last reported
+
+Who runs it is a validator (`skep validator`): a process that reads the log as any outsider does, tiles and
+entries under the signed checkpoint, believes none of it, and remembers the checkpoint of its last run, so
+that one that was rewound or forked since is found. Without one, runs wait. A validator that dies is
+followed by another, and a run ends once.
+
+`verify` is `skep verify` of the log as it is; `replay` is that and then `skep replay`: every line decided
+again. With `policy=` every line is also decided with that bundle's draft in the place of the live one.
+
+Reports are /log/validator/<id>.json, and stay for seven years (artifacts of the class audit). Runs are the
+hive's own tenant's, for who may read the trace; what differs, and the reports, are for auditors alone. Runs
+that have left memory are found by their id and listed no more; /log/validator lists every report.
+
+    echo replay from=1 to=1000 > validator/ctl
+    cat validator/01JD…/wait validator/01JD…/verdict
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+import msgspec
+
+from skep.fs.chan import settle
+from skep.fs.ctl import Command
+from skep.fs.errors import E, FsError
+from skep.fs.node import Caller, Handle, How, Maybe
+from skep.fs.shapes import Ctl, File, Text
+from skep.fs.tree import Listing
+from skep.namespaces.artifacts.core import Artifact
+from skep.namespaces.artifacts.store import Put, Reading
+from skep.namespaces.follow import AUDITORS, TRACERS
+from skep.namespaces.jobs import files as jobs
+from skep.namespaces.jobs.history import Found
+from skep.namespaces.jobs.names import job_of
+from skep.namespaces.jobs.record import TERMINAL, Job
+from skep.namespaces.jobs.verbs import ID
+from skep.namespaces.live import Hive
+from skep.namespaces.order import HIVE_TENANT
+from skep.namespaces.policy.bundle import BundleError
+from skep.namespaces.rows import Rows, fixed
+from skep.namespaces.validator.runs import (
+    DIFF,
+    TOPICS,
+    VERBS,
+    Asked,
+    report_name,
+    reported,
+    submit_line,
+)
+from skep.trace.clock import rfc3339
+
+Packed = Callable[[str], str]
+"""The draft of a bundle by its name, packed. Raises BundleError."""
+
+
+def files(hive: Hive, packed: Packed) -> Listing:
+    """The tree of /validator."""
+
+    async def command(caller: Caller, commands: list[Command]) -> list[str]:
+        check(caller)
+        lines = [_line(command, packed) for command in commands]
+        await hive.prepare_runs()
+        return await hive.command(caller, "/jobs/ctl", lines)
+
+    async def walk(name: str, caller: Caller) -> Any:
+        if name in children:
+            return children[name]
+        if not is_seen(caller) or (found := await _run(hive, name)) is None:
+            return None
+        return Rows(FILES, hive, name, found.job.rev)
+
+    def names(caller: Caller) -> list[str]:
+        own = hive.state.jobs.by_tenant.get(HIVE_TENANT, {}) if is_seen(caller) else {}
+        return [*children, *(id for id in own if hive.state.jobs.by_id[id].request.topic in TOPICS)]
+
+    children = fixed({"ctl": Ctl(VERBS, command)})
+    return Listing(names, walk)
+
+
+def reports(hive: Hive) -> Listing:
+    """The tree of /log/validator."""
+
+    async def walk(name: str, caller: Caller) -> Any:
+        id = name.removesuffix(".json")
+        if id == name or not is_seen(caller, AUDITORS) or (found := await _run(hive, id)) is None:
+            return None
+        artifact = _output(hive, found, report_name(id))
+        return None if artifact is None else Kept(hive, artifact)
+
+    def names(caller: Caller) -> list[str]:
+        sealed = hive.state.artifacts.by_hash.get(HIVE_TENANT, {}) if is_seen(caller, AUDITORS) else {}
+        return [f"{id}.json" for id in reported(artifact.name for artifact in sealed.values())]
+
+    return Listing(names, walk)
+
+
+def is_seen(caller: Caller, roles: frozenset[str] = TRACERS) -> bool:
+    """Whether runs are there for the caller."""
+    return caller.tenant == HIVE_TENANT and caller.role in roles
+
+
+def check(caller: Caller) -> None:
+    """Refuse who is of another tenant: a run reads all tenants' entries."""
+    if caller.tenant != HIVE_TENANT:
+        raise FsError(E.DENIED, "rule=hive-tenant the ledger is of all tenants' entries")
+
+
+def _line(command: Command, packed: Packed) -> str:
+    first, last = int(command.args.get("from", 1)), int(command.args.get("to", 0))
+    if not 0 < first or 0 < last < first:
+        said = f"line {command.number}: from={first} to={last}: expected from=1 or more, to= no less"
+        raise FsError(E.USAGE, said)
+    if "policy" not in command.args:
+        return submit_line(command.verb, command.args)
+    try:
+        content = packed(command.args["policy"])
+    except BundleError as error:
+        raise FsError(E.SCHEMA, str(error)) from error
+    return submit_line(command.verb, command.args, content)
+
+
+async def _run(hive: Hive, id: str) -> Found | None:
+    """The job of a run; None: there is no such run."""
+    if ID.fullmatch(id) is None:
+        return None
+    try:
+        found = await job_of(hive, id)
+    except FsError as error:
+        if error.kind is not E.MISSING:
+            raise
+        return None
+    request = found.job.request
+    return found if request.tenant == HIVE_TENANT and request.topic in TOPICS else None
+
+
+# one run
+
+
+def _asked(job: Job) -> str:
+    """One JSON line; of a draft that is asked its name alone."""
+    asked = msgspec.json.decode(job.request.input or "{}", type=Asked)
+    shown: dict[str, Any] = {
+        "run": job.id, "what": job.request.topic.partition(".")[2], "by": job.request.actor,
+        "at": rfc3339(job.submitted_ns),
+    } | msgspec.to_builtins(msgspec.structs.replace(asked, content=""))  # fmt: skip
+    return msgspec.json.encode(shown).decode() + "\n"
+
+
+def _verdict(job: Job) -> str:
+    if job.state not in TERMINAL:
+        return ""
+    return f"{job.text}\n" if job.state == "succeeded" else f"{job.state}: {job.text}\n"
+
+
+def _text(render: Callable[[Job], str]) -> Callable[[Hive, str], Text]:
+    async def content(hive: Hive, id: str) -> str:
+        return render((await job_of(hive, id)).job)
+
+    return lambda hive, id: Text(lambda: content(hive, id))
+
+
+class Kept(File):
+    """An output of a run. It is read by who may read the trace, whosever it is."""
+
+    def __init__(self, hive: Hive, artifact: Artifact) -> None:
+        super().__init__(0o444)
+        self.hive = hive
+        self.artifact = artifact
+        self.mtime_ns = artifact.sealed_ns
+
+    def size(self) -> int:
+        return self.artifact.size
+
+    def opened(self, how: How, caller: Caller) -> Handle:
+        of = self.artifact
+        return _Reading(self.hive.store.reading(Put(of.sha256, of.size, of.chunks)))
+
+
+class _Reading(Handle):
+    def __init__(self, reading: Reading) -> None:
+        self.reading = reading
+
+    def read(self, offset: int, count: int) -> Maybe[bytes]:
+        return self.reading.read(offset, count)
+
+    def close(self) -> None:
+        self.reading.close()
+
+
+class _Diff(File):
+    """What a run found: nothing as long as it has not ended."""
+
+    def __init__(self, hive: Hive, id: str) -> None:
+        super().__init__(0o444)
+        self.hive = hive
+        self.id = id
+
+    async def opened(self, how: How, caller: Caller) -> Handle:
+        if not is_seen(caller, AUDITORS):
+            raise FsError(E.DENIED, f"rule=auditors {caller.role} is none")
+        artifact = _output(self.hive, await job_of(self.hive, self.id), DIFF)
+        found: File = Text("") if artifact is None else Kept(self.hive, artifact)
+        return await settle(found.opened(how, caller))
+
+
+def _output(hive: Hive, found: Found, name: str) -> Artifact | None:
+    """An output of a run; None: there is none, or its time is over."""
+    sealed = hive.state.artifacts.by_hash.get(HIVE_TENANT, {})
+    return sealed.get(found.outputs.get(name, ""))
+
+
+FILES: Final[Mapping[str, Callable[[Hive, str], Any]]] = {
+    "asked.json": _text(_asked),
+    "state": jobs.FILES["state"],
+    "wait": jobs.FILES["wait"],
+    "verdict": _text(_verdict),
+    "diff": _Diff,
+    "progress": jobs.FILES["progress"],
+}

@@ -1,0 +1,71 @@
+"""A run of the validator: what may be asked for, as a job of the pool that is the validators' alone.
+
+Who does a run, again after the first one died, and how it ends once, is jobs' to say.
+Whose the pool is, and who may submit to it, the default bundle says (validators.cedar).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Final
+
+import msgspec
+
+from skep.fs import ctl
+from skep.fs.ctl import Arg, Verb
+from skep.namespaces.pools.core import Pools
+
+ROLE: Final = "validator"
+POOL: Final = "validator"
+VERIFY: Final = "validator.verify"  # topics of jobs
+REPLAY: Final = "validator.replay"
+TOPICS: Final = (VERIFY, REPLAY)
+DIFF: Final = "diff"  # an output: what was found, a line each
+
+VERBS: Final = ctl.verbs(
+    Verb("verify", (), "verify", "is the log what was signed, and what it was at the last run"),
+    Verb(
+        "replay",
+        (
+            Arg("from", kind="number", help="the first entry to decide again, else 1"),
+            Arg("to", kind="number", help="the last one, else the checkpoint's"),
+            Arg("policy", kind="name", help="a bundle, whose draft is asked too: what would be others"),
+        ),
+        "replay from=1000 to=2000",
+        "verify, and decide every line again",
+    ),
+)
+
+
+class Asked(msgspec.Struct, frozen=True, omit_defaults=True, rename={"first": "from", "last": "to"}):
+    """The input of a run's job."""
+
+    first: int = 1
+    last: int = 0  # 0: to the end
+    policy: str = ""  # the name of the bundle that is asked besides; "": none is
+    content: str = ""  # its files, packed
+
+
+def first_lines(pools: Pools) -> tuple[str, ...]:
+    """The lines for /pools/ctl by which runs have where to wait; none when they do."""
+    make = [] if POOL in pools.by_name else [ctl.line("create", {"pool": POOL})]
+    missing = (topic for topic in TOPICS if topic not in pools.topics)
+    return (*make, *(ctl.line("map", {"topic": topic, "pool": POOL}) for topic in missing))
+
+
+def submit_line(verb: str, args: Mapping[str, str], content: str = "") -> str:
+    """The line for /jobs/ctl by which a run is asked for. ``content``: the draft of its policy, packed."""
+    asked = Asked(int(args.get("from", 1)), int(args.get("to", 0)), args.get("policy", ""), content)
+    said = msgspec.json.encode(asked).decode()
+    return ctl.line("submit", {"topic": f"{ROLE}.{verb}", "input": said})
+
+
+def report_name(run: str) -> str:
+    """What the report of a run is called among its outputs."""
+    return f"validator-{run}.json"
+
+
+def reported(names: Iterable[str]) -> Iterator[str]:
+    """The runs whose reports are among artifacts of these names, or seem to be."""
+    head, tail = report_name("/").split("/")
+    return (name[len(head) : -len(tail)] for name in names if name.startswith(head) and name.endswith(tail))
