@@ -1,0 +1,150 @@
+"""``skep diff``: what is not the same in two traces."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import click
+import msgspec
+
+from skep.cli.exits import Failed
+
+if TYPE_CHECKING:  # the rules of a hive take a while to import
+    from skep.validator.diff import Change, Report
+    from skep.validator.diff_rules import Rules
+
+WIDTH: Final = 100  # of a value that is shown; all of it is in --json
+LINES_MAX: Final = 1000  # of differences that are printed; --json and --html have more
+COLOURS: Final = {"added": "green", "removed": "red", "changed": "yellow", "moved": "blue"}
+SIGNS: Final = {"added": "+", "removed": "-", "changed": "~", "moved": ">"}
+RULE_ERROR: Final = 32
+
+
+class Drifted(Failed):
+    """They are not the same, or cannot be compared; the status says which."""
+
+    def __init__(self, text: str, status: int) -> None:
+        super().__init__(text)
+        self.status = status
+
+
+@click.command()
+@click.argument("a")
+@click.argument("b")
+@click.option(
+    "--rules",
+    "rules_file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="What may differ, how many entries there must be, where traces may lie. docs/DIFF.md has its form.",
+)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object, for programs.")
+@click.option(
+    "--html", "html_file", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
+    help="Also write a page that needs nothing else.",
+)  # fmt: skip
+def diff_command(a: str, b: str, rules_file: Path | None, as_json: bool, html_file: Path | None) -> None:
+    """Tell what was added, removed, changed and moved from the trace A to the trace B.
+
+    Each is a hive's directory, a ledger's file, a directory of tiles or a recorded conversation; or both are
+    checkpoints. Numbers, times and ids of entries are not compared, but where an id stands again is.
+
+    \b
+    Exit status: 0 the same, 30 they differ, 31 too few entries, 32 a mistake in the rules, 2 usage.
+    Examples:
+      skep diff monday.db tuesday.db
+      skep diff --rules ci.toml --html diff.html before after
+    """
+    from skep.validator.diff import SAME
+    from skep.validator.diff_traces import NotTold
+    from skep.validator.page import page
+
+    rules = _rules(rules_file)
+    try:
+        found = _found(a, b, rules)
+    except NotTold as error:
+        raise click.UsageError(str(error)) from error
+    if html_file is not None:
+        html_file.write_text(page(found, a, b), encoding="utf-8")
+    if as_json:
+        click.echo(msgspec.json.encode(found))
+    else:
+        _tell(found)
+    if found.status != SAME:
+        raise Drifted(f"{a} and {b}: {_wrong(found)}", found.status)
+
+
+def _rules(file: Path | None) -> Rules:
+    from skep.validator.diff_rules import RuleError, Rules, parse_rules
+
+    if file is None:
+        return Rules()
+    try:
+        return parse_rules(file.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise Drifted(f"{file}: byte {error.start} is not UTF-8", RULE_ERROR) from error
+    except RuleError as error:
+        raise Drifted(f"{file}: {error}", RULE_ERROR) from error
+
+
+def _found(a: str, b: str, rules: Rules) -> Report:
+    from skep.trace.note import NoteError, parse_note
+    from skep.validator.diff import diff_checkpoints, diff_traces, strays
+    from skep.validator.diff_traces import LEDGER, NotTold, opened
+
+    first, second = opened(a), opened(b)
+    if first is None and second is None:
+        try:
+            return diff_checkpoints(*(parse_note(Path(name).read_bytes()) for name in (a, b)))
+        except NoteError as error:
+            raise NotTold(f"{a} and {b}: neither traces nor two checkpoints: {error}") from error
+    if first is None or second is None or first.noun != second.noun:
+        raise NotTold(f"{a} and {b}: expected two of one kind")
+    found = diff_traces(first, second, rules)
+    for name in (a, b):
+        if (Path(name) / LEDGER).is_file():
+            found.strays += [f"{name}{path}" for path in strays(Path(name), rules)]
+    return found.close()
+
+
+def _tell(found: Report) -> None:
+    from skep.validator.page import notes, visible
+
+    shown = [change for change in found.changes if not change.excused]
+    for change in shown[:LINES_MAX]:
+        click.echo(_line(change))
+    if len(shown) > LINES_MAX:
+        click.echo(f"… and {sum(found.counts.values()) - LINES_MAX} more")
+    for path in found.strays:
+        click.echo(click.style(f"! {visible(path)}: no trace may lie there", "red"))
+    for note in notes(found):
+        click.echo(visible(note))
+    said = [f"{found.same} the same", *(f"{n} {kind}" for kind, n in found.counts.items() if n)]
+    said += [f"{found.excused} excused"] if found.excused else []
+    click.echo(f"{found.size_a} and {found.size_b} {found.noun}: {', '.join(said)}")
+
+
+def _line(change: Change) -> str:
+    of = change.shown
+    places = " -> ".join(str(each.place) for each in (change.a, change.b) if each is not None)
+    said = f"{_short(of.who)} {_short(of.path)} {_short(of.said)}"
+    more = [f"    {_short(f.name)}: {_short(f.a)} -> {_short(f.b)}" for f in change.fields]
+    head = f"{SIGNS[change.kind]} {places}: {said}"
+    head = head if change.fields or not of.outcome else f"{head}: {_short(of.outcome)}"
+    return "\n".join([click.style(head, COLOURS[change.kind]), *more])
+
+
+def _wrong(found: Report) -> str:
+    from skep.validator.diff import TOO_FEW
+
+    if found.status == TOO_FEW:
+        return f"too few {found.noun}"
+    return "they differ" if any(found.counts.values()) else "a trace lies where none may"
+
+
+def _short(text: str) -> str:
+    from skep.validator.page import visible
+
+    shown = visible(" | ".join(text.split("\n")))
+    return shown if len(shown) <= WIDTH else f"{shown[:WIDTH]}…"
