@@ -7,7 +7,7 @@ import zlib
 from hashlib import sha256
 from typing import Final
 
-TEXT_MAX: Final = 48 * 1024  # bytes of a document: people read it.
+TEXT_MAX: Final = 64 * 1024  # bytes of a document: people read it.
 PACKED_MAX: Final = 24 * 1024  # bytes, packed: it stands twice in an entry of 64 KiB.
 
 

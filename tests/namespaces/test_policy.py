@@ -248,8 +248,8 @@ def test_if_rev_is_the_bundles_last_change() -> None:
 
 
 def test_a_bundle_too_large_for_an_entry_is_refused() -> None:
-    with pytest.raises(BundleError, match="at most 49152 were expected"):
-        bundle("// " + "x" * 50_000).pack()
+    with pytest.raises(BundleError, match="at most 65536 were expected"):
+        bundle("// " + "x" * 70_000).pack()
 
 
 def test_a_newer_release_brings_its_default_unless_somebody_published_one() -> None:
