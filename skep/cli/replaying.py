@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -9,11 +11,12 @@ import click
 import msgspec
 
 from skep.cli.exits import Failed
+from skep.cli.logs import NoLog, of_log
 
 if TYPE_CHECKING:  # the rules take a while to import
-    from skep.trace.ledger import Ledger
     from skep.validator.replay import Replay
-    from skep.validator.report import Report
+    from skep.validator.report import Report, Tail
+    from skep.validator.sources import Source
 
 LEDGER: Final = "ledger.db"  # of a hive's directory
 
@@ -44,29 +47,34 @@ def replay_command(
 ) -> None:
     """Decide every line of a ledger again, and tell what was decided otherwise.
 
-    LEDGER is a hive's directory, its ledger.db, or sqlite:///path. Nothing is executed. A difference is a
-    mistake, a changed ledger, or a change of rules; those that are declared are named and do not count.
+    LEDGER is a hive's directory, its ledger.db, sqlite:///path; or a mounted hive, a directory of tiles, a
+    hive's address: these are verified first. Nothing is executed. A difference is a mistake, a changed
+    ledger, or a change of rules; those that are declared are named and do not count.
 
     \b
     Exit status: 0 the same, 1 a difference, 2 usage.
     Examples:
       skep replay ~/.local/state/skep/hive
       skep replay ledger.db --from 1000 --to 2000 --json
+      skep replay tls:hive.example.org:5640
       skep replay ledger.db --policy ./operator
     """
     from skep.trace.ledger import LedgerError
+    from skep.validator.found import Finding
     from skep.validator.replay import Unfoldable
     from skep.validator.report import report
 
     if last is not None and last < first:
         raise click.UsageError(f"--to {last}: expected --from {first} or more")
-    opened = _opened(ledger)
+    replay = _replay(policy, name)
+
+    def replayed(entries: Tail) -> Report:
+        return report(entries, replay, first, last, to_end, every)
+
     try:
-        found = report(opened, _replay(policy, name), first, last, to_end, every)
-    except (LedgerError, Unfoldable) as error:
+        found = _of_ledger(ledger, replayed)
+    except (LedgerError, Finding, Unfoldable) as error:
         raise Failed(f"{ledger}: {error}") from error
-    finally:
-        opened.close()
     if found.last < first:
         raise click.UsageError(f"--from {first}: the ledger ends at entry {found.last}")
     if as_json:
@@ -77,18 +85,32 @@ def replay_command(
         raise Failed(f"{ledger}: {_wrong(found)}")
 
 
-def _opened(said: str) -> Ledger:
-    """The ledger that is there already."""
-    from skep.trace.ledger import LedgerError, open_ledger
+def _of_ledger(said: str, work: Callable[[Tail], Report]) -> Report:
+    """What ``work`` makes of the entries of the ledger that is there already. Raises LedgerError, Finding."""
+    from skep.trace.ledger import open_ledger
 
     path = Path(said.removeprefix("sqlite://"))
-    path = path / LEDGER if path.is_dir() else path
-    if not path.is_file():
-        raise click.UsageError(f"{said}: there is no ledger, expected a hive's directory or its {LEDGER}")
+    path = path / LEDGER if (path / LEDGER).exists() else path
+    if path.is_file():
+        with closing(open_ledger(str(path))) as opened:
+            return work(opened)
     try:
-        return open_ledger(str(path))
-    except LedgerError as error:
-        raise Failed(str(error)) from error
+        return of_log(said, lambda source: _of_source(source, work))
+    except NoLog as error:
+        expected = f"a hive's directory, its {LEDGER}, a mount, a directory of tiles or an address"
+        raise click.UsageError(f"{said}: there is no ledger: expected {expected}") from error
+
+
+def _of_source(source: Source, work: Callable[[Tail], Report]) -> Report:
+    """The same of a log in tiles: it is verified first, and what is read then is what was verified."""
+    from skep.validator.entries import Entries
+    from skep.validator.verify import verify
+
+    verify(source)
+    entries = Entries(source)
+    found = work(entries)
+    entries.finish()
+    return found
 
 
 def _replay(policy: Path | None, name: str | None) -> Replay:

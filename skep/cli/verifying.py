@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 from base64 import b64encode
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from skep.cli.exits import Failed, told
-from skep.fs.address import parse
+from skep.cli.exits import Failed
+from skep.cli.logs import of_log
 
 if TYPE_CHECKING:  # cryptography takes a while to import
     from skep.trace.note import Note, Vkey
-    from skep.validator.sources import Source
     from skep.validator.verify import Verified
-
-TRACE = "log/trace"  # where a hive has it
 
 
 class Inconsistent(Failed):
@@ -77,45 +73,13 @@ def verify_command(checkpoint: Path | None, keys: tuple[str, ...], target: str) 
 
 
 def _verified(target: str, old: Note | None, pinned: list[Vkey]) -> Verified:
-    from skep.validator.sources import LedgerSource, TileSource, below
+    from skep.validator.sources import LedgerSource
     from skep.validator.verify import verify
 
     path = Path(target)
-    if path.is_dir():
-        root = path / TRACE if (path / TRACE).is_dir() else path
-        return verify(TileSource(below(root)), old, pinned)
-    if path.exists():
-        source: Source = LedgerSource(path)
+    if path.is_file():
+        source = LedgerSource(path)
         if old is not None and not pinned and not source.keys():
             raise Failed(f"{target}: it names no key by which a checkpoint could be told: --key does")
         return verify(source, old, pinned)
-    return asyncio.run(_of_hive(target, old, pinned))
-
-
-async def _of_hive(target: str, old: Note | None, pinned: list[Vkey]) -> Verified:
-    """The log of a hive that is reached, verified on a thread: it asks for what it needs."""
-    from skep.cli.connect import dialled
-    from skep.fs.errors import E, FsError
-    from skep.validator.sources import TileSource
-    from skep.validator.verify import verify
-
-    try:
-        hive = parse(target)
-    except ValueError as error:
-        raise Failed(f"{target}: expected a directory, a file or an address: {error}") from error
-    loop = asyncio.get_running_loop()
-    async with dialled(hive) as client:
-
-        async def fetched(name: str) -> bytes | None:
-            try:
-                return await client.read_file(f"/{TRACE}/{name}")
-            except FsError as error:
-                if error.kind is E.MISSING:
-                    return None
-                raise
-
-        def read(name: str) -> bytes | None:
-            return asyncio.run_coroutine_threadsafe(fetched(name), loop).result()
-
-        with told(f"{target}/{TRACE}"):
-            return await asyncio.to_thread(lambda: verify(TileSource(read), old, pinned))
+    return of_log(target, lambda source: verify(source, old, pinned))
