@@ -300,7 +300,7 @@ class HiveState:
 
     def queue_max(self, pool: str, scope: str) -> int:
         most, said = self.pools.by_name[pool].queue_max, self.setting(scope, f"pools/{pool}/waiting")
-        return min(most, said) if isinstance(said, int) else most
+        return said if isinstance(said, int) and said < most else most
 
     def artifact_named(self, tenant: str, name: str) -> str | None:
         return self.artifacts.by_name.get(tenant, {}).get(name)

@@ -85,6 +85,8 @@ Decided = Decision[Event, str]
 def decide(jobs: Jobs, order: Order, world: World) -> Decided:
     """What follows from an order to /jobs; raises Refusal."""
     decided = _DECIDE[order.place, order.verb](jobs, order, world)
+    if not any(type(event) is Ended for event in decided.events):
+        return decided
     events = (
         kept(event, jobs.by_id[event.job].request, world) if isinstance(event, Ended) else event
         for event in decided.events
@@ -99,7 +101,7 @@ def kept(event: Ended, request: Submitted, world: World) -> Ended:
     except Refusal:
         return event  # no job goes on for want of a number: it stays as long as most do
     assert isinstance(keep_ns, int), keep_ns
-    return msgspec.structs.replace(event, keep_ns=keep_ns)
+    return Ended(event.job, event.state, event.fence, event.text, event.code, event.end, keep_ns)
 
 
 def _submit(jobs: Jobs, order: Order, world: World) -> Decided:
@@ -165,16 +167,15 @@ MEANT: Final[Mapping[str, Callable[[str], object]]] = {
     "list": lambda value: sorted(ctl.listed(value)),
     "sha256": lambda value: value.removeprefix("sha256:"),
 }
-_SUBMIT_KINDS: Final = {arg.name: arg.kind for arg in SUBMIT.args}
+# By argument; those that say how a request is sent, not what it is, are none.
+_MEANT: Final = {
+    arg.name: MEANT.get(arg.kind, str) for arg in SUBMIT.args if arg.name not in ("key", "v", CHECKED.name)
+}
 
 
 def body_of(args: Mapping[str, str]) -> str:
     """The hash of what a request says, however it is spelled: what must be the same under the same key."""
-    said = [
-        (name, MEANT.get(_SUBMIT_KINDS[name], str)(value))
-        for name, value in sorted(args.items())
-        if name not in ("key", "if-rev", "v", CHECKED.name)
-    ]
+    said = [(name, _MEANT[name](value)) for name, value in sorted(args.items()) if name in _MEANT]
     return sha256(msgspec.json.encode(said, order="sorted")).hexdigest()
 
 

@@ -56,7 +56,9 @@ class World(Protocol):
 
 def scope_of(tenant: str, workflow: str, step: str) -> str:
     """The scope of /config that a job is in."""
-    names = (tenant, workflow, step if workflow else "")
+    if not workflow:
+        return tenant
+    names = (tenant, workflow, step)
     return "/".join(name for name in names if name)
 
 
@@ -65,19 +67,20 @@ def fields(own: Mapping[str, str], defaults: Mapping[str, str], scope: str, worl
 
     ``own`` are those of the line, ``defaults`` what its topic's map and its pool say where it says nothing:
     of them no more is taken than limits let it have."""
-    args = {**defaults, **own}
-    _check(args)
-    found: dict[str, Any] = {field: args.get(name, "") for name, field in _WORDS.items()}
+    args = {**defaults, **own} if defaults else own
+    labels = ctl.labels(args["labels"]) if "labels" in args else {}
+    _check(args, labels)
+    found: dict[str, Any] = {_WORDS[name]: args[name] for name in args.keys() & _WORDS.keys()}
     for name, field in _DURATIONS.items():
         found[field] = _bounded(name, own, args, scope, world)
-    return found | {
-        "priority": _bounded("priority", own, args, scope, world),
-        "labels": ctl.labels(args.get("labels", "")),
-        "requires": _sorted(args, "requires"),
-        "risk": _sorted(args, "risk"),
-        "retries": _bounded("retries", own, args, scope, world),
-        "bytes_max": int(args["bytes"]) if "bytes" in args else None,
-    }
+    found["priority"] = _bounded("priority", own, args, scope, world)
+    found["retries"] = _bounded("retries", own, args, scope, world)
+    found["labels"] = labels
+    found["requires"] = _sorted(args, "requires")
+    found["risk"] = _sorted(args, "risk")
+    if "bytes" in args:
+        found["bytes_max"] = int(args["bytes"])
+    return found
 
 
 def _bounded(name: str, own: Mapping[str, str], args: Mapping[str, str], scope: str, world: World) -> int:
@@ -103,12 +106,13 @@ def _configured(name: str, scope: str, world: World, topic: str) -> int:
 
 
 def _sorted(args: Mapping[str, str], name: str) -> tuple[str, ...]:
-    return tuple(sorted(ctl.listed(args.get(name, ""))))
+    return tuple(sorted(ctl.listed(args[name]))) if name in args else ()
 
 
-def _check(args: Mapping[str, str]) -> None:
+def _check(args: Mapping[str, str], labels: Mapping[str, str]) -> None:
     """Refuse what is beyond its bounds; the table of verbs has been asked for the rest."""
-    labels = ctl.labels(args.get("labels", ""))
+    if args.keys().isdisjoint(_CHECKED):
+        return
     if len(labels) > LABELS_MAX:
         raise _refused("labels", f"expected {LABELS_MAX} or fewer, not {len(labels)}")
     for name, value in labels.items():
@@ -127,6 +131,12 @@ def _check(args: Mapping[str, str]) -> None:
     for name, needed in (("tracestate", "traceparent"), ("step", "workflow"), ("run", "workflow")):
         if name in args and needed not in args:
             raise _refused(name, f"expected {needed} with it")
+
+
+# Arguments that have bounds, or need others.
+_CHECKED: Final = frozenset(
+    {"labels", "requires", "risk", *_DURATIONS, "retries", "actor-id", "tracestate", "step", "run"}
+)
 
 
 def _refused(name: str, why: str) -> Exception:

@@ -6,7 +6,7 @@ Submit, lease and the plan ask the same functions here, so that what was planned
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from skep.fs import ctl
 from skep.fs.errors import E
@@ -66,10 +66,14 @@ class Wanted(NamedTuple):
     requires: frozenset[str]
 
 
+_NOTHING: Final[frozenset[str]] = frozenset()
+
+
 def wanted_of(tenant: str, args: Mapping[str, str]) -> Wanted:
     """The arguments of a submit; a question to the policies may lack some."""
     scope = scope_of(tenant, args.get("workflow", ""), args.get("step", ""))
-    return Wanted(tenant, scope, args.get("topic", ""), frozenset(ctl.listed(args.get("requires", ""))))
+    said = args.get("requires")
+    return Wanted(tenant, scope, args.get("topic", ""), frozenset(ctl.listed(said)) if said else _NOTHING)
 
 
 class Verdict(NamedTuple):
@@ -110,6 +114,8 @@ def verdicts(world: World, wanted: Wanted) -> list[Verdict]:
 
 def chosen(found: Sequence[Verdict]) -> Verdict | None:
     """The pool with the least to do, of equal ones the first; None: all refuse."""
+    if len(found) == 1:
+        return found[0] if found[0].refused is None else None
     return min(
         (verdict for verdict in found if verdict.refused is None),
         key=lambda verdict: (verdict.draining, verdict.load),
@@ -122,10 +128,13 @@ def _verdict(world: World, wanted: Wanted, pool: str) -> Verdict:
         return Verdict(
             pool, refused=E.NOROUTE, why=f"topic={wanted.topic} pool={pool}: there is no such pool"
         )
-    needs = world.needs(pool, wanted.scope) | wanted.requires
-    # What a workflow asks for beyond its tenant is asked for once, here.
-    more = needs - world.needs(pool, wanted.tenant) if wanted.scope != wanted.tenant else frozenset()
-    verdict = Verdict(pool, tuple(sorted(wanted.requires | more)), world.load(pool), world.is_draining(pool))
+    needs, requires = world.needs(pool, wanted.scope), wanted.requires
+    if requires:
+        needs |= requires
+    if wanted.scope != wanted.tenant:
+        # What a workflow asks for beyond its tenant is asked for once, here.
+        requires |= needs - world.needs(pool, wanted.tenant)
+    verdict = Verdict(pool, tuple(sorted(requires)), world.load(pool), world.is_draining(pool))
     if verdict.requires and not world.has_node(wanted.tenant, needs):
         return verdict._replace(refused=E.NOWORKER, why=f"pool={pool} requires={','.join(sorted(needs))}")
     if world.refuses(pool) and not world.has_open_node(wanted.tenant, needs):

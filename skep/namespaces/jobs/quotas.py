@@ -76,7 +76,7 @@ def admitted(usage: Usage, event: Submitted, now_ns: int, world: World) -> Submi
             raise refusal(E.QUOTA, over(_name(keys.waiting), used.waiting, most))
         _check_bound(event, keys, world)
         costs.append(_cost_ns(used.owed_ns(now_ns), keys.submits, world.limit(event.tenant, keys.submits)))
-    return msgspec.structs.replace(event, cost_ns=costs[0], actor_cost_ns=costs[1])
+    return msgspec.structs.replace(event, cost_ns=costs[0], actor_cost_ns=costs[1]) if any(costs) else event
 
 
 def _check_bound(event: Submitted, keys: Limits, world: World) -> None:
