@@ -9,7 +9,7 @@ RUN_PACKAGES := gcc libc6-dev pkg-config fuse3 libfuse3-dev
 TEST_PACKAGES := $(RUN_PACKAGES) attr busybox-static cpio diod iproute2 openssl qemu-system-x86 \
 	softhsm2 tcpdump
 BENCH_PACKAGES := $(TEST_PACKAGES) postgresql redis-server
-SOURCES := setup.py pyproject.toml $(wildcard skep/native/*.c skep/native/*_build.py)
+SOURCES := setup.py pyproject.toml $(wildcard skep/native/*.[ch] skep/native/*_build.py)
 
 .PHONY: help up down test check bench clean
 .DELETE_ON_ERROR:
@@ -45,6 +45,7 @@ bench: $(VENV)/bench
 	$(BIN)/python -m tests.bench
 	$(BIN)/python -m tests.bench.queues
 	$(BIN)/python -m tests.bench.history --done 1000 100000
+	$(BIN)/python -m tests.bench.hashing
 
 clean:
 	rm -rf $(VENV) build skep.egg-info skep/native/*.so skep/native/_*.c .cache .pytest_cache .mypy_cache .ruff_cache

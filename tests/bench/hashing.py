@@ -1,0 +1,241 @@
+"""How fast a trace is hashed, and from how many entries on that is worth a kernel: python -m tests.bench.hashing
+
+In memory: the entries' leaf hashes, and the tree over them with a root for each commit. In files: a ledger's
+tail, as a role reads it when it starts, and skep verify. Beside them in the same rounds: sha256sum, openssl and
+git fsck over the same bytes. Cells are medians of interleaved rounds."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sqlite3
+import subprocess
+import sys
+import time
+from array import array
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import accumulate
+from pathlib import Path
+from random import Random
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+from rich.console import Console
+from rich.table import Table
+
+from skep.native.trace import HASH, Compiled, hashing
+from skep.native.trace_cuda import Cuda
+from skep.native.trace_twin import Twin
+from skep.trace.entry import OK, Line, canonical, entry_of
+from skep.trace.merkle import Frontier
+from skep.trace.sqlite import SqliteLedger
+from skep.validator.sources import LedgerSource
+from skep.validator.verify import verify
+
+COMMIT = 8  # entries of one
+FLOOR = "sha256sum"
+FEW = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64, 128, 256, 1024)  # entries of a batch
+
+
+class Row(NamedTuple):
+    """What was done to all entries, and how long it took in each round."""
+
+    name: str
+    took_s: list[float]
+
+
+def main() -> int:
+    args = arguments().parse_args()
+    entries = list(made(args.entries))
+    with TemporaryDirectory(dir=args.dir, prefix="skep-hashing-") as place:
+        found = measured(entries, Path(place), args.rounds)
+    size = sum(map(len, entries))
+    pays = {"leaves": paying(entries, "leaves"), "tree": paying(entries, "tree")}
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    console.print(drawn(found, len(entries), size))
+    for line in [*told(pays), cuda_told()]:
+        console.print(line, markup=False)
+    if args.json:
+        about = {"entries": len(entries), "bytes": size, "cores": os.cpu_count(), "sha": hashing.sha}
+        rows = {row.name: row.took_s for row in found}
+        args.json.write_text(json.dumps({**about, "seconds": rows, "pays_from": pays}, indent=1) + "\n")
+    return 0
+
+
+def arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m tests.bench.hashing", description=__doc__)
+    parser.add_argument("--entries", type=int, default=200_000)
+    parser.add_argument("--rounds", type=int, default=5, help="the median is shown")
+    parser.add_argument("--dir", type=Path, help="where files are made; default: the temporary directory")
+    parser.add_argument("--json", type=Path, help="write all rounds here too")
+    return parser
+
+
+def made(count: int) -> Iterator[bytes]:
+    """Entries as workers write them, some 490 bytes each."""
+    chance = Random(1)
+    for seq in range(1, count + 1):
+        job, lease = (f"{chance.getrandbits(128):026X}"[:26] for _ in "jl")
+        lines = (f"finish job={job} lease={lease} state=ok",)
+        line = Line("spiffe://hive/worker/w17", "worker", "acme", "/jobs/ctl", lines, seq * 10**9, lease)
+        events: list[dict[str, Any]] = [
+            {"type": "job.finished", "job": job, "lease": lease, "node": "w17", "n": seq, "state": "ok"},
+            {"type": "queue.moved", "pool": "default", "n": seq},
+        ]
+        yield canonical(entry_of(line, seq, OK, tuple(events)))
+
+
+# what is measured
+
+
+def measured(entries: list[bytes], place: Path, rounds: int) -> list[Row]:
+    """Every way of looking at all entries, in interleaved rounds."""
+    ledger, joined, git = place / "ledger.db", place / "joined", place / "git"
+    write_ledger(ledger, entries)
+    joined.write_bytes(b"".join(entries))
+    write_git(git, entries)
+    ways: dict[str, Callable[[], object]] = {
+        FLOOR: lambda: run("sha256sum", str(joined)),
+        "openssl dgst": lambda: run("openssl", "dgst", "-sha256", str(joined)),
+        "git fsck": lambda: run("git", "-C", str(git), "fsck", "--full", "--no-dangling"),
+        **in_memory(entries),
+        "a ledger's tail": lambda: read_tail(ledger),
+        "skep verify": lambda: verify(LedgerSource(ledger)),
+    }
+    rows = [Row(name, []) for name in ways]
+    for _ in range(rounds):
+        for row in rows:
+            row.took_s.append(timed(ways[row.name]))
+    return rows
+
+
+def in_memory(entries: list[bytes]) -> dict[str, Callable[[], object]]:
+    """Hashing what is in memory already, joined where the way wants it so."""
+    twin, data, ends = Twin(), b"".join(entries), array("Q", accumulate(map(len, entries)))
+    leaves = twin.leaves(entries)
+    sizes = range(COMMIT, len(entries) + 1, COMMIT)
+
+    def in_c(sha: bool, threads: int) -> bytes:
+        return Compiled(sha).leaves_of(data, ends, threads)
+
+    ways: dict[str, Callable[[], object]] = {
+        "leaves, Python": lambda: twin.leaves(entries),
+        "leaves, C without SHA instructions": lambda: in_c(False, 1),
+        "leaves, C, 1 thread": lambda: in_c(True, 1),
+        "leaves, C, 2 threads": lambda: in_c(True, 2),
+        "tree, Python": lambda: twin.grow(0, [], leaves, sizes),
+        "tree, C": lambda: Compiled().grow(0, [], leaves, sizes),
+        "leaves and tree, C, 1 thread": lambda: Compiled().grow(0, [], in_c(True, 1), sizes),
+        "leaves and tree, C, 2 threads": lambda: Compiled().grow(0, [], in_c(True, 2), sizes),
+    }
+    cuda = device()
+    return ways if cuda is None else {**ways, "leaves, CUDA": lambda: cuda.leaves_of(data, ends)}
+
+
+def device() -> Cuda | None:
+    try:
+        return Cuda()
+    except (ImportError, RuntimeError):
+        return None
+
+
+def write_ledger(path: Path, entries: list[bytes]) -> None:
+    """Their ledger. All commits are one of SQLite's: nobody waits for these."""
+    SqliteLedger(str(path)).close()
+    frontier = Frontier()
+    leaves = hashing.leaves(entries)
+    sizes = [*range(COMMIT, len(entries), COMMIT), len(entries)]
+    roots = frontier.extend(leaves, sizes)
+    file = sqlite3.connect(path, isolation_level=None)
+    file.execute("BEGIN")
+    rows = ((n + 1, body, leaves[n * HASH : (n + 1) * HASH]) for n, body in enumerate(entries))
+    file.executemany("INSERT INTO entries VALUES (?, ?, ?)", rows)
+    file.executemany("INSERT INTO commits VALUES (?, ?, ?)", zip(sizes, [0, *sizes], roots, strict=False))
+    file.execute("COMMIT")
+    file.close()
+
+
+def write_git(path: Path, entries: list[bytes]) -> None:
+    """A repository that holds them as blobs, packed."""
+    run("git", "init", "-q", "--bare", str(path))
+    stream = b"".join(b"blob\ndata %d\n%s\n" % (len(body), body) for body in entries)
+    subprocess.run(["git", "-C", str(path), "fast-import", "--quiet"], input=stream, check=True)
+
+
+def read_tail(path: Path) -> None:
+    ledger = SqliteLedger(str(path))
+    for _ in ledger.tail():
+        pass
+    ledger.close()
+
+
+def run(*command: str) -> None:
+    subprocess.run(command, check=True, capture_output=True)
+
+
+def timed(act: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    act()
+    return time.perf_counter() - began
+
+
+# from how many on it pays
+
+
+def paying(entries: list[bytes], what: str) -> int:
+    """The fewest entries of a batch from which C is the faster one, up to the longest batch; 0: none."""
+    twin, compiled = Twin(), Compiled(always=True)
+    peaks = [bytes(HASH)] * 10
+
+    def act(one: Twin | Compiled, some: list[bytes], leaves: bytes) -> object:
+        return one.leaves(some) if what == "leaves" else one.grow(1023, peaks, leaves)
+
+    first = 0
+    for count in FEW:
+        some = entries[:count]
+        leaves = twin.leaves(some)
+        python, c = (best(partial(act, one, some, leaves)) for one in (twin, compiled))
+        first = 0 if python <= c else first or count
+    return first
+
+
+def best(act: Callable[[], object], times: int = 200) -> float:
+    """Of five runs: what is asked is where two ways cross, not what a machine does beside them."""
+    return min(timed(lambda: [act() for _ in range(times)]) for _ in range(5))
+
+
+# what is said
+
+
+def drawn(rows: list[Row], entries: int, size: int) -> Table:
+    table = Table(title=f"{entries:,} entries, {size / 1e6:,.0f} MB, a commit for each {COMMIT}")
+    table.add_column("")
+    for column in ("entries/s", "GB/s", f"of {FLOOR}'s time", "of openssl's time"):
+        table.add_column(column, justify="right")
+    took = {row.name: median(row.took_s) for row in rows}
+    for name, seconds in took.items():
+        ratios = (f"{seconds / took[floor]:.2f}" for floor in (FLOOR, "openssl dgst"))
+        table.add_row(name, f"{entries / seconds:,.0f}", f"{size / seconds / 1e9:.2f}", *ratios)
+    return table
+
+
+def told(pays: dict[str, int]) -> Iterator[str]:
+    for what, count in pays.items():
+        yield f"{what}: C pays from {count} entries on" if count else f"{what}: C does not pay"
+
+
+def cuda_told() -> str:
+    try:
+        Cuda()
+    except ImportError:
+        return "CUDA did not run: cupy is not here (the extra cuda)"
+    except RuntimeError as error:
+        return f"CUDA did not run: no device ({error})"
+    return "CUDA: the bytes go to the device and the hashes come back within the time"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
