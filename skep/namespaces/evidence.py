@@ -57,8 +57,7 @@ class Evidence:
         keys = self.signing()
         place = (self.size, tuple(key.public for key in keys))
         if self._signed[0] != place:
-            text = Checkpoint(self.origin, self.size, self.hive.turn.root).text()
-            self._signed = place, sign_note(text, self.origin, keys)
+            self._signed = place, self._sign(self.size, self.hive.turn.root)
         return self._signed[1]
 
     def keys(self) -> str:
@@ -110,16 +109,33 @@ class Evidence:
             raise FsError(E.IO, f"integrity: entry {index + 1}: its leaf hash is not in the signed tree")
         return path, self.checkpoint()
 
-    async def consistency(self, old: int) -> tuple[list[bytes], bytes]:
-        """What shows that the present tree continues that of ``old`` entries, and its checkpoint."""
+    async def consistency(self, old: int, size: int | None = None) -> tuple[list[bytes], bytes]:
+        """What shows that the tree of ``size`` entries (None: the present one) continues that of ``old``, and
+        its checkpoint."""
         await self.grown()
-        size, root = self.size, self.hive.turn.root
-        if not 0 <= old <= size:
-            raise FsError(E.USAGE, f"old={old}: the checkpoint has {size} entries")
+        last, root = self.size, self.hive.turn.root
+        size = last if size is None else size
+        if not 0 <= old <= last or size > last:
+            raise FsError(E.USAGE, f"old={old}: the checkpoint has {last} entries")
+        if old > size:
+            raise FsError(E.USAGE, f"old={old}: expected at most the size={size} that is to continue it")
+        if size < last:
+            root = self._root_of(size)
         path = consistency(old, size, self.tiles.node)
         if not is_consistent(old, size, root_of(old, self.tiles.node), root, path):
             raise FsError(E.IO, f"integrity: the first {old} entries are not those of the signed tree")
-        return path, self.checkpoint()
+        return path, self.checkpoint() if size == last else self._sign(size, root)
+
+    def _root_of(self, size: int) -> bytes:
+        """The root of the tree as it was, which is not signed again unless the present one continues it."""
+        last, root = self.size, root_of(size, self.tiles.node)
+        path = consistency(size, last, self.tiles.node)
+        if not is_consistent(size, last, root, self.hive.turn.root, path):
+            raise FsError(E.IO, f"integrity: the first {size} entries are not those of the signed tree")
+        return root
+
+    def _sign(self, size: int, root: bytes) -> bytes:
+        return sign_note(Checkpoint(self.origin, size, root).text(), self.origin, self.signing())
 
 
 def _state(key: Key) -> str:

@@ -136,6 +136,7 @@ class Hive:
             lambda: turn.state.triggers, lambda seq, kinds: occasions.read(turn, seq, kinds), self._fire
         )
         self.agenda = Agenda(lambda id: turn.state.jobs.by_id.get(id), turn.state.jobs.by_id.values())
+        self.on_tick: list[Callable[[int], Awaitable[None]]] = []  # what else time asks for, told the time
         self.reached_at: list[str] = []  # the addresses it serves by TLS
         self.started_ns = clock.now_ns()
         self.shutdown: asyncio.Future[str] = asyncio.get_running_loop().create_future()  # the grace asked for
@@ -498,6 +499,8 @@ class Hive:
         # The day has changed, and with it what limits let be held.
         self.leases.dispatch_all()
         await self.keep_policy_keys()
+        for tick in self.on_tick:
+            await tick(now_ns)
         if self.authority is not None:
             await self.authority.tend()
         if now_ns - self._expired_ns >= EXPIRE_NS:

@@ -3,7 +3,8 @@
 ctl             W drain, resume, kick, reload, shutdown; R usage
 version         R the hive's version and the protocols it speaks
 whoami          R who the caller is here
-state           R online, draining, quiesced; degraded and why when its ledger is closed to it
+state           R online, draining, quiesced; degraded and why when its ledger is closed to it, or too few
+                witnesses have cosigned it lately: then it works as ever
 ns              R the session's namespace, as mount and bind lines
 events          R events up to now, a JSON line each; events@N those after ledger number N, for ever,
                 with {"seq":N} when nothing comes
@@ -123,13 +124,15 @@ def ns(hive: Hive, caller: Caller) -> str:
 
 def condition(hive: Hive, caller: Caller) -> str:
     """The word of /state; why, when it is degraded, is for the hive's own tenant."""
-    failed = hive.turn.failed
-    if failed is None:
-        return hive.state.condition_of(caller.tenant)
-    return f"degraded: {failed}" if caller.tenant == HIVE_TENANT else "degraded"
+    why = hive.turn.failed or hive.state.log.witnesses.lost
+    found = hive.state.condition_of(caller.tenant)
+    if not why or (hive.turn.failed is None and found != "online"):
+        return found
+    return f"degraded: {why}" if caller.tenant == HIVE_TENANT else "degraded"
 
 
 def ready(hive: Hive, caller: Caller) -> str:
-    """``ok`` when jobs are taken and leased; else the state."""
-    found = condition(hive, caller)
-    return "ok\n" if found == "online" else f"{found}\n"
+    """``ok`` when jobs are taken and leased, agreed upon or not; else the state."""
+    if hive.turn.failed is None and hive.state.condition_of(caller.tenant) == "online":
+        return "ok\n"
+    return f"{condition(hive, caller)}\n"

@@ -4,8 +4,10 @@
     <empty line>
     — <key name> base64(key id[4] signature[64])
 
-A key goes by its name and its id, and is written <name>+<id in hex>+<base64(0x01 public[32])>.
-Sources: c2sp.org/signed-note; golang.org/x/mod/sumdb/note (keys as text)."""
+A key goes by its name and its id, and is written <name>+<id in hex>+<base64(kind[1] public[32])>. Of two
+kinds of keys what they sign is known here: 0x01 signs the text, 0x04 says since when it knows it
+(cosignature.py). Sources: c2sp.org/signed-note, tlog-cosignature; golang.org/x/mod/sumdb/note (keys as
+text)."""
 
 from __future__ import annotations
 
@@ -19,6 +21,8 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 ED25519: Final = b"\x01"
+COSIGNER: Final = b"\x04"
+TIME_SIZE: Final = 8  # bytes of the time before a cosignature
 NOTE_MAX: Final = 64 * 1024  # bytes; a checkpoint with twenty signatures has 3 KiB
 SIGNATURES_MAX: Final = 64  # of one note; the text asks for 16 at least
 PREFIX: Final = "— "
@@ -36,19 +40,24 @@ class UnknownSigner(NoteError):
 
 
 class Vkey(NamedTuple):
-    """A public key and its name: who may have signed."""
+    """A public key and its name: who may have signed. ``kind``: ED25519 or COSIGNER."""
 
     name: str
     public: bytes
+    kind: bytes = ED25519
 
     @property
     def id(self) -> bytes:
-        return sha256(self.name.encode() + b"\n" + ED25519 + self.public).digest()[:4]
+        return sha256(self.name.encode() + b"\n" + self.kind + self.public).digest()[:4]
 
     def __str__(self) -> str:
-        return f"{self.name}+{self.id.hex()}+{b64encode(ED25519 + self.public).decode()}"
+        return f"{self.name}+{self.id.hex()}+{b64encode(self.kind + self.public).decode()}"
 
     def verifies(self, signature: bytes, text: str) -> bool:
+        """Whether it is ours under ``text``; of a cosigner with its time before it."""
+        if self.kind == COSIGNER:
+            text = cosigned_text(int.from_bytes(signature[:TIME_SIZE], "big"), text)
+            signature = signature[TIME_SIZE:]
         try:
             Ed25519PublicKey.from_public_bytes(self.public).verify(signature, text.encode())
         except (InvalidSignature, ValueError):
@@ -56,14 +65,19 @@ class Vkey(NamedTuple):
         return True
 
 
-def parse_vkey(text: str) -> Vkey:
-    """Raises NoteError."""
+def cosigned_text(time_s: int, text: str) -> str:
+    """What a cosigner signs under ``text``, in seconds since 1970."""
+    return f"cosignature/v1\ntime {time_s}\n{text}"
+
+
+def parse_vkey(text: str, kind: bytes = ED25519) -> Vkey:
+    """A key of one kind: who signs for a log is not who cosigns it. Raises NoteError."""
     name, _, rest = text.partition("+")
     id, _, key = rest.partition("+")
     data = _decoded(key)
-    if not _NAME.fullmatch(name) or data[:1] != ED25519 or len(data) != 33:
-        raise NoteError(f"key {text!r}: expected <name>+<id>+<base64> of an Ed25519 key")
-    vkey = Vkey(name, data[1:])
+    if not _NAME.fullmatch(name) or data[:1] != kind or len(data) != 33:
+        raise NoteError(f"key {text!r}: expected <name>+<id>+<base64> of an Ed25519 key of kind {kind.hex()}")
+    vkey = Vkey(name, data[1:], kind)
     if str(vkey) != text:
         raise NoteError(f"key {text!r}: its id is {vkey.id.hex()}, not {id}")
     return vkey

@@ -78,23 +78,30 @@ def is_included(index: int, size: int, leaf: bytes, path: Sequence[bytes], root:
 
 def is_consistent(old: int, new: int, old_root: bytes, new_root: bytes, path: Sequence[bytes]) -> bool:
     """Whether ``path`` shows that the tree of ``new`` leaves begins with that of ``old``."""
-    if not 0 <= old <= new:
-        return False
-    if old == new:
-        return not path and old_root == new_root
-    if not old:
+    if old == 0 <= new != 0:
         return not path and old_root == EMPTY_ROOT
+    return roots(old, new, old_root, path) == (old_root, new_root)
+
+
+def roots(old: int, new: int, old_root: bytes, path: Sequence[bytes]) -> tuple[bytes, bytes] | None:
+    """The roots of the trees of ``old`` leaves, not none, and of ``new`` that ``path`` leads to; None: it is
+    of other sizes. Where the tree of ``old`` is complete its root is in no path, and believed to be
+    ``old_root``."""
+    if not 0 <= old <= new:
+        return None
+    if old == new:
+        return None if path else (old_root, old_root)
     # A complete subtree's root is not repeated in the path.
     rest = [old_root, *path] if not old & (old - 1) else list(path)
-    if not rest:
-        return False
+    if not old or not rest:
+        return None
     at, last = old - 1, new - 1
     while at & 1:
         at, last = at >> 1, last >> 1
     before = after = rest[0]
     for sibling in rest[1:]:
         if not last:
-            return False
+            return None
         if at & 1 or at == last:
             before, after = node_hash(sibling, before), node_hash(sibling, after)
             while not at & 1 and at:
@@ -102,7 +109,7 @@ def is_consistent(old: int, new: int, old_root: bytes, new_root: bytes, path: Se
         else:
             after = node_hash(after, sibling)
         at, last = at >> 1, last >> 1
-    return not last and before == old_root and after == new_root
+    return None if last else (before, after)
 
 
 def _split(size: int) -> int:

@@ -1,7 +1,7 @@
 """A verifier of transparency logs written from the public texts alone: it imports nothing of what it checks.
 
 Sources: RFC 6962, 2.1; RFC 9162, 2.1.3.2 and 2.1.4.2; c2sp.org/tlog-tiles, signed-note, tlog-checkpoint,
-tlog-proof, tlog-witness (the body of add-checkpoint)."""
+tlog-proof, tlog-cosignature, tlog-witness (the body of add-checkpoint)."""
 
 from __future__ import annotations
 
@@ -206,3 +206,22 @@ def check_add_checkpoint(said: bytes, old_root: bytes, origin: str, public: byte
     hashes = [base64.b64decode(line, validate=True) for line in lines[1:]]
     check_consistency(int(found[1]), size, old_root, root, hashes)
     return int(found[1]), size
+
+
+def open_cosigned(note: bytes, name: str, public: bytes) -> tuple[int, int, bytes]:
+    """Time, size and root of a checkpoint that a witness has cosigned. Source: c2sp.org/tlog-cosignature."""
+    said = note.decode("utf-8")
+    at = said.rindex("\n\n")
+    text = said[: at + 1]
+    key_id = h(name.encode(), b"\n\x04", public)[:4]
+    for line in said[at + 2 : -1].split("\n"):
+        _, key, encoded = line.split(" ")
+        blob = base64.b64decode(encoded, validate=True)
+        if key == name and blob[:4] == key_id:
+            assert len(blob) == 4 + 8 + 64
+            time = int.from_bytes(blob[4:12], "big")
+            message = f"cosignature/v1\ntime {time}\n{text}".encode()
+            Ed25519PublicKey.from_public_bytes(public).verify(blob[12:], message)
+            lines = text.split("\n")
+            return time, int(lines[1]), base64.b64decode(lines[2], validate=True)
+    raise AssertionError(f"{name} has not cosigned it")

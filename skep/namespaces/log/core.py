@@ -14,6 +14,8 @@ import msgspec
 
 from skep.fs import ctl
 from skep.fs.ctl import Arg, Verb
+from skep.namespaces.log import witnesses
+from skep.namespaces.log.witnesses import Witnesses
 from skep.namespaces.order import Order
 from skep.trace.rules import Decision, Meta
 
@@ -40,7 +42,8 @@ TABLES: Final[Mapping[str, ctl.Verbs]] = {
                 Arg("last", required=True, kind="name", help="RFC 3339"),
             ),
         )
-    )
+    ),
+    **witnesses.TABLES,
 }
 
 
@@ -64,7 +67,7 @@ class Denied(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="type", 
     why: str = ""
 
 
-Event = Denied
+Event = Denied | witnesses.Event
 
 
 @dataclass
@@ -72,13 +75,16 @@ class Log:
     """How often what was refused: (operation, class of error) -> count."""
 
     counts: dict[tuple[str, str], int] = field(default_factory=dict)
+    witnesses: Witnesses = field(default_factory=Witnesses)
 
     def copy(self) -> Log:
-        return Log(self.counts.copy())
+        return Log(self.counts.copy(), self.witnesses.copy())
 
 
 def decide(log: Log, order: Order) -> Decision[Event, str]:
-    """What follows from ``denied``, the only verb."""
+    """What follows from ``denied``, or from a line about witnesses."""
+    if order.place in witnesses.TABLES:
+        return witnesses.decide(log.witnesses, order)
     said = order.args
     words = ("op", "code", "rule", "peer", "principal", "role", "node", "path", "canonical", "why")
     denied = Denied(
@@ -94,5 +100,8 @@ def decide(log: Log, order: Order) -> Decision[Event, str]:
 
 def apply(log: Log, event: Event, meta: Meta) -> None:
     """Change ``log`` by ``event``."""
+    if not isinstance(event, Denied):
+        witnesses.apply(log.witnesses, event, meta)
+        return
     kind = event.op, event.code
     log.counts[kind] = log.counts.get(kind, 0) + event.count

@@ -8,7 +8,15 @@
     trace/tile/<L>/<N>         R hashes of the tree, 256 a file; <N>.p/<W> the first W of them: tlog-tiles
     trace/tile/entries/<N>     R the entries themselves, 256 a file. For operators and validators alone
     trace/proof/inclusion      transaction: W entry=N, R a tlog-proof that entry N is in the checkpoint
-    trace/proof/consistency    transaction: W old=N, R that the checkpoint continues that of N entries
+    trace/proof/consistency    transaction: W old=N, R that the checkpoint continues that of N entries;
+                               with size=M that of M entries does
+    trace/agreed               R the last checkpoint that enough witnesses have cosigned, with their lines
+    trace/witness/ctl          W add, remove, quorum, and from who cannot cosign, disagree; R usage
+    trace/witness/status       R the quorum and what is agreed, then a line for each witness: agrees, behind,
+                               missing or disagrees; what it cosigned and when, its key, why
+    trace/witness/offered@N    R the checkpoint that is to be cosigned by who has cosigned N entries, as an
+                               add-checkpoint of tlog-witness; waits until there is one
+    trace/witness/add-cosignature  transaction: W an offered checkpoint with cosignatures, R how many it has
     net_trace_secure9p.log     R what was refused, a JSON line for each kind and window of time;
                                net_trace_secure9p.log@N as above. For operators and validators alone
     validator/<id>.json        R the report of a run of the validator. For the hive's own auditors
@@ -41,10 +49,13 @@ from skep.fs.messages import QT
 from skep.fs.node import Caller, Change
 from skep.fs.shapes import Stream, Text
 from skep.fs.tree import Dir
+from skep.namespaces.evidence import Evidence
 from skep.namespaces.follow import AUDITORS, Feed, Plain, trace
 from skep.namespaces.live import Hive
 from skep.namespaces.log.core import LOG
+from skep.namespaces.log.cosigned import witness_files
 from skep.namespaces.log.denials import rule_of
+from skep.namespaces.log.quorum import Quorum
 from skep.namespaces.log.tree import evidence_files
 from skep.namespaces.order import HIVE, HIVE_TENANT, node_of
 from skep.namespaces.rows import Followed
@@ -76,7 +87,8 @@ def files(hive: Hive) -> Dir:
         return Kept(lambda caller: Feed(hive, after, None, render(hive, caller)))
 
     past: dict[str, Any] = {LOG: kept(refusals), "denials": Text(lambda caller: counts(hive, caller))}
-    served = {"live.jsonl": kept(trace)} | evidence_files(hive)
+    evidence = Evidence(hive)
+    served = {"live.jsonl": kept(trace)} | evidence_files(evidence) | witness_files(Quorum(evidence))
     past["validator"] = validator.reports(hive)
     past["trace"] = Followed(served, {"live.jsonl": lambda seq: kept(trace, seq)})
     return Followed(past, {LOG: lambda seq: kept(refusals, seq)})

@@ -19,7 +19,6 @@ from skep.fs.shapes import File, Snapshot, Text, Transaction
 from skep.fs.tree import Listing
 from skep.namespaces.evidence import Evidence
 from skep.namespaces.follow import AUDITORS, TRACERS
-from skep.namespaces.live import Hive
 from skep.namespaces.order import HIVE_TENANT
 from skep.trace.tiles import ENTRIES, LEVEL_MAX, WIDTH, Tile
 
@@ -27,14 +26,15 @@ PROOF: Final = "c2sp.org/tlog-proof@v1"
 GROUP: Final = 1000  # names in one directory of tiles
 _WIDTH_NAME: Final = re.compile(r"[1-9]\d{0,2}")
 _QUESTIONS: Final = {
-    name: ctl.verbs(Verb(name, (Arg(arg, required=True, kind="number"),)))
-    for name, arg in (("inclusion", "entry"), ("consistency", "old"))
+    "inclusion": ctl.verbs(Verb("inclusion", (Arg("entry", required=True, kind="number"),))),
+    "consistency": ctl.verbs(
+        Verb("consistency", (Arg("old", required=True, kind="number"), Arg("size", kind="number")))
+    ),
 }
 
 
-def evidence_files(hive: Hive) -> dict[str, Any]:
+def evidence_files(evidence: Evidence) -> dict[str, Any]:
     """What stands in /log/trace beside the trace itself."""
-    evidence = Evidence(hive)
 
     def told(content: Callable[[], str | bytes]) -> Text:
         def read(caller: Caller) -> str | bytes:
@@ -165,25 +165,30 @@ def _tile(evidence: Evidence, tile: Tile) -> TileFile:
 
 async def included(evidence: Evidence, caller: Caller, said: bytes) -> bytes:
     """A tlog-proof: index, path, checkpoint."""
-    index = _asked("inclusion", "entry", caller, said) - 1
+    index = int(_asked("inclusion", caller, said)["entry"]) - 1
     path, checkpoint = await evidence.inclusion(index)
     return _lines([PROOF, f"index {index}"], path, checkpoint)
 
 
 async def consistent(evidence: Evidence, caller: Caller, said: bytes) -> bytes:
     """As tlog-witness sends it: old size, path, checkpoint."""
-    old = _asked("consistency", "old", caller, said)
-    path, checkpoint = await evidence.consistency(old)
+    asked = _asked("consistency", caller, said)
+    return await shown(evidence, int(asked["old"]), int(asked["size"]) if "size" in asked else None)
+
+
+async def shown(evidence: Evidence, old: int, size: int | None) -> bytes:
+    """The checkpoint of ``size`` entries, None: of all, with the proof that it continues that of ``old``."""
+    path, checkpoint = await evidence.consistency(old, size)
     return _lines([f"old {old}"], path, checkpoint)
 
 
-def _asked(question: str, arg: str, caller: Caller, said: bytes) -> int:
+def _asked(question: str, caller: Caller, said: bytes) -> dict[str, str]:
     check(caller)
     commands = ctl.parse(question.encode() + b" " + said)
     if len(commands) != 1:
-        raise FsError(E.USAGE, f"expected one line, {arg}=N")
+        raise FsError(E.USAGE, "expected one line")
     ctl.check(commands[0], _QUESTIONS[question])
-    return int(commands[0].args[arg])
+    return commands[0].args
 
 
 def _lines(head: Sequence[str], path: Sequence[bytes], checkpoint: bytes) -> bytes:

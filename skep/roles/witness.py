@@ -1,0 +1,196 @@
+"""A witness: follows hives, cosigns what continues what it saw, and serves what it knows.
+
+/log/trace/witness/
+    key                        R its key, as a hive takes it: add name=w1 key=… > /log/trace/witness/ctl
+    add-checkpoint             transaction: W the body of tlog-witness's request, R a cosignature. An error
+    says
+                               why not; where the old size is another than the last: conflict: size=N
+    origins/<hash>/checkpoint  R the last one that it cosigned of a log; <hash>: SHA-256 of the origin, in hex
+    splits/<id>                R two checkpoints that cannot both be true, JSON
+    ctl                        W clear split=<id>: go on with that log; its own user and root alone
+
+Source: c2sp.org/tlog-witness."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+from skep.fs.address import Address
+from skep.fs.ctl import Arg, Command, Verb, verbs
+from skep.fs.errors import E, FsError, from_oserror
+from skep.fs.identity import Identity
+from skep.fs.link import LOOK_S
+from skep.fs.node import Caller
+from skep.fs.server import listen
+from skep.fs.shapes import Ctl, Transaction
+from skep.fs.tree import Listing
+from skep.roles.alone import Held, alone
+from skep.roles.seen import ORIGINS, SPLITS, Frozen, Witness, WitnessError, named
+from skep.roles.signals import told_signals
+from skep.roles.uplink import Uplink
+from skep.roles.witnessing import Follower, Peer, exchange
+from skep.trace.clock import SystemClock
+from skep.trace.note import Vkey
+from skep.trace.witness import Answer, Contradiction, Declined
+
+LOCK: Final = "witness.lock"
+_CLEAR: Final = verbs(
+    Verb(
+        "clear",
+        (Arg("split", required=True, kind="name"),),
+        "clear split=0a1b2c3d4e5f6071",
+        "cosign its log again, from what was cosigned last; the notes stay",
+    )
+)
+_ERRORS: Final = {
+    Answer.MALFORMED: E.USAGE,
+    Answer.UNSIGNED: E.UNSIGNED,
+    Answer.UNKNOWN: E.DENIED,
+    Answer.CONFLICT: E.CONFLICT,
+    Answer.UNPROVEN: E.TAMPER,
+}
+
+
+class Plan(NamedTuple):
+    """What a witness is told. ``hives``: whom it follows; ``logs``: the keys of logs that it believes;
+    ``first``: also that of a hive it follows and does not know; ``identity``: for TLS addresses in
+    ``listen``."""
+
+    directory: Path
+    name: str
+    hives: Sequence[Peer]
+    listen: Sequence[Address]
+    peers: Sequence[Peer] = ()
+    logs: Sequence[Vkey] = ()
+    first: bool = False
+    every_s: float = 1.0
+    identity: Callable[[], Identity] | None = None
+
+
+async def witness(plan: Plan, say: Callable[[str], None]) -> None:
+    """Be a witness until a signal; ``say`` gets the key, a line for each address, then ``ready``.
+
+    Raises WitnessError, FsError when a hive refuses us, OSError."""
+    plan.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with _alone(plan.directory), told_signals() as told:
+        found = Witness(plan.directory, plan.name, SystemClock())
+        for key in plan.logs:
+            found.trust(key.name, [key])
+        say(f"key {found.vkey}")
+        async with contextlib.AsyncExitStack() as stack:
+            for address in plan.listen:
+                served = await stack.enter_async_context(_serving(plan, tree(found), address))
+                say(f"serving {served}")
+            say("ready")
+            await _until(told, plan, found)
+
+
+@contextlib.contextmanager
+def _alone(directory: Path) -> Any:
+    try:
+        with alone(directory / LOCK):
+            yield
+    except Held as error:
+        raise WitnessError(f"{directory}: another witness (pid {error}) has it") from None
+
+
+@contextlib.asynccontextmanager
+async def _serving(plan: Plan, root: Any, address: Address) -> AsyncIterator[Address]:
+    identity = plan.identity() if address.kind == "tls" and plan.identity is not None else None
+    async with listen(root, address, identity=identity) as listener:
+        fresh = None if identity is None else asyncio.create_task(_reload(identity))
+        try:
+            yield listener.address
+        finally:
+            if fresh is not None:
+                fresh.cancel()
+
+
+async def _reload(identity: Identity) -> None:
+    """What whoever follows the hive by the same papers has renewed, is shown here, too."""
+    while True:
+        await asyncio.sleep(LOOK_S)
+        identity.reload()
+
+
+async def _until(told: asyncio.Event, plan: Plan, found: Witness) -> None:
+    """Return when told to; raise what ends the following of a hive."""
+    followers = []
+    tasks: list[asyncio.Task[Any]] = [asyncio.create_task(told.wait())]
+    for hive in plan.hives:
+        node = "" if hive.standing is None else hive.standing().identity.name.node
+        uplink = Uplink(hive.address, node, hive.standing)
+        followers.append(Follower(found, uplink, plan.every_s, plan.first))
+        tasks += [asyncio.create_task(uplink.keep()), asyncio.create_task(followers[-1].follow())]
+    if plan.peers:
+        tasks.append(asyncio.create_task(exchange(plan.peers, followers, plan.every_s)))
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+
+
+# what it serves
+
+
+def tree(found: Witness) -> dict[str, Any]:
+    """The files of a witness."""
+
+    def origins(caller: Caller) -> list[str]:
+        return [named(seen.origin) for seen in found.seen.values() if seen.note]
+
+    def origin(name: str, caller: Caller) -> dict[str, str] | None:
+        notes = {named(seen.origin): seen.note for seen in found.seen.values() if seen.note}
+        return {"checkpoint": notes[name]} if name in notes else None
+
+    def split(name: str, caller: Caller) -> bytes | None:
+        known = found.splits.get(name)
+        return None if known is None else msgspec.json.encode(known) + b"\n"
+
+    served = {
+        "key": f"{found.vkey}\n",
+        "add-checkpoint": Transaction(lambda caller, said: _added(found, said)),
+        ORIGINS: Listing(origins, origin),
+        SPLITS: Listing(lambda caller: list(found.splits), split),
+        "ctl": Ctl(_CLEAR, lambda caller, commands: _cleared(found, caller, commands)),
+    }
+    return {"log": {"trace": {"witness": served}}}
+
+
+def _added(found: Witness, said: bytes) -> str:
+    try:
+        return found.add_checkpoint(said)
+    except Declined as error:
+        text = f"size={error.size}" if error.answer is Answer.CONFLICT else str(error)
+        if error.answer is Answer.UNKNOWN:
+            text = f"rule=origins {error}"
+        raise FsError(_ERRORS[error.answer], text) from error
+    except (Contradiction, Frozen) as error:
+        raise FsError(E.CONFLICT, f"split={error.split.id} {error.split.why}") from error
+    except OSError as error:
+        raise from_oserror(error) from error
+
+
+def _cleared(found: Witness, caller: Caller, commands: list[Command]) -> list[str]:
+    if not caller.principal.startswith("unix:"):
+        raise FsError(E.DENIED, "rule=own-socket an operator's, by the witness's Unix socket")
+    done = []
+    for command in commands:
+        if command.args["split"] not in found.splits:
+            raise FsError(E.MISSING, command.args["split"])
+        try:
+            found.clear(command.args["split"])
+        except OSError as error:
+            raise from_oserror(error) from error
+        done.append(command.args["split"])
+    return done
