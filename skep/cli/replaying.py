@@ -14,8 +14,9 @@ from skep.cli.exits import Failed
 from skep.cli.logs import NoLog, of_log
 
 if TYPE_CHECKING:  # the rules take a while to import
-    from skep.validator.replay import Replay
+    from skep.namespaces.hive import HiveRules
     from skep.validator.report import Report, Tail
+    from skep.validator.snapshots import Beside
     from skep.validator.sources import Source
 
 LEDGER: Final = "ledger.db"  # of a hive's directory
@@ -34,6 +35,8 @@ LEDGER: Final = "ledger.db"  # of a hive's directory
     help="Also decide under this bundle, in the place of the live one of its name.",
 )
 @click.option("--bundle", "name", help="That bundle's name in the hive. Default: the directory's.")
+@click.option("--no-snapshots", is_flag=True, help="With --from: fold from the first entry all the same.")
+@click.option("--check-snapshots", is_flag=True, help="Hold the hive's snapshots against what is folded.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object, for programs.")
 def replay_command(
     ledger: str,
@@ -43,6 +46,8 @@ def replay_command(
     every: int | None,
     policy: Path | None,
     name: str | None,
+    no_snapshots: bool,
+    check_snapshots: bool,
     as_json: bool,
 ) -> None:
     """Decide every line of a ledger again, and tell what was decided otherwise.
@@ -50,6 +55,9 @@ def replay_command(
     LEDGER is a hive's directory, its ledger.db, sqlite:///path; or a mounted hive, a directory of tiles, a
     hive's address: these are verified first. Nothing is executed. A difference is a mistake, a changed
     ledger, or a change of rules; those that are declared are named and do not count.
+
+    What is before --from is not folded as far as a snapshot goes that the hive has signed and that is beside
+    its ledger's file.
 
     \b
     Exit status: 0 the same, 1 a difference, 2 usage.
@@ -61,15 +69,18 @@ def replay_command(
     """
     from skep.trace.ledger import LedgerError
     from skep.validator.found import Finding
-    from skep.validator.replay import Unfoldable
+    from skep.validator.replay import Replay, Unfoldable
     from skep.validator.report import report
 
     if last is not None and last < first:
         raise click.UsageError(f"--to {last}: expected --from {first} or more")
-    replay = _replay(policy, name)
+    rules = _rules(policy, name)
 
-    def replayed(entries: Tail) -> Report:
-        return report(entries, replay, first, last, to_end, every)
+    def replayed(entries: Tail, beside: Beside | None) -> Report:
+        checks = beside.checks() if beside is not None and check_snapshots else None
+        begin = beside is not None and not no_snapshots and not check_snapshots
+        begun = beside.before(first) if beside is not None and begin else None
+        return report(entries, Replay(rules, begun), first, last, to_end, every, checks)
 
     try:
         found = _of_ledger(ledger, replayed)
@@ -85,15 +96,17 @@ def replay_command(
         raise Failed(f"{ledger}: {_wrong(found)}")
 
 
-def _of_ledger(said: str, work: Callable[[Tail], Report]) -> Report:
-    """What ``work`` makes of the entries of the ledger that is there already. Raises LedgerError, Finding."""
+def _of_ledger(said: str, work: Callable[[Tail, Beside | None], Report]) -> Report:
+    """What ``work`` makes of the entries of the ledger that is there already, and of the snapshots beside it
+    (None: they are not there). Raises LedgerError, Finding."""
     from skep.trace.ledger import open_ledger
+    from skep.validator.snapshots import Beside
 
     path = Path(said.removeprefix("sqlite://"))
     path = path / LEDGER if (path / LEDGER).exists() else path
     if path.is_file():
         with closing(open_ledger(str(path))) as opened:
-            return work(opened)
+            return work(opened, Beside(path, opened))
     try:
         return of_log(said, lambda source: _of_source(source, work))
     except NoLog as error:
@@ -101,37 +114,41 @@ def _of_ledger(said: str, work: Callable[[Tail], Report]) -> Report:
         raise click.UsageError(f"{said}: there is no ledger: expected {expected}") from error
 
 
-def _of_source(source: Source, work: Callable[[Tail], Report]) -> Report:
+def _of_source(source: Source, work: Callable[[Tail, Beside | None], Report]) -> Report:
     """The same of a log in tiles: it is verified first, and what is read then is what was verified."""
     from skep.validator.entries import Entries
     from skep.validator.verify import verify
 
     verify(source)
     entries = Entries(source)
-    found = work(entries)
+    found = work(entries, None)
     entries.finish()
     return found
 
 
-def _replay(policy: Path | None, name: str | None) -> Replay:
+def _rules(policy: Path | None, name: str | None) -> HiveRules:
+    from skep.namespaces.hive import HiveRules
     from skep.namespaces.policy.bundle import BundleError, read
     from skep.namespaces.policy.core import check_all
     from skep.validator.policies import OtherPolicy
-    from skep.validator.replay import Replay
 
     if policy is None:
-        return Replay()
+        return HiveRules()
     try:
         bundle = read(policy)
         check_all(bundle)
     except BundleError as error:
         raise click.UsageError(f"{policy}/{error}") from error
-    return Replay(OtherPolicy(name or policy.resolve().name, bundle))
+    return OtherPolicy(name or policy.resolve().name, bundle)
 
 
 def _tell(found: Report) -> None:
     from skep.validator.lines import differences, summary
 
+    if found.begun:
+        click.echo(f"begun from the snapshot of entry {found.begun}")
+    for each in found.snapshots:
+        click.echo(f"snapshot of entry {each.size}: {each.said}")
     for seq, digest in found.digests.items():
         click.echo(f"entry {seq}: state {digest}")
     for line in differences(found):
@@ -143,4 +160,6 @@ def _tell(found: Report) -> None:
 def _wrong(found: Report) -> str:
     if found.differ:
         return "it is decided otherwise"
+    if any(each.wrong for each in found.snapshots):
+        return "a snapshot is not what the ledger means"
     return "the policy would decide otherwise"

@@ -40,6 +40,10 @@ class Begun(NamedTuple):
     seq: int
 
 
+class OtherCode(SnapshotError):
+    """It may be what the ledger meant to the code that made it."""
+
+
 # bytes
 
 
@@ -123,7 +127,7 @@ def snapshots(
             continue
         try:
             found = read_snapshot(path)
-            state = _believed(found, size, ledger, keys)
+            state = believed(found, size, ledger, keys)
         except SnapshotError as error:
             log.warning("%s is passed over: %s", path, error)
             continue
@@ -137,12 +141,13 @@ def newest(directory: Path, ledger: Ledger, keys: Collection[bytes], upto: int |
     return None
 
 
-def _believed(found: Snapshot, size: int, ledger: Ledger, keys: Collection[bytes]) -> HiveState:
+def believed(found: Snapshot, size: int, ledger: Ledger, keys: Collection[bytes]) -> HiveState:
+    """The state of a snapshot that is good. Raises SnapshotError, OtherCode."""
     head = found.head
     if head.size != size:
         raise SnapshotError(f"it is of entry {head.size}")
     if head.rules != fingerprint():
-        raise SnapshotError("it was made by other code than this")
+        raise OtherCode("it was made by other code than this")
     if ledger.committed_root(size) != head.root:
         raise SnapshotError("it is not of this ledger")
     try:

@@ -13,6 +13,7 @@ from typing import Any, Final
 import msgspec
 
 from skep.namespaces.hive import Event, HiveRules
+from skep.namespaces.stored import Begun
 from skep.trace.digest import digest, parts
 from skep.trace.entry import (
     ENTRY_MAX,
@@ -57,14 +58,14 @@ class Unfoldable(Exception):
 
 
 class Replay:
-    """The state that a ledger means, entry by entry. Another ``rules`` shows what they would decide."""
+    """The state that a ledger means, entry by entry; after those that a snapshot is of, where it has
+    ``begun``. Another ``rules`` shows what they would decide."""
 
-    def __init__(self, rules: HiveRules | None = None) -> None:
+    def __init__(self, rules: HiveRules | None = None, begun: Begun | None = None) -> None:
         self.rules = rules or HiveRules()
-        self.state = self.rules.fresh()
+        self.state, self.seq = begun or (self.rules.fresh(), 0)
         # The same entries, upon which nothing is ever decided: deciding must change nothing.
-        self._untouched = self.rules.fresh()
-        self.seq = 0
+        self._untouched = self.rules.copy(self.state)
         self._entries: msgspec.json.Decoder[Entry[Event]] = entry_decoder(Event)
         self._events: msgspec.json.Decoder[tuple[Event, ...]] = events_decoder(Event)
 

@@ -9,6 +9,7 @@ import msgspec
 
 from skep.validator.policies import ESCALATED, OtherPolicy, Verdict
 from skep.validator.replay import Difference, Replay
+from skep.validator.snapshots import Checked, Checks
 
 SHOWN_MAX: Final = 1000  # of what was found; the rest is counted.
 
@@ -26,13 +27,16 @@ class Report(msgspec.Struct):
     declared: dict[str, int] = {}
     differences: list[Difference] = []
     digests: dict[int, str] = {}  # by entry
+    begun: int = 0  # the last entry of the snapshot that it began from; 0: it began at the first entry
+    snapshots: list[Checked] = []  # that were held against the state
     escalated: int | None = None
     relaxed: int | None = None
     verdicts: list[Verdict] = []
 
     @property
     def same(self) -> bool:
-        return not (self.differ or self.escalated or self.relaxed)
+        wrong = any(each.wrong for each in self.snapshots)
+        return not (self.differ or self.escalated or self.relaxed or wrong)
 
     def add(self, found: Difference) -> None:
         if found.declared:
@@ -65,21 +69,27 @@ def report(
     last: int | None = None,
     to_end: bool = False,
     every: int | None = None,
+    checks: Checks | None = None,
 ) -> Report:
     """Decide the entries from ``first`` to ``last`` (None: the ledger's) again. Unless it goes ``to_end``, it
     ends at the first that differs by no declared change. ``every``: so often the state's digest is taken.
+    ``checks``: the snapshots that are held against it on the way.
 
     Raises LedgerError and Unfoldable."""
-    found = Report(first)
+    found = Report(first, begun=replay.seq)
     other = replay.rules if isinstance(replay.rules, OtherPolicy) else None
     if other is not None:
         found.escalated = found.relaxed = 0
-    for seq, body in ledger.tail():
+    for seq, body in ledger.tail(replay.seq):
         entry = replay.decode(seq, body)
         if seq < first:
             replay.fold(entry)
+            if checks is not None:
+                checks.hold(seq, replay.state)
             continue
         difference = replay.judge(entry, body)
+        if checks is not None:
+            checks.hold(seq, replay.state)
         if difference is not None:
             found.add(difference)
         if other is not None and (verdict := other.verdict(entry)) is not None:
@@ -89,6 +99,8 @@ def report(
         if seq == last or (found.differ and not to_end):
             break
     found.last, found.digest = replay.seq, replay.digest()
+    if checks is not None:
+        found.snapshots = checks.found
     touched = replay.touched(found.digest)
     if touched is not None:
         found.add(touched)
