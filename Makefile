@@ -46,6 +46,7 @@ bench: $(VENV)/bench
 	$(BIN)/python -m tests.bench.queues
 	$(BIN)/python -m tests.bench.history --done 1000 100000
 	$(BIN)/python -m tests.bench.hashing
+	$(BIN)/python -m tests.bench.replaying --entries 50000
 
 clean:
 	rm -rf $(VENV) build skep.egg-info skep/native/*.so skep/native/_*.c .cache .pytest_cache .mypy_cache .ruff_cache

@@ -7,12 +7,14 @@ from typing import Any, Final
 
 import msgspec
 
+from skep.namespaces.config.core import Published
 from skep.namespaces.hive import OPERATOR, Event, HiveRules, HiveState
-from skep.namespaces.jobs.record import Leased, Submitted
+from skep.namespaces.jobs.record import Ended, Leased, Returned, Submitted
+from skep.namespaces.locks.core import Queued
 from skep.namespaces.order import HIVE, HIVE_TENANT
 from skep.trace.clock import HOUR, ManualClock
 from skep.trace.entry import Line
-from skep.trace.rules import Decision
+from skep.trace.rules import Decision, Refusal
 from tests.simulation.mistakes import (
     EndsTwice,
     FenceNotAsked,
@@ -72,6 +74,33 @@ class Says(HiveRules):
         return Decision(tuple(map(self.change, decision.events)), decision.reply)
 
 
+class GoesOn(HiveRules):
+    """A line that is refused stops none of those before it in its write."""
+
+    def decide(self, state: HiveState, line: Line, k: int) -> Decision[Event, str]:
+        try:
+            return super().decide(state, line, k)
+        except Refusal:
+            if not k:
+                raise
+            return Decision((), "")
+
+
+class Forgives(HiveRules):
+    """What is refused for this reason was as good as done."""
+
+    def __init__(self, code: str) -> None:
+        self.code = code
+
+    def decide(self, state: HiveState, line: Line, k: int) -> Decision[Event, str]:
+        try:
+            return super().decide(state, line, k)
+        except Refusal as refusal:
+            if refusal.code != self.code:
+                raise
+            return Decision((), "")
+
+
 class Raises(HiveRules):
     """What no rule raises."""
 
@@ -99,6 +128,15 @@ class AsksTheClock(HiveRules):
         return super().decide(state, replace(line, time_ns=self.clock.now_ns()), k)
 
 
+def _says(kind: type, **changes: Any) -> Callable[[], HiveRules]:
+    """Events of the kind with other fields."""
+    return lambda: Says(lambda event: replace(event, **changes) if isinstance(event, kind) else event)
+
+
+def _overdue_early(line: Line) -> Line:
+    return replace(line, time_ns=line.time_ns + HOUR) if line.lines == ("overdue",) else line
+
+
 def _of_hive(line: Line) -> Line:
     return replace(line, role=HIVE) if line.path.startswith("/jobs/0") else line
 
@@ -122,6 +160,16 @@ CHANGED: Final[dict[str, Callable[[], HiveRules]]] = {
     "a priority is dropped": lambda: Says(
         lambda event: replace(event, priority=0) if isinstance(event, Submitted) else event
     ),
+    "a deadline comes early": lambda: Reads(_overdue_early),
+    "a write that is refused is done up to there": GoesOn,
+    "who is fenced off has his way": lambda: Forgives("FENCED"),
+    "a lock that is held is given to another": lambda: Forgives("BUSY"),
+    "a job has another try": _says(Submitted, retries=9),
+    "a result is lost": _says(Ended, text=""),
+    "what has ended is forgotten too early": _says(Ended, keep_ns=1),
+    "a lease that is over counts as given back": _says(Returned, why="released"),
+    "a lock is for ever": _says(Queued, ttl_ns=HOUR),
+    "a document is another's": _says(Published, actor=HIVE),
     "a mistake of the rules": Raises,
     "deciding changes the state": Remembers,
     "deciding asks the clock": AsksTheClock,

@@ -140,6 +140,21 @@ def story() -> tuple[bytes, ...]:
     return tuple(hive.bodies)
 
 
+def fired_again(rules: HiveRules) -> list[bytes]:
+    """What a hive of these rules writes down when it says that a trigger fires, and after a restart says so
+    again. The entry that it fires for has an odd number."""
+    hive, runs = Recorder(rules), msgspec.structs.replace(HIVE, tenant=ANN.tenant)
+    hive.write("/triggers/ctl", "create trigger=next on=job.ended topic=sum input=event")
+    while len(hive.bodies) % 2 == 0:
+        hive.submit()
+    said = f"fire seq={len(hive.bodies) + 2} k=0 depth=0 event='{{}}'"
+    hive.submit()
+    hive.submit()
+    for _ in range(2):
+        hive.write("/triggers/next", said, who=runs)
+    return hive.bodies
+
+
 @cache
 def simulated(seed: str, steps: int, made: Made = SKEP) -> tuple[bytes, ...]:
     """The ledger of a simulated hive."""

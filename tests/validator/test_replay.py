@@ -15,7 +15,18 @@ from pathlib import Path
 import msgspec
 import pytest
 from changed import CHANGED
-from recorded import Recorder, bundle, entry_with, forged, ledger, replayed, simulated, story, tampered
+from recorded import (
+    Recorder,
+    bundle,
+    entry_with,
+    fired_again,
+    forged,
+    ledger,
+    replayed,
+    simulated,
+    story,
+    tampered,
+)
 
 from skep.__main__ import run
 from skep.fs import ctl
@@ -37,7 +48,8 @@ ROOT = Path(__file__).parent.parent.parent
 SEEDS = ("m0", "m1", "m2", "m3", "m5", "7")
 UNWRITTEN = "deciding depends on what was not written down"
 # These show only while a hive lives, and in what it writes down then.
-LIVE = {UNWRITTEN, "a trigger fires again after a restart"}
+AGAIN = "a trigger fires again after a restart"
+LIVE = {UNWRITTEN, AGAIN}
 BY_RULES = [name for name, made in MISTAKES.items() if made.rules is not HiveRules and name not in LIVE]
 
 
@@ -68,6 +80,19 @@ def test_a_mistake_that_the_simulation_knows_is_found_in_a_ledger(name: str) -> 
 def test_what_was_decided_by_more_than_is_written_down_is_found() -> None:
     found = replayed(simulated("m0", 100, MISTAKES[UNWRITTEN]))
     assert {"events[0].priority"} == {each.field for each in found}
+
+
+def test_a_trigger_that_fired_again_is_found_in_the_ledger_of_the_hive_it_did_so_in() -> None:
+    """No ledger of a hive that is right can show it: what has fired is refused, and that is not recorded."""
+    found = replayed(fired_again(MISTAKES[AGAIN].rules()))
+    assert [("outcome.code", '"ok"', '"NODATA"')] == [told(each)[1:] for each in found]
+    assert [] == replayed(fired_again(HiveRules()))
+
+
+@pytest.mark.slow
+def test_a_trigger_that_fired_again_is_found_in_the_ledger_of_a_simulated_hive() -> None:
+    found = [each for seed in SEEDS for each in replayed(simulated(seed, 150, MISTAKES[AGAIN]))]
+    assert {'"NODATA"'} == {each.decided for each in found if each.line.startswith("fire seq=")}
 
 
 def told(found: Difference) -> tuple[int, str, str, str]:
