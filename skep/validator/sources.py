@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol
 
@@ -257,42 +258,38 @@ class LedgerSource:
         # One moment of it, whoever writes meanwhile.
         self._one("BEGIN")
         size, root = self._one("SELECT size, root FROM commits ORDER BY size DESC LIMIT 1") or (0, EMPTY_ROOT)
-        self._keys: list[Vkey] = []
-        self._handovers: list[Note] = []
-        origin = self._read_keys()
-        self.head = Checkpoint(origin, size, root)
+        founded = next(self._events("trust.founded"), _Event(""))
+        self.head = Checkpoint(origin_of(founded.hive), size, root)
+        self._told: tuple[list[Vkey], list[Note]] | None = None  # None: not looked for yet, all entries are
 
     def keys(self) -> list[Vkey]:
         """Those that its entries tell of; a hive without certificates tells of none."""
-        return self._keys
+        return self._trust()[0]
 
     def handovers(self) -> list[Note]:
-        return self._handovers
+        return self._trust()[1]
 
-    def _read_keys(self) -> str:
-        """Take the keys from the entries that made them; the log's origin."""
-        origin = origin_of("")
-        sql = "SELECT body FROM entries WHERE instr(body, ?) OR instr(body, ?) ORDER BY seq"
-        try:
-            bodies = self._file.execute(sql, (b'"trust.founded"', b'"trust.rotated"')).fetchall()
-            events = [event for (body,) in bodies for event in _entry.decode(body).events]
-        except (sqlite3.Error, msgspec.DecodeError):
-            return origin  # where it is damaged, rows tell
-        for event in events:
-            keys = [key for key in (*event.keys, event.key) if key.what == "merkle"]
-            if event.type == "trust.founded":
-                origin = origin_of(event.hive)
-            if event.type in ("trust.founded", "trust.rotated"):
-                for key in keys:
-                    self._take_key(Vkey(origin, bytes.fromhex(key.id)), bytes.fromhex(key.cross))
-        return origin
+    def _trust(self) -> tuple[list[Vkey], list[Note]]:
+        """Keys and their handovers, from the entries that made them."""
+        if self._told is None:
+            keys: list[Vkey] = []
+            handovers: list[Note] = []
+            for event in self._events("trust.founded", "trust.rotated"):
+                for key in (key for key in (*event.keys, event.key) if key.what == "merkle"):
+                    vkey, cross = Vkey(self.head.origin, bytes.fromhex(key.id)), bytes.fromhex(key.cross)
+                    if keys and cross:
+                        text = handover_text(vkey.name, vkey)
+                        handovers.append(Note(text, ((vkey.name, keys[-1].id + cross),)))
+                    keys.append(vkey)
+            self._told = keys, handovers
+        return self._told
 
-    def _take_key(self, key: Vkey, cross: bytes) -> None:
-        if self._keys and cross:
-            old = self._keys[-1]
-            text = handover_text(key.name, key)
-            self._handovers.append(Note(text, ((old.name, old.id + cross),)))
-        self._keys.append(key)
+    def _events(self, *types: str) -> Iterator[_Event]:
+        """The events of these types, up to where it is damaged: about that, rows tell."""
+        sql = f"SELECT body FROM entries WHERE {' OR '.join('instr(body, ?)' for _ in types)} ORDER BY seq"
+        with suppress(sqlite3.Error, msgspec.DecodeError):
+            for (body,) in self._file.execute(sql, [f'"{type}"'.encode() for type in types]):
+                yield from (event for event in _entry.decode(body).events if event.type in types)
 
     def rows(self) -> Iterator[Row]:
         return (Row.of(row) for rows in self.batches() for row in rows)

@@ -68,6 +68,8 @@ def _check_signers(
     source: Source, old: Note | None, pinned: Sequence[Vkey]
 ) -> tuple[list[Vkey], Checkpoint | None]:
     """Who signed the head, and the older checkpoint when it is this log's."""
+    if source.note is None and old is None and not pinned:
+        return [], None
     trusted = list(pinned) or source.keys()
     since = None
     try:

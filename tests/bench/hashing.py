@@ -1,8 +1,8 @@
-"""How fast a trace is hashed, and from how many entries on that is worth a kernel: python -m tests.bench.hashing
+"""How fast a trace is hashed, and from how many entries on a kernel pays: python -m tests.bench.hashing
 
 In memory: the entries' leaf hashes, and the tree over them with a root for each commit. In files: a ledger's
-tail, as a role reads it when it starts, and skep verify. Beside them in the same rounds: sha256sum, openssl and
-git fsck over the same bytes. Cells are medians of interleaved rounds."""
+tail, as a role reads it when it starts, and skep verify. Beside them in the same rounds: sha256sum, openssl
+and git fsck over the same bytes. Cells are medians of interleaved rounds."""
 
 from __future__ import annotations
 
@@ -81,10 +81,14 @@ def made(count: int) -> Iterator[bytes]:
         job, lease = (f"{chance.getrandbits(128):026X}"[:26] for _ in "jl")
         lines = (f"finish job={job} lease={lease} state=ok",)
         line = Line("spiffe://hive/worker/w17", "worker", "acme", "/jobs/ctl", lines, seq * 10**9, lease)
-        events: list[dict[str, Any]] = [
-            {"type": "job.finished", "job": job, "lease": lease, "node": "w17", "n": seq, "state": "ok"},
-            {"type": "queue.moved", "pool": "default", "n": seq},
-        ]
+        events: list[dict[str, Any]] = (
+            [{"type": "trust.founded", "hive": "bench", "keys": []}]
+            if seq == 1
+            else [
+                {"type": "job.finished", "job": job, "lease": lease, "node": "w17", "n": seq, "state": "ok"},
+                {"type": "queue.moved", "pool": "default", "n": seq},
+            ]
+        )
         yield canonical(entry_of(line, seq, OK, tuple(events)))
 
 
