@@ -18,7 +18,7 @@ import msgspec
 from skep.fs.ninept import MAGIC, NineptError, read
 from skep.fs.transcript import show, split
 from skep.native.myers import Items
-from skep.trace.entry import VERSION, canonical
+from skep.trace.entry import OK, VERSION, canonical
 from skep.trace.sqlite import APPLICATION_ID
 from skep.validator.found import Finding
 from skep.validator.sources import LedgerSource, Source, TileSource, below
@@ -29,11 +29,13 @@ TRACE: Final = "log/trace"  # where a hive has its log, and all other traces
 SQLITE: Final = b"SQLite format 3\x00"
 MARK_SIZE: Final = 72  # bytes of a file that tell what it is
 
-ID: Final = re.compile(rb"(?<![0-9A-Za-z])[0-7][0-9A-HJKMNP-TV-Z]{25}(?![0-9A-Za-z])")
+# Looking back after the first character, not before it, lets re skip to it: 4 µs an entry, not 7.
+ID: Final = re.compile(rb"[0-7](?<![0-9A-Za-z][0-7])[0-9A-HJKMNP-TV-Z]{25}(?![0-9A-Za-z])")
 # Of a year from 2001 to 2286: durations are shorter.
 _MOMENT: Final = re.compile(rb'_ns":\d{19}(?!\d)')
 _MOMENT_MIN: Final = 10**18
 _RFC3339: Final = re.compile(rb"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d+)?Z")
+_OK: Final = msgspec.Raw(canonical(OK))
 _QID: Final = re.compile(r"\(([0-9a-f]+) \d+ (\d+)\)")
 _CLOCKS: Final = frozenset({"tag", "qid_version", "atime", "mtime", "ctime", "btime", "data_version"})
 
@@ -106,7 +108,7 @@ class Entries:
                 if entry.v != VERSION or entry.seq != seq:
                     raise NotTold(f"entry {seq}: says it is entry {entry.seq} of version {entry.v}")
                 told = (entry.actor, entry.role, entry.tenant, entry.path, entry.line, entry.token)
-                outcome = _RFC3339.sub(b"T", entry.outcome)
+                outcome = _OK if entry.outcome == _OK else _RFC3339.sub(b"T", entry.outcome)
                 # No newline stands in JSON.
                 yield b"%b\n%b\n%b" % (canonical(told), outcome, _MOMENT.sub(b"_ns", entry.events))
         except msgspec.DecodeError as error:
