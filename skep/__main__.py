@@ -52,6 +52,7 @@ COMMANDS: Final = {
     "verify": Row("verifying", "Verify that a log was not changed, cut, forked or rewound."),
     "trace": Row("tracing", "Show and check ledgers and recorded conversations."),
     "witness": Row("witnessing", "Be a witness: follow hives, and cosign what continues what was seen."),
+    "boot": Row("booting", "Time, check and diagnose boot images in QEMU."),
     "bench": Row("measuring", "Measure a live 9P server; nothing is written to it."),
     "conformance": Row("conformance", "Try a program against what this hive's protocol asks of it."),
     "completion": Row("shell", "Print the completion script of a shell."),

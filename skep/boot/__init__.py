@@ -1,0 +1,1 @@
+"""The boot lab: images timed, checked and diagnosed in QEMU."""

@@ -1,0 +1,1 @@
+"""The project's own images: small kernels and root tasks that say, and do wrong, what seL4's do."""

@@ -1,0 +1,34 @@
+"""``skep boot``: images timed, checked and diagnosed. A table of commands, each loaded when it is called."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Final
+
+import click
+
+COMMANDS: Final = {
+    "guest": "Build small images to try the boot lab with.",
+}
+
+
+class Boot(click.Group):
+    """The table as click wants it: command NAME is ``NAME_command`` of cli/boot_NAME.py."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        command: click.Command = getattr(import_module(f"skep.cli.boot_{name}"), f"{name}_command")
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(cls=Boot)
+def boot_command() -> None:
+    """Time, check and diagnose boot images in QEMU."""
