@@ -419,6 +419,16 @@ class Chan:
         """Whether a read may wait for an event."""
         return self.handle is not None and self.handle.waits
 
+    @property
+    def takes_secrets(self) -> bool:
+        """Whether what is written may be a secret: of what is not open, nobody knows."""
+        return self.handle is None or self.handle.takes_secrets
+
+    @property
+    def tells_secrets(self) -> bool:
+        """The same of what is read."""
+        return self.handle is None or self.handle.tells_secrets
+
     @_told("read")
     async def read(self, offset: int, count: int) -> bytes:
         """Bytes of an open file. The session has checked that it is open for reading."""

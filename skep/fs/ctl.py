@@ -4,9 +4,11 @@ Pure: bytes to commands, commands to text, verbs as rows of a table. What a comm
 
     submit topic=sha256 input='it''s' priority=3
     {"verb": "submit", "topic": "sha256", "input": "two\\nlines"}
+    record session=01JD on
     # empty lines and comments are skipped; the last newline may be missing
 
-A verb or an argument that the table does not have is an error, never dropped.
+A bare ``on`` or ``off`` is ``set=on`` or ``set=off``. A verb or an argument that the table does not have is
+an error, never dropped.
 Source: rc(1) of Plan 9, quotation.
 """
 
@@ -27,6 +29,7 @@ LINE_MAX: Final = 20 * 1024  # bytes: a line and its event share a ledger entry 
 LINES_MAX: Final = 1024  # of one write: one transaction is decided without a pause.
 NAME_MAX: Final = 128  # bytes of an object's name: names are file names, and end in "@N" sometimes.
 
+SWITCHES: Final[Mapping[str, str]] = {word: f"set={word}" for word in ("on", "off")}  # as people say it
 _WORD: Final = re.compile(r"(?:[^ \t']|'(?:[^']|'')*')+")
 _QUOTED: Final = re.compile(r"'((?:[^']|'')*)'")
 _PLAIN: Final = re.compile(r"[^\x00-\x20\x7f']+")
@@ -114,7 +117,7 @@ def parse_line(text: str, number: int = 1) -> Command:
     args: dict[str, str] = {}
     for word in words[1:]:
         # The name ends at the first "=" outside quotes: a quote before it would be part of the name.
-        name, equals, value = word.partition("=")
+        name, equals, value = SWITCHES.get(word, word).partition("=")
         if not equals or "'" in name or not name:
             raise FsError(E.USAGE, f"line {number}: {word}: expected key=value")
         if name in args or name == "verb":  # as the JSON form has it

@@ -24,7 +24,8 @@ import msgspec
 from skep.trace.entry import canonical
 
 MAGIC: Final = b"skep-9pt/1\n"
-HEADER_MAX: Final = 16 << 10  # bytes of the header's line: names of bounded length
+FIDS_TOLD_MAX: Final = 1024  # fids in a header, of a mount that holds one for each file it has seen
+HEADER_MAX: Final = 8 << 20  # bytes of the header's line: as many paths
 REDACTIONS_MAX: Final = 256  # ranges of one frame
 FRAME_MAX: Final = 16 << 20  # bytes of a frame: no msize is larger
 STAR: Final = 0x2A
@@ -33,8 +34,10 @@ _SIZE: Final = struct.Struct(">I")
 _HEAD: Final = struct.Struct(">cQQ")  # kind, time, seq
 _COUNT: Final = struct.Struct(">H")
 _RANGE: Final = struct.Struct(">II")
+RECORD_SIZE: Final = _SIZE.size + _HEAD.size + _COUNT.size + LINK_SIZE  # bytes of a message, but its frame
+REDACTION_SIZE: Final = _RANGE.size
 _RECORD_MIN: Final = _HEAD.size + LINK_SIZE
-_RECORD_MAX: Final = _RECORD_MIN + _COUNT.size + REDACTIONS_MAX * _RANGE.size + FRAME_MAX
+_RECORD_MAX: Final = RECORD_SIZE + REDACTIONS_MAX * REDACTION_SIZE + FRAME_MAX
 
 Redaction = tuple[int, int]  # offset in the frame and length, in bytes
 
@@ -50,7 +53,8 @@ class NineptError(Exception):
 
 class Header(msgspec.Struct, frozen=True, kw_only=True):
     """Whose conversation it is. ``tree``: SHA-256, in hex, of what is served there (recordings.py). ``seq``:
-    the ledger's size at the begin; ``time`` in ns. ``dialect``: 9P2000.L, or "" before the Tversion."""
+    the ledger's size at the begin; ``time`` in ns. ``dialect``: 9P2000.L, or "" before the Tversion.
+    ``fids``: those that there were at the begin, each its number, path and mode of open, -1: not open."""
 
     v: int = 1
     release: str
@@ -65,11 +69,13 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
     tree: str
     seq: int
     time: int
+    fids: tuple[tuple[int, str, int], ...] = ()
 
 
 class End(msgspec.Struct, frozen=True, kw_only=True):
-    """Why it ends: closed (the session has), off (by command), full (the file's limit), space (the disk has
-    none), slow (the disk did not keep up). ``lost``: messages seen after the last one that is here."""
+    """Why it ends: closed (the session has), off (by command), elsewhere (its client went on in another
+    tenant), full (the file's limit), space (the disk has none), disk (it failed), slow (it did not keep up).
+    ``lost``: messages seen after the last one that is here."""
 
     why: str
     lost: int = 0
@@ -106,20 +112,26 @@ class Writer:
         redactions: Sequence[Redaction] = (),
     ) -> bytes:
         """A message, T or R. ``redactions``: ascending, in the frame, at most REDACTIONS_MAX."""
-        told = bytearray(frame)
         ranges = b"".join(_RANGE.pack(*each) for each in redactions)
-        for offset, length in redactions:
-            told[offset : offset + length] = bytes((STAR,)) * length
+        told = starred(frame, redactions)
         return self._linked(kind, time_ns, seq, _COUNT.pack(len(redactions)) + ranges + told)
 
     def end(self, time_ns: int, seq: int, end: End) -> bytes:
         return self._linked("E", time_ns, seq, canonical(end))
 
-    def _linked(self, kind: str, time_ns: int, seq: int, body: bytes | bytearray) -> bytes:
+    def _linked(self, kind: str, time_ns: int, seq: int, body: bytes) -> bytes:
         size = _RECORD_MIN + len(body)
         data = _SIZE.pack(size) + _HEAD.pack(kind.encode(), time_ns, seq) + body
         self.link = hashlib.sha256(self.link + data).digest()
         return data + self.link
+
+
+def starred(frame: bytes | memoryview, redactions: Sequence[Redaction]) -> bytes:
+    """The frame without what is redacted."""
+    told = bytearray(frame)
+    for offset, length in redactions:
+        told[offset : offset + length] = bytes((STAR,)) * length
+    return bytes(told)
 
 
 class Reading(Iterator[Record]):

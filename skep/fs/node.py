@@ -134,6 +134,12 @@ class Handle:
     waits: bool = False
     """Whether a read may wait for an event: then clunk interrupts it, and all but reads pass it."""
 
+    takes_secrets = False
+    """Whether what is written is a secret: it is in no recording of the conversation."""
+
+    tells_secrets = False
+    """The same of what is read."""
+
     def read(self, offset: int, count: int) -> Maybe[bytes]:
         """At most ``count`` bytes at ``offset``; b"" at the end."""
         raise FsError(E.READONLY)

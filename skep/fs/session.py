@@ -23,6 +23,7 @@ from skep.fs.errors import E, FsError
 from skep.fs.limits import ENDLESS, Meter
 from skep.fs.messages import NOFID, NUMBERS, Dialect, Message
 from skep.fs.node import How
+from skep.fs.recorder import Recorder, hidden_of_reply, hidden_of_request
 from skep.fs.wire import HEADER, WireError, negotiate, pack, unpack
 
 MSIZE_MAX: Final = 1 << 20  # what Linux's tcp and unix transports cap at; 512 KiB reads need no more
@@ -197,6 +198,7 @@ class Session:
         self._settling = False
         self._ended = False  # the connection is gone
         self._xattrs = 0  # fids of kind "xattr"
+        self.recorder: Recorder | None = None  # told of every frame; None: nobody is
         self.broken: WireError | None = None  # not None: no frame can be made of what came
 
     # Bytes in.
@@ -313,6 +315,8 @@ class Session:
             for number, chan in self.kernel.spill(self.fids):
                 self.fids[number] = Fid(chan)
         _, kind, tag = HEADER.unpack_from(frame, 0)
+        if self.recorder is not None:
+            self.recorder.seen("T", frame, hidden_of_request(frame, self.fids, self._queues))
         if kind == 100:
             self._tversion(tag, frame)
             return
@@ -352,6 +356,14 @@ class Session:
         """Answer a frame with what a limit says."""
         self.refused(_OPS.get(kind, "call"), error)
         self._send(tag, error)
+
+    def record(self, recorder: Recorder) -> None:
+        """Have ``recorder`` told of every frame from now on. The kernel tells nobody: it is asked no more."""
+        if self.kernel is not None:
+            for number, chan in self.kernel.spill(self.fids):
+                self.fids[number] = Fid(chan)
+            self.kernel = None
+        self.recorder = recorder
 
     # Version and flush: the two messages about other messages.
 
@@ -427,6 +439,8 @@ class Session:
             self.kernel.reset(msize, self.dialect)
         self._out.append(pack(call.tag, m.Rversion(msize, text), Dialect.PLAIN))
         self.outgoing += len(self._out[-1])
+        if self.recorder is not None:
+            self.recorder.seen("R", self._out[-1])
 
     def _tflush(self, call: Call, oldtag: int) -> None:
         call.begun = True
@@ -643,7 +657,7 @@ class Session:
     def _finish(self, call: Call, reply: Message | FsError | None) -> None:
         """Send ``reply`` (None: say nothing), free the tag, then answer the flushes parked on the call."""
         if reply is not None and not call.dead:
-            self._send(call.tag, reply)
+            self._send(call.tag, reply, call)
         self._forget(call)
         pending = deque(call.flushes)
         while pending:
@@ -674,7 +688,8 @@ class Session:
 
     # Bytes out.
 
-    def _send(self, tag: int, reply: Message | FsError) -> None:
+    def _send(self, tag: int, reply: Message | FsError, call: Call | None = None) -> None:
+        """Answer the tag; ``call``: what was asked, where that is known."""
         dialect = self.dialect or Dialect.PLAIN
         if isinstance(reply, FsError):
             frame = self._error(tag, reply, dialect)
@@ -684,11 +699,15 @@ class Session:
             self._out.append(size.to_bytes(4, "little") + header[4:])
             self._out.append(reply.data)
             self.outgoing += size
+            if self.recorder is not None:
+                self.recorder.seen("R", b"".join(self._out[-2:]), hidden_of_reply(call, reply, size, dialect))
             return
         else:
             frame = self._reply(tag, reply, dialect)
         self._out.append(frame)
         self.outgoing += len(frame)
+        if self.recorder is not None:
+            self.recorder.seen("R", frame, hidden_of_reply(call, reply, len(frame), dialect))
 
     def _reply(self, tag: int, reply: Message, dialect: Dialect) -> bytes:
         """A reply's frame; an error's where it does not fit, or a node told what no message can carry."""

@@ -211,8 +211,8 @@ class _Commands(Reply):
         if len(data) > CTL_MAX:
             raise FsError(E.TOOBIG, f"max={CTL_MAX}")
         commands = await parsed(self.caller, bytes(data), self.file.garbled)
-        for command in commands:
-            ctl.check(command, self.file.verbs)
+        rows = [ctl.check(command, self.file.verbs) for command in commands]
+        self.tells_secrets = any(row.secret for row in rows)
         lines: Iterable[str] = await asked(self.file.run(self.caller, commands)) if commands else ()
         self.written = True
         self.reply("".join(f"{line}\n" for line in lines).encode())
@@ -232,11 +232,16 @@ async def parsed(
 
 
 class Transaction(File):
-    """A file of questions: what is written is asked, what is read after it is the answer."""
+    """A file of questions: what is written is asked, what is read after it is the answer.
 
-    def __init__(self, ask: Callable[[Caller, bytes], Maybe[str | bytes]], mode: int = 0o666) -> None:
+    ``secret``: neither is for a recording of the conversation."""
+
+    def __init__(
+        self, ask: Callable[[Caller, bytes], Maybe[str | bytes]], mode: int = 0o666, secret: bool = False
+    ) -> None:
         super().__init__(mode)
         self.ask = ask
+        self.secret = secret
 
     def opened(self, how: How, caller: Caller) -> Handle:
         return _Question(self, caller)
@@ -247,6 +252,7 @@ class _Question(Reply):
         super().__init__(b"")
         self.file = file
         self.caller = caller
+        self.takes_secrets = self.tells_secrets = file.secret
 
     async def write(self, offset: int, data: memoryview) -> int:
         answer: str | bytes = await asked(self.file.ask(self.caller, bytes(data)))

@@ -66,8 +66,13 @@ class _Held(Handle):
         self.handle = handle
         self.file = file
         self.waits = handle.waits
+        self.takes_secrets = handle.takes_secrets
         self.read = handle.read  # type: ignore[method-assign]
         self.write = handle.write  # type: ignore[method-assign]
+
+    @property
+    def tells_secrets(self) -> bool:  # type: ignore[override]  # what was written may have made it so
+        return self.handle.tells_secrets
 
     def close(self) -> Maybe[None]:
         self.file.holder = None

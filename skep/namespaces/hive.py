@@ -27,6 +27,7 @@ from skep.namespaces.jobs.placement import wanted_of
 from skep.namespaces.jobs.queues import AGEING_NS
 from skep.namespaces.locks import core as locks
 from skep.namespaces.log import core as log
+from skep.namespaces.log import recordings
 from skep.namespaces.nodes import core as nodes
 from skep.namespaces.order import HIVE, HIVE_TENANT, Order, covers, refusal
 from skep.namespaces.policy import core as policy
@@ -456,6 +457,7 @@ OWN_VERBS: Final[frozenset[str]] = frozenset(
         *(f"/jobs/*/{verb}" for verb in job_verbs.TABLES["*"]),
         "/artifacts/ctl/expire",
         "/log/*/denied",
+        *(f"/log/*/{verb}" for verb in recordings.OWN),
         *(f"/log/*/witness/{verb}" for verb in log.TABLES["*/witness"]),
         "//start",
         *(f"/nodes/*/{verb}" for verb in nodes.TABLES["*"]),
@@ -468,7 +470,8 @@ OWN_VERBS: Final[frozenset[str]] = frozenset(
 
 # What may be written in any tenant. All else is about the hive, and for its own tenant alone.
 TENANT_VERBS: Final[frozenset[str]] = frozenset({
-    "/ctl/kick", "/jobs/ctl/adopt", "/pools/*/next/lease", "/trust/*/clone/mint", "/trust/*/renew",
+    "/ctl/kick", "/jobs/ctl/adopt", "/log/*/ctl/record", "/pools/*/next/lease", "/trust/*/clone/mint",
+    "/trust/*/renew",
     *(f"/artifacts/ctl/{verb}" for verb in artifacts.VERBS),
     *(f"/config/ctl/{verb}" for verb in config.TABLES["ctl"]),
     *(f"/jobs/{place}/{verb}" for place in ("ctl", "*/ctl") for verb in job_verbs.TABLES[place]),

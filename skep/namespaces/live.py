@@ -38,12 +38,14 @@ from skep.namespaces.locks.core import Granted, Withdrawn
 from skep.namespaces.locks.ends import Ends
 from skep.namespaces.log.core import LOG
 from skep.namespaces.log.denials import Denials
+from skep.namespaces.log.recordings import Ordered
 from skep.namespaces.nodes.core import Removed
 from skep.namespaces.order import HIVE, Order, actor_of
 from skep.namespaces.policy.core import HIVE_KEYS, first_lines, key_lines, mending_lines
 from skep.namespaces.policy.keys import Signer, load_or_create
 from skep.namespaces.sessions.core import Session, Sessions
 from skep.namespaces.sessions.limits import FILE, Limiter
+from skep.namespaces.tapes import Tapes
 from skep.namespaces.tokens.desk import Desk, Keys
 from skep.namespaces.triggers.watch import Watch
 from skep.namespaces.trust.authority import Authority
@@ -127,6 +129,15 @@ class Hive:
         self.authority: Authority | None = None  # None: it has no certificates
         self.tokens: Desk | None = None  # None: it has no key to make tokens with
         self.denials = Denials(clock, self._denied)
+        self.tapes = Tapes(
+            directory / "log" / "trace" / "sessions",
+            clock,
+            version,
+            self.sessions,
+            lambda: turn.seq,
+            lambda: turn.state.log.recordings,
+            self.say,
+        )
         self.limits = Limiter(directory / FILE, self.sessions, clock.monotonic_ns)
         self.vouched: dict[tuple[str, str, str, str], Answer] = {}  # see checked.py
         self.leases = Leases(lambda: turn.state, clock.now_ns)
@@ -249,6 +260,7 @@ class Hive:
             if error.kind is not E.NOSPACE or self.state.mode == "stopping":
                 raise
         await asyncio.gather(*(self._own(*said) for said in self.lock_ends.of_start()))
+        await self.tapes.start()
         signer = self.signer or load_or_create(self.directory / "policy.key")
         for lines in (
             first_lines(self.state.policy, signer.public, signer.sign),
@@ -445,6 +457,8 @@ class Hive:
                         session = self.sessions.by_id.get(event.session)
                         if session is not None and event.reaches(session.caller.tenant):
                             session.kick()
+                    case Ordered():
+                        self.tapes.moved(event)
                     case Removed():
                         self.heartbeats.pop(event.node, None)
                         self._offered_ns.pop(event.node, None)
@@ -486,6 +500,7 @@ class Hive:
             self.history.write()
         now_ns = self.clock.now_ns()
         await self.denials.flush()
+        self.tapes.tick()
         self.limits.sweep()
         due = [*self._due_jobs(now_ns), *self._silent_nodes(now_ns)]
         due += self.lock_ends.due(now_ns)
@@ -598,6 +613,7 @@ class Hive:
             self._sweeping.cancel()  # it takes as long as there are artifacts, and the next one finds them
         if self._later:
             await asyncio.gather(*self._later, return_exceptions=True)
+        await self.tapes.close()
         await self.denials.close()
 
 

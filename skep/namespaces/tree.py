@@ -17,12 +17,13 @@ echo drain > ctl
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import stat
+from collections.abc import Awaitable, Callable, Iterator
 
 from skep.fs.ctl import Command
 from skep.fs.messages import Dialect
 from skep.fs.node import Caller
-from skep.fs.shapes import Ctl, Stream, Text
+from skep.fs.shapes import Ctl, File, Stream, Text
 from skep.fs.tree import Dir, new_block, number
 from skep.namespaces.artifacts import files as artifacts
 from skep.namespaces.config import files as config
@@ -84,7 +85,17 @@ def hive_tree(hive: Hive) -> Dir:
     }
     root = Followed(children, {"events": events_at})
     number(root, new_block())
+    hive.tapes.tree = "".join(sorted(layout(root)))
     return root
+
+
+def layout(directory: Dir, path: str = "") -> Iterator[str]:
+    """A line for each path that is always there, and whether it is a directory, d, or not, f."""
+    for name, node in directory.children.items():
+        assert isinstance(node, File)
+        yield f"{path}/{name} {'d' if node.kind == stat.S_IFDIR else 'f'}\n"
+        if isinstance(node, Dir):
+            yield from layout(node, f"{path}/{name}")
 
 
 def orders(hive: Hive) -> Callable[[Caller, list[Command]], Awaitable[list[str]]]:

@@ -85,6 +85,7 @@ class Doorkeeper:
         """The gate of one connection."""
         conversation.witness = self.hive.denials.witness(conversation.peer)
         self.hive.limits.greet(conversation)
+        self.hive.tapes.greet(conversation)
         return Door(self, conversation)
 
 
@@ -127,7 +128,7 @@ class Door:
             grant = None if afid is None else self._believed(peer, who, tenant, afid)
             view = whole if grant is None else grant.view(whole)
             session = self.sessions.get((tenant, "" if grant is None else grant.token))
-            session = session or await self._begin(peer, who, tenant, view, grant)
+            session = session or await self._begin(peer, who, tenant, aname, view, grant)
         if self.ended:
             raise FsError(E.CANCELLED, "the connection has ended")
         root = Chan(self.keeper.root, session.caller, view, witness=self.conversation.witness)
@@ -163,7 +164,9 @@ class Door:
             if peer.kind != "tls" or session.caller.principal != who.principal:
                 raise FsError(E.BUSY, f"holder={session.peer} node={who.node}")
 
-    async def _begin(self, peer: Peer, who: Who, tenant: str, view: View, grant: Grant | None) -> Session:
+    async def _begin(
+        self, peer: Peer, who: Who, tenant: str, aname: str, view: View, grant: Grant | None
+    ) -> Session:
         hive, key = self.keeper.hive, (tenant, "" if grant is None else grant.token)
         if len(self.sessions) >= SESSIONS_MAX:
             raise FsError(E.QUOTA, f"sessions of this connection have={SESSIONS_MAX} max={SESSIONS_MAX}")
@@ -185,6 +188,8 @@ class Door:
             self.conversation.channel_binding,
             0 if grant is None else grant.until_ns,
             network(peer),
+            aname,
+            self.conversation,
         )
         # At once, so that the name is taken while the hive writes down that the node is here.
         hive.sessions.add(session)

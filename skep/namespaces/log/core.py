@@ -14,7 +14,8 @@ import msgspec
 
 from skep.fs import ctl
 from skep.fs.ctl import Arg, Verb
-from skep.namespaces.log import witnesses
+from skep.namespaces.log import recordings, witnesses
+from skep.namespaces.log.recordings import Orders
 from skep.namespaces.log.witnesses import Witnesses
 from skep.namespaces.order import Order
 from skep.trace.rules import Decision, Meta
@@ -41,8 +42,10 @@ TABLES: Final[Mapping[str, ctl.Verbs]] = {
                 Arg("first", required=True, kind="name", help="RFC 3339"),
                 Arg("last", required=True, kind="name", help="RFC 3339"),
             ),
-        )
+        ),
+        *recordings.OWN.values(),
     ),
+    "*/ctl": recordings.VERBS,
     **witnesses.TABLES,
 }
 
@@ -67,7 +70,7 @@ class Denied(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="type", 
     why: str = ""
 
 
-Event = Denied | witnesses.Event
+Event = Denied | recordings.Event | witnesses.Event
 
 
 @dataclass
@@ -76,15 +79,18 @@ class Log:
 
     counts: dict[tuple[str, str], int] = field(default_factory=dict)
     witnesses: Witnesses = field(default_factory=Witnesses)
+    recordings: Orders = field(default_factory=Orders)
 
     def copy(self) -> Log:
-        return Log(self.counts.copy(), self.witnesses.copy())
+        return Log(self.counts.copy(), self.witnesses.copy(), self.recordings.copy())
 
 
 def decide(log: Log, order: Order) -> Decision[Event, str]:
-    """What follows from ``denied``, or from a line about witnesses."""
+    """What follows from ``denied``, or from a line about witnesses or recordings."""
     if order.place in witnesses.TABLES:
         return witnesses.decide(log.witnesses, order)
+    if order.verb != "denied":
+        return recordings.decide(log.recordings, order)
     said = order.args
     words = ("op", "code", "rule", "peer", "principal", "role", "node", "path", "canonical", "why")
     denied = Denied(
@@ -100,6 +106,9 @@ def decide(log: Log, order: Order) -> Decision[Event, str]:
 
 def apply(log: Log, event: Event, meta: Meta) -> None:
     """Change ``log`` by ``event``."""
+    if isinstance(event, recordings.Event):
+        recordings.apply(log.recordings, event, meta)
+        return
     if not isinstance(event, Denied):
         witnesses.apply(log.witnesses, event, meta)
         return

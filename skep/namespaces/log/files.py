@@ -17,6 +17,11 @@
     trace/witness/offered@N    R the checkpoint that is to be cosigned by who has cosigned N entries, as an
                                add-checkpoint of tlog-witness; waits until there is one
     trace/witness/add-cosignature  transaction: W an offered checkpoint with cosignatures, R how many it has
+    trace/ctl                  W record session=ID on|off, record principal=NAME on|off; R usage
+    trace/recordings           R a line for each recording that is being made or ordered: session, principal,
+                               since when, messages and bytes so far. For operators and validators alone
+    trace/sessions/<id>.9pt    R a recorded conversation; CONVERSATIONS.md has the format. For the same, of
+                               their tenant's sessions; the hive's own read all
     net_trace_secure9p.log     R what was refused, a JSON line for each kind and window of time;
                                net_trace_secure9p.log@N as above. For operators and validators alone
     validator/<id>.json        R the report of a run of the validator. For the hive's own auditors
@@ -56,6 +61,7 @@ from skep.namespaces.log.core import LOG
 from skep.namespaces.log.cosigned import witness_files
 from skep.namespaces.log.denials import rule_of
 from skep.namespaces.log.quorum import Quorum
+from skep.namespaces.log.taped import taped_files
 from skep.namespaces.log.tree import evidence_files
 from skep.namespaces.order import HIVE, HIVE_TENANT, node_of
 from skep.namespaces.rows import Followed
@@ -88,7 +94,12 @@ def files(hive: Hive) -> Dir:
 
     past: dict[str, Any] = {LOG: kept(refusals), "denials": Text(lambda caller: counts(hive, caller))}
     evidence = Evidence(hive)
-    served = {"live.jsonl": kept(trace)} | evidence_files(evidence) | witness_files(Quorum(evidence))
+    served = (
+        {"live.jsonl": kept(trace)}
+        | evidence_files(evidence)
+        | witness_files(Quorum(evidence))
+        | taped_files(hive)
+    )
     past["validator"] = validator.reports(hive)
     past["trace"] = Followed(served, {"live.jsonl": lambda seq: kept(trace, seq)})
     return Followed(past, {LOG: lambda seq: kept(refusals, seq)})

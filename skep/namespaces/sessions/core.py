@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from skep.fs.chan import EVERYTHING, View
+from skep.fs.conversation import Conversation
 from skep.fs.node import Caller
 
 
@@ -25,6 +26,8 @@ class Session:
     binding: Callable[[], bytes] = bytes  # of its TLS channel; empty where there is none
     until_ns: int = 0  # when the token ends that it lives under; 0: under none
     network: str = ""  # what its peer has in common with others of the same origin
+    aname: str = ""  # the tenant, as it was asked for
+    conversation: Conversation | None = None  # the connection that it is of; None: there is none
 
 
 class Sessions:
@@ -34,6 +37,7 @@ class Sessions:
         self.by_id: dict[str, Session] = {}
         self.of_principal: Counter[str] = Counter()
         self.of_network: Counter[str] = Counter()
+        self.on_begin: list[Callable[[Session], None]] = []  # called when one has attached
         self.on_end: list[Callable[[Session], None]] = []  # called when one has ended
 
     def add(self, session: Session) -> None:
@@ -41,6 +45,8 @@ class Sessions:
         self.by_id[session.id] = session
         self.of_principal[session.caller.principal] += 1
         self.of_network[session.network] += 1
+        for listener in self.on_begin:
+            listener(session)
 
     def remove(self, id: str) -> None:
         session = self.by_id.pop(id)

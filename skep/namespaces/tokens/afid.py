@@ -54,6 +54,8 @@ class _Afid(Node):
 
 
 class _Written(Handle):
+    takes_secrets = tells_secrets = True
+
     def __init__(self, afids: Afids) -> None:
         self.afids = afids
         self.data = bytearray()

@@ -132,6 +132,8 @@ class _Clone(File):
 class _Minting(Reply):
     """One open: usage before a line was written, then the token that it made."""
 
+    tells_secrets = True
+
     def __init__(self, hive: Hive, caller: Caller) -> None:
         super().__init__(ctl.usage(VERBS).encode())
         self.hive = hive

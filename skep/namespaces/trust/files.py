@@ -73,7 +73,7 @@ def files(hive: Hive) -> Mapping[str, Any]:
         "keys": Text(lambda: _keys(hive)),
         "addresses": Text(lambda caller: _addresses(hive, caller)),
         "ctl": Ctl(VERBS, lambda caller, commands: _order(hive, caller, commands)),
-        "enroll": Transaction(lambda caller, data: _enroll(hive, lockout, caller, data)),
+        "enroll": Transaction(lambda caller, data: _enroll(hive, lockout, caller, data), secret=True),
         "renew": Transaction(lambda caller, data: _renew(hive, caller, data)),
         "certificates.jsonl": Text(lambda caller: _told(caller, _certificates(hive))),
         "invites.jsonl": Text(lambda caller: _told(caller, _invites(hive))),

@@ -28,6 +28,7 @@ INVITE: Final = Verb(
     ),
     "invite role=drone-worker node=w7 ttl=10m",
     "let a node ask for a certificate, once; the reply is the invite, told only here",
+    secret=True,
 )
 REVOKE: Final = Verb(
     "revoke",
