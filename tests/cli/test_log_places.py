@@ -45,7 +45,9 @@ def test_a_mounted_log_is_verified_and_replayed(hive: Hive, mount: Path, tmp_pat
     assert done.stdout.startswith(f"entries 1 to {size}: the same\nstate ")
 
 
-def test_one_log_is_replayed_to_the_same_state_wherever_it_is(hive: Hive, mount: Path, tmp_path: Path) -> None:
+def test_one_log_is_replayed_to_the_same_state_wherever_it_is(
+    hive: Hive, mount: Path, tmp_path: Path
+) -> None:
     trace = asyncio.run(fetched(hive.address, tmp_path / "log" / "trace"))
     places = (hive.address, mount, tmp_path, trace, hive.directory, hive.directory / "ledger.db")
     said = {run("replay", "--to", "5", "--all", str(place)).stdout for place in places}

@@ -163,7 +163,8 @@ def _asked(job: Job) -> str:
 def _verdict(job: Job) -> str:
     if job.state not in TERMINAL:
         return ""
-    return f"{job.text}\n" if job.state == "succeeded" else f"{job.state}: {job.text}\n"
+    said = [] if job.state == "succeeded" else [job.state]
+    return ": ".join([*said, *([job.text] if job.text else [])]) + "\n"
 
 
 def _text(render: Callable[[Job], str]) -> Callable[[Hive, str], Text]:
