@@ -52,7 +52,6 @@ _ERRORS: Final = {
     Answer.MALFORMED: E.USAGE,
     Answer.UNSIGNED: E.UNSIGNED,
     Answer.UNKNOWN: E.DENIED,
-    Answer.CONFLICT: E.CONFLICT,
     Answer.UNPROVEN: E.TAMPER,
 }
 
@@ -171,10 +170,10 @@ def _added(found: Witness, said: bytes) -> str:
     try:
         return found.add_checkpoint(said)
     except Declined as error:
-        text = f"size={error.size}" if error.answer is Answer.CONFLICT else str(error)
-        if error.answer is Answer.UNKNOWN:
-            text = f"rule=origins {error}"
-        raise FsError(_ERRORS[error.answer], text) from error
+        if error.answer is Answer.CONFLICT:
+            return f"{error.size}\n"
+        rule = "rule=origins " if error.answer is Answer.UNKNOWN else ""
+        raise FsError(_ERRORS[error.answer], f"{rule}{error}") from error
     except (Contradiction, Frozen) as error:
         raise FsError(E.CONFLICT, f"split={error.split.id} {error.split.why}") from error
     except OSError as error:

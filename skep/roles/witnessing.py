@@ -64,6 +64,7 @@ class Follower:
         self.origin = ""  # "": not asked yet
         self._told = ""  # the last thing that was said of this hive
         self._accused: set[str] = set()  # what it has been told already
+        self._found = asyncio.Event()  # another witness knew something against it
 
     async def follow(self) -> None:
         """Until cancelled. Raises WitnessError when this is a hive that we were not told to believe."""
@@ -101,7 +102,10 @@ class Follower:
             await self._disagree(split.why, split)
             return self.every_s
         seen = self.witness.seen[self.origin]
-        body = await self.uplink.wait_read(f"{HERE}/offered@{seen.size}")
+        self._found.clear()
+        body = await self.uplink.wait_read(f"{HERE}/offered@{seen.size}", self._found)
+        if not body:
+            return 0
         try:
             cosigned = self.witness.add_checkpoint(body)
         except (Contradiction, Frozen):
@@ -148,6 +152,12 @@ class Follower:
 
     async def compare(self, client: Client) -> None:
         """Hold what the witness at ``client`` has cosigned against ours, and take over what it has found."""
+        for entry in await client.listdir(f"{HERE}/{SPLITS}"):
+            data = await client.read_file(f"{HERE}/{SPLITS}/{entry.name}")
+            if len(data) <= SPLIT_MAX:
+                self._adopt(data)
+        if self.witness.frozen(self.origin) is not None:
+            return
         try:
             note = await client.read_file(f"{HERE}/origins/{named(self.origin)}/checkpoint")
         except FsError as error:
@@ -155,10 +165,6 @@ class Follower:
                 raise
         else:
             await self._confront(note)
-        for entry in await client.listdir(f"{HERE}/{SPLITS}"):
-            data = await client.read_file(f"{HERE}/{SPLITS}/{entry.name}")
-            if len(data) <= SPLIT_MAX:
-                self._adopt(data)
 
     def _adopt(self, data: bytes) -> None:
         try:
@@ -167,6 +173,7 @@ class Follower:
             return
         if split.origin == self.origin and self.witness.adopt(split):
             log.error("%s: another witness has found: %s", self.origin, split.why)
+            self._found.set()
 
     async def _confront(self, data: bytes) -> None:
         """Ask the hive how of what the other has cosigned and what we have, the larger continues the
@@ -188,9 +195,11 @@ class Follower:
         except Contradiction as error:
             log.error("%s: another witness was shown something else: %s", self.origin, error)
             self.witness.keep_split(error.split)
+            self._found.set()
         except Declined as error:
             if error.answer is Answer.UNPROVEN:
                 await self._demand(small, shown)
+                self._found.set()
 
     # what the hive is asked and told
 
