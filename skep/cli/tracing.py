@@ -6,14 +6,14 @@ import contextlib
 import sys
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
-from io import BytesIO
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import click
 import msgspec
 
 from skep.cli.exits import Failed
+from skep.cli.traces import ledger_at, ledger_beside, recording_at, target_of
 
 if TYPE_CHECKING:  # the namespaces take a while to import
     from skep.fs.ninept import Reading
@@ -23,9 +23,6 @@ if TYPE_CHECKING:  # the namespaces take a while to import
     from skep.validator.rules import Rule
     from skep.validator.show import Paint
 
-LEDGER: Final = "ledger.db"  # of a hive's directory
-SESSIONS: Final = Path("log", "trace", "sessions")  # where a hive's directory has its recordings
-SUFFIX: Final = ".9pt"
 RULES: Final = "default.rules"
 RULE_ERROR: Final = 32
 
@@ -34,13 +31,6 @@ class BadRules(Failed):
     """The rules cannot be read."""
 
     status = RULE_ERROR
-
-
-class Target(NamedTuple):
-    """What is looked at: a ledger's file, or a conversation's, "-" for stdin; the other is None."""
-
-    ledger: Path | None
-    talk: Path | None
 
 
 @click.group()
@@ -53,55 +43,6 @@ def trace_command() -> None:
       skep trace show 01JD….9pt
       skep trace assert var/hive
     """
-
-
-def _target(said: str, session: str | None) -> Target:
-    """Raises UsageError when there is nothing."""
-    path = Path(said)
-    if said == "-":
-        return Target(None, path)
-    if session is not None and path.is_dir():
-        found = path / SESSIONS / f"{session}{SUFFIX}"
-        if not found.is_file():
-            raise click.UsageError(
-                f"{said}: session {session} was not recorded, expected {SESSIONS}/{session}{SUFFIX}"
-            )
-        return Target(None, found)
-    path = Path(said.removeprefix("sqlite://"))
-    path = path / LEDGER if path.is_dir() else path
-    if not path.is_file():
-        raise click.UsageError(f"{said}: expected a hive's directory, its {LEDGER}, or a {SUFFIX} file")
-    with path.open("rb") as file:
-        is_talk = file.read(9) == b"skep-9pt/"
-    return Target(None, path) if is_talk or path.suffix == SUFFIX else Target(path, None)
-
-
-@contextlib.contextmanager
-def _ledger(path: Path) -> Iterator[Ledger]:
-    """The ledger; what is wrong with it ends the command."""
-    from skep.trace.ledger import LedgerError, open_ledger
-
-    try:
-        with contextlib.closing(open_ledger(str(path))) as ledger:
-            yield ledger
-    except LedgerError as error:
-        raise Failed(f"{path}: {error}") from error
-
-
-@contextlib.contextmanager
-def _recording(path: Path) -> Iterator[Reading]:
-    """The conversation; what is wrong with it ends the command, with the record's number."""
-    from skep.fs.ninept import NineptError, Reading
-
-    with contextlib.ExitStack() as stack:
-        if str(path) == "-":
-            file: IO[bytes] = BytesIO(sys.stdin.buffer.read())
-        else:
-            file = stack.enter_context(path.open("rb"))
-        try:
-            yield Reading(file)
-        except NineptError as error:
-            raise Failed(f"{path}: {error}") from error
 
 
 # show
@@ -176,7 +117,7 @@ def show_command(
       skep trace show var/hive --from 2025-11-21T08:00:00Z --actor 'unix:*'
       skep trace show var/hive --session 01JD…
     """
-    target = _target(file, session)
+    target = target_of(file, session)
     wanted = _Wanted(_range(first, last), actor, place, session)
     paint = _paint()
     lines = (
@@ -213,7 +154,7 @@ def _ledger_lines(path: Path, wanted: _Wanted, as_json: bool, paint: Paint) -> I
         raise click.UsageError(
             f"--session: {path} is a ledger, which knows no sessions: expected its hive's directory"
         )
-    with _ledger(path) as ledger:
+    with ledger_at(path) as ledger:
         for seq, body in ledger.tail():
             entry = decoded(seq, body)
             if wanted.has(seq, entry.time, entry.actor, entry.path):
@@ -227,7 +168,7 @@ def _talk_lines(path: Path, wanted: _Wanted, as_json: bool, paint: Paint) -> Ite
     from skep.validator.show import end_line, header_line, said_line, said_object
     from skep.validator.talk import talk
 
-    with _recording(path) as reading:
+    with recording_at(path) as reading:
         header = reading.header
         if wanted.session not in (None, header.session):
             return
@@ -279,12 +220,12 @@ def assert_command(file: str, rules: Path | None, beside: str | None, as_json: b
     """
     from skep.validator.assertions import check
 
-    target = _target(file, None)
+    target = target_of(file, None)
     asked = _rules(rules)
-    ledger = target.ledger or _ledger_of(target.talk, beside)
+    ledger = target.ledger or ledger_beside(target.talk, beside)
     with contextlib.ExitStack() as stack:
-        reading = stack.enter_context(_recording(target.talk)) if target.talk is not None else None
-        opened = stack.enter_context(_ledger(ledger)) if ledger is not None else None
+        reading = stack.enter_context(recording_at(target.talk)) if target.talk is not None else None
+        opened = stack.enter_context(ledger_at(ledger)) if ledger is not None else None
         found = check(asked, _facts(opened, reading), opened is not None, reading is not None)
     if as_json:
         click.echo(msgspec.json.encode({"rules": found, "broken": sum(each.broken for each in found)}))
@@ -306,24 +247,6 @@ def _rules(path: Path | None) -> list[Rule]:
         return read(text)
     except (RuleError, UnicodeDecodeError) as error:
         raise BadRules(f"{path or RULES}: {error}") from error
-
-
-def _ledger_of(talk: Path | None, said: str | None) -> Path | None:
-    """The ledger beside a conversation; None: there is none."""
-    if said is not None:
-        found = _target(said, None).ledger
-        if found is None:
-            raise click.UsageError(f"--ledger {said}: expected a hive's directory or its {LEDGER}")
-        return found
-    if talk is None or str(talk) == "-":
-        return None
-    place = talk.resolve().parent
-    hive = (
-        place.parents[len(SESSIONS.parts) - 1]
-        if place.parts[-len(SESSIONS.parts) :] == SESSIONS.parts
-        else place
-    )
-    return hive / LEDGER if (hive / LEDGER).is_file() else None
 
 
 def _facts(ledger: Ledger | None, reading: Reading | None) -> Iterator[Fact]:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from skep.fs import messages as m
 from skep.fs.errors import FsError
 from skep.fs.messages import Dialect, Message
-from skep.fs.ninept import Header, Record
+from skep.fs.ninept import Header, Record, Redaction
 from skep.fs.wire import HEADER, unpack
 
 _FIDS = ("fid", "afid", "dfid", "dirfid", "olddirfid")  # what a message is about stands in the first it has
@@ -27,10 +27,15 @@ class Said(NamedTuple):
     tag: int
     message: Message | None  # None: it is no message of the dialect
     path: str
-    hidden: int  # bytes of it that the recording does not show
+    redactions: tuple[Redaction, ...]
     frame: bytes
     dialect: Dialect
     to: Said | None = None  # None: it asks, or answers what is not in the recording
+
+    @property
+    def hidden(self) -> int:
+        """Bytes of it that the recording does not show."""
+        return sum(length for _, length in self.redactions)
 
     @property
     def kind(self) -> str:
@@ -51,8 +56,7 @@ def talk(header: Header, records: Iterable[Record]) -> Iterator[Said]:
             return
         _, kind, tag = HEADER.unpack_from(record.body)
         message = _message(record.body, Dialect.PLAIN if kind in (100, 101) else dialect)
-        hidden = sum(length for _, length in record.redactions)
-        about = Said(n, record.time_ns, record.seq, tag, message, "", hidden, record.body, dialect)
+        about = Said(n, record.time_ns, record.seq, tag, message, "", record.redactions, record.body, dialect)
         if about.asks:
             said = about._replace(path=fids.path_of(message))
             open_[tag] = said

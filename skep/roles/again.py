@@ -1,0 +1,187 @@
+"""A hive again, in memory, as it was while a conversation was recorded: the other end of it.
+
+Nobody proves here who they are: whom the recording names is let in, by the role's manifest of now."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections import defaultdict, deque
+from collections.abc import AsyncIterator, Callable, Sequence
+from hashlib import sha256
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Final
+
+from skep.fs.chan import Chan
+from skep.fs.conversation import Conversation, Peer
+from skep.fs.errors import E, FsError
+from skep.fs.ninept import Header
+from skep.fs.node import Caller, Node
+from skep.namespaces.live import Hive
+from skep.namespaces.order import actor_of
+from skep.namespaces.sessions.core import Session
+from skep.namespaces.tokens.afid import Afids
+from skep.namespaces.tree import hive_tree
+from skep.roles.gate import NO_ANAME, names
+from skep.roles.manifest import load
+from skep.trace.ledger import Ledger
+from skep.validator.past import PastClock, PastLedger, PastTurn, Strange
+
+SPINS: Final = 50  # steps of the loop in which what needs no other thread is done
+PATIENCE_S: Final = 2.0  # how long an answer may take that needs one
+_NEVER_S: Final = 1e9  # bookmarks come by the clock, which stands still here
+
+
+class PastHive(Hive):
+    """A hive whose drafts have the names that they had."""
+
+    drafts: deque[str]
+
+    def draft_id(self) -> str:
+        return self.drafts.popleft() if self.drafts else super().draft_id()
+
+
+class _Door:
+    """The gate of the one connection."""
+
+    def __init__(self, hive: PastHive, root: Node, header: Header) -> None:
+        self.hive = hive
+        self.root = root
+        self.header = header
+        self.hang_up: Callable[[], None] = lambda: None
+        self._afids = Afids()
+        self._begun: dict[str, Session] = {}  # by tenant
+
+    def auth(self, peer: Peer, uname: str, aname: str, n_uname: int) -> Chan:
+        return self._afids.chan()
+
+    async def attach(
+        self, peer: Peer, uname: str, aname: str, n_uname: int, afid: Chan | None = None
+    ) -> Chan:
+        header = self.header
+        if aname not in (*NO_ANAME, header.aname, header.tenant):
+            raise FsError(E.MISSING, aname)
+        manifest = load(header.role)
+        view = manifest.view(names(self.hive, header.node, header.principal))
+        session = self._begun.get(header.tenant)
+        if session is None:
+            user = header.node or header.principal.rpartition(":")[2]
+            caller = Caller(
+                header.principal, header.role, header.tenant, os.getuid(), os.getgid(), user,
+                header.session, header.node,
+            )  # fmt: skip
+            session = Session(
+                header.session, caller, "local", header.time, lambda: 0, manifest.ns, self.hang_up, view
+            )
+            self._begun[header.tenant] = session
+            self.hive.sessions.add(session)
+            if header.node:
+                await self.hive.join(caller)
+        return await manifest.enter(Chan(self.root, session.caller, view), view)
+
+    def left(self) -> None:
+        for session in self._begun.values():
+            self.hive.sessions.remove(session.id)
+
+
+class PastWire:
+    """The conversation with it."""
+
+    def __init__(self, hive: PastHive, turn: PastTurn, clock: PastClock, door: _Door, header: Header) -> None:
+        self._hive = hive
+        self._turn = turn
+        self._clock = clock
+        # What is served, as the header of a recording has it.
+        self.tree = sha256(f"{hive.tapes.tree}{load(header.role).ns}".encode()).hexdigest()
+        self._actor = actor_of(header.principal, header.node)
+        self._frames = b""
+        self._answers: defaultdict[int, deque[bytes]] = defaultdict(deque)
+        self._came = asyncio.Event()
+        self._conversation = Conversation(door, Peer("local"), self._take)
+
+    def close(self) -> None:
+        self._conversation.lost()
+
+    async def at(self, time_ns: int, seq: int) -> None:
+        self._clock.time_ns = time_ns
+        while self._turn.seq < seq:
+            own = self._turn.next_of(self._actor, seq)
+            if own is None:
+                self._turn.go_to(seq)
+                break
+            # What was written then, is written now by whom waits for it here; if by nobody, another session
+            # of the same actor wrote it.
+            self._turn.go_to(own - 1)
+            self._turn.horizon = max(self._turn.horizon, seq)
+            await self._spin(lambda own=own: self._turn.seq >= own)  # type: ignore[misc]
+            self._turn.go_to(own)
+        await self._spin(lambda: False, 1)
+
+    async def _spin(self, done: Callable[[], bool], steps: int = SPINS) -> None:
+        for _ in range(steps):
+            if done():
+                return
+            await asyncio.sleep(0)
+
+    def expect(self, seq: int) -> None:
+        self._turn.horizon = max(self._turn.horizon, seq)
+
+    def send(self, frame: bytes) -> None:
+        self._conversation.receive(frame)
+
+    async def answer(self, tag: int) -> bytes | None:
+        await self._spin(lambda: bool(self._answers[tag]))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(PATIENCE_S):
+                while not self._answers[tag]:
+                    self._came.clear()
+                    await self._came.wait()
+        return self._answers[tag].popleft() if self._answers[tag] else None
+
+    def unasked(self) -> list[bytes]:
+        found = [frame for frames in self._answers.values() for frame in frames]
+        self._answers.clear()
+        return found
+
+    def draft(self, id: str) -> None:
+        self._hive.drafts.append(id)
+
+    def strange(self) -> list[Strange]:
+        found, self._turn.strange = self._turn.strange, []
+        return found
+
+    def _take(self, frames: Sequence[bytes | memoryview]) -> None:
+        data = self._frames + b"".join(frames)
+        at = 0
+        while len(data) - at >= 4 and len(data) - at >= (size := int.from_bytes(data[at : at + 4], "little")):
+            frame = data[at : at + size]
+            self._answers[int.from_bytes(frame[5:7], "little")].append(frame)
+            at += size
+        self._frames = data[at:]
+        self._came.set()
+
+
+@contextlib.asynccontextmanager
+async def past_wire(header: Header, ledger: Ledger, seq: int | None = None) -> AsyncIterator[PastWire]:
+    """The other end, when the ledger had ``seq`` entries (None: as many as the header says). Raises
+    LedgerError."""
+    clock = PastClock(header.time)
+    past = PastLedger(ledger, header.seq if seq is None else seq)
+    turn = PastTurn(past)
+    try:
+        with TemporaryDirectory(prefix="skep-again-") as directory:
+            hive = PastHive(turn, clock, Path(directory), header.release, _NEVER_S)
+            hive.drafts = deque()
+            door = _Door(hive, hive_tree(hive), header)
+            wire = PastWire(hive, turn, clock, door, header)
+            try:
+                yield wire
+            finally:
+                wire.close()
+                door.left()
+                await hive.close()
+    finally:
+        await turn.close()
+        past.close()
