@@ -56,9 +56,9 @@ class Tape:
     def write(self, data: bytes) -> None:
         """Have it on disk, or nothing of it. Raises OSError."""
         try:
-            rest = memoryview(data)
-            while rest:
-                rest = rest[os.write(self._fd, rest) :]
+            at = 0
+            while at < len(data):
+                at += os.pwrite(self._fd, data[at:], self._size + at)
             os.fsync(self._fd)
         except OSError:
             os.ftruncate(self._fd, self._size)

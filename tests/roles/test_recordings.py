@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import os
+import subprocess
 from base64 import urlsafe_b64decode
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -15,22 +18,25 @@ import pytest
 from biscuit_auth import Biscuit
 
 from skep.fs.dial import Client, login_name
-from skep.fs.errors import FsError
+from skep.fs.errors import E, FsError
 from skep.fs.messages import Dialect, Message, Rversion, Tattach, Tread, Tversion, Twrite
 from skep.fs.ninept import Header, Reading, Record, read
 from skep.fs.server import listen
 from skep.fs.spiffe import Spiffe
 from skep.fs.wire import unpack
 from skep.namespaces.log.recordings import Recorded
+from skep.namespaces.tapes import FILES_MAX, TAPES_MAX
 from skep.namespaces.tokens.biscuit import Terms, attenuate, key_id, public_key, verify
 from skep.namespaces.tree import hive_tree
 from skep.namespaces.trust.authority import Authority
 from skep.roles.gate import Doorkeeper
 from skep.roles.manifest import load
-from tests.namespaces.hives import Living, living
+from tests.namespaces.door import Door
+from tests.namespaces.hives import EYE, Living, living
 
 ME = f"unix:{login_name()}"
 CTL = "/log/trace/ctl"
+RED = "red/team/env"
 QUEEN = Spiffe("hive", "queen-primary", "q1")
 
 
@@ -264,3 +270,171 @@ async def ask(client: Client, path: str, said: bytes) -> bytes:
     async with await client.open(path, "rw") as fid:
         await fid.write(0, said)
         return await fid.read(0, fid.unit)
+
+
+def test_a_tenants_recordings_are_its_own() -> None:
+    async def told(served: Served) -> None:
+        async with (
+            await served.connect() as ann,
+            await served.connect(aname=RED) as red,
+            await served.connect(aname="blue/team/env") as blue,
+        ):
+            mine, others = await session_of(red), await session_of(blue)
+            with pytest.raises(FsError) as caught:
+                await red.write_file(CTL, f"record session={others} on\n".encode())
+            assert E.MISSING is caught.value.kind
+            await red.write_file(CTL, f"record session={mine} on\n".encode())
+            await ann.write_file(CTL, f"record session={others} on\n".encode())
+            await served.settle()
+            assert [f"session={mine}"] == [
+                line.split()[0]
+                for line in (await red.read_file("/log/trace/recordings")).decode().splitlines()
+            ]
+            for client, names in ((red, {mine}), (blue, {others}), (ann, {mine, others})):
+                found = {entry.name for entry in await client.listdir("/log/trace/sessions")}
+                assert {f"{name}.9pt" for name in names} == found
+            with pytest.raises(FsError) as caught:
+                await red.read_file(f"/log/trace/sessions/{others}.9pt")
+            assert E.MISSING is caught.value.kind
+            assert (await red.read_file(f"/log/trace/sessions/{mine}.9pt")).startswith(b"skep-9pt/1\n")
+
+    story(told)
+
+
+def test_a_recording_ends_when_its_client_goes_on_in_another_tenant() -> None:
+    async def told(served: Served) -> None:
+        async with await served.connect(aname=RED) as red:
+            session = await session_of(red)
+            await red.write_file(CTL, f"record session={session} on\n".encode())
+            other = await Client.attach(red.connection, aname="blue/team/env")
+            await session_of(other)
+            await served.settle()
+            _, records, reading = served.recording(session)
+            assert reading.end is not None
+            assert ("elsewhere", 1) == (reading.end.why, min(reading.end.lost, 1))
+            assert not any(b"blue" in record.body for record in records)
+            # Nor is one begun there now.
+            await red.write_file(CTL, f"record session={session} on\n".encode())
+            await served.settle()
+            assert ["elsewhere", "elsewhere"] == [ended.why for ended in served.told]
+            assert [f"{session}.9pt"] == [path.name for path in served.folder.iterdir()]
+
+    story(told)
+
+
+def test_who_is_no_auditor_finds_no_recordings() -> None:
+    async def told(served: Served) -> None:
+        async with await served.connect() as ann:
+            session = await session_of(ann)
+            await ann.write_file(CTL, f"record session={session} on\n".encode())
+            await served.settle()
+        door = Door(hive_tree(served.hive), EYE)
+        assert [] == await door.names("/log/trace/sessions")
+        assert not await door.exists(f"/log/trace/sessions/{session}.9pt")
+        for doing in (door.read("/log/trace/recordings"), door.write(CTL, "record principal=unix:x on\n")):
+            with pytest.raises(FsError) as caught:
+                await doing
+            assert E.DENIED is caught.value.kind
+
+    story(told)
+
+
+def test_a_full_file_ends_the_recording_not_the_session() -> None:
+    async def told(served: Served) -> None:
+        served.hive.tapes.size_max = 20_000
+        async with await served.connect() as ann:
+            session = await session_of(ann)
+            await ann.write_file(CTL, f"record session={session} on\n".encode())
+            for _ in range(100):
+                assert b"ok\n" == await ann.read_file("/health/live")
+            await served.settle()
+            assert (served.folder / f"{session}.9pt").stat().st_size <= 20_000
+            _, _, reading = served.recording(session)
+            assert reading.end is not None
+            assert ("full", served.told[0].lost) == (reading.end.why, reading.end.lost)
+            assert b"" == await ann.read_file("/log/trace/recordings")
+
+    story(told)
+
+
+def test_where_no_file_can_be_made_the_ledger_says_so_and_the_session_goes_on() -> None:
+    async def told(served: Served) -> None:
+        served.folder.parent.mkdir(parents=True)
+        served.folder.write_text("in the way")
+        async with await served.connect() as ann:
+            session = await session_of(ann)
+            await ann.write_file(CTL, f"record session={session} on\n".encode())
+            await served.settle()
+            assert b"ok\n" == await ann.read_file("/health/live")
+        (ended,) = served.told
+        assert ("disk", "", 0) == (ended.why, ended.file, ended.messages)
+        assert ended.lost
+
+    story(told)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
+def test_a_full_disk_ends_the_recording_with_what_was_lost() -> None:
+    async def told(served: Served) -> None:
+        served.folder.mkdir(parents=True)
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "skep-test", served.folder], check=True)
+        try:
+            async with await served.connect() as ann:
+                session = await session_of(ann)
+                await ann.write_file(CTL, f"record session={session} on\n".encode())
+                await served.settle()
+                for _ in range(400):
+                    await ann.read_file("/health/live")
+                await served.settle()
+                _, records, reading = served.recording(session)
+                (ended,) = served.told
+                assert reading.end is not None
+                assert ("space", ended.lost) == (reading.end.why, reading.end.lost)
+                assert ended.lost > 400
+                assert (len(records) - 1, reading.link.hex()) == (ended.messages, ended.link)
+                assert b"ok\n" == await ann.read_file("/health/live")
+        finally:
+            subprocess.run(["umount", served.folder], check=True)
+
+    story(told)
+
+
+def test_the_oldest_recordings_make_room() -> None:
+    async def told(served: Served) -> None:
+        served.folder.mkdir(parents=True)
+        for n in range(FILES_MAX + 3):
+            (served.folder / f"{n:04}.9pt").write_bytes(b"")
+            os.utime(served.folder / f"{n:04}.9pt", (n, n))
+        async with await served.connect() as ann:
+            session = await session_of(ann)
+            await ann.write_file(CTL, f"record session={session} on\n".encode())
+            await served.settle()
+        left = {path.name for path in served.folder.iterdir()}
+        assert {f"{session}.9pt", *(f"{n:04}.9pt" for n in range(4, FILES_MAX + 3))} == left
+
+    story(told)
+
+
+def test_a_hive_records_only_so_many_at_a_time() -> None:
+    async def told(served: Served) -> None:
+        async with await served.connect() as ann, contextlib.AsyncExitStack() as stack:
+            await ann.write_file(CTL, f"record principal={ME} on\n".encode())
+            for _ in range(TAPES_MAX + 1):
+                await stack.enter_async_context(await served.connect())
+            assert TAPES_MAX == len(served.hive.tapes.tapes)
+            await served.settle()
+            assert ["many"] == [ended.why for ended in served.told]
+
+    story(told)
+
+
+def test_a_hive_that_begins_anew_records_nobody() -> None:
+    async def told(directory: Path) -> None:
+        async with living(directory, str(directory / "ledger.db")) as alive:
+            await alive.write(CTL, "record principal=unix:ann on")
+            assert alive.state.log.recordings
+        async with living(directory, str(directory / "ledger.db")) as alive:
+            assert not alive.state.log.recordings
+
+    with TemporaryDirectory() as folder:
+        asyncio.run(told(Path(folder)))
