@@ -11,7 +11,7 @@ import msgspec
 from skep.cli.exits import Failed
 
 if TYPE_CHECKING:  # the rules of a hive take a while to import
-    from skep.validator.diff import Change, Report
+    from skep.validator.diff_report import Change, Report
     from skep.validator.diff_rules import Rules
 
 WIDTH: Final = 100  # of a value that is shown; all of it is in --json
@@ -48,7 +48,8 @@ def diff_command(a: str, b: str, rules_file: Path | None, as_json: bool, html_fi
     """Tell what was added, removed, changed and moved from the trace A to the trace B.
 
     Each is a hive's directory, a ledger's file, a directory of tiles or a recorded conversation; or both are
-    checkpoints. Numbers, times and ids of entries are not compared, but where an id stands again is.
+    checkpoints, or snapshots. Numbers, times and ids of entries are not compared, but where an id stands
+    again is.
 
     \b
     Exit status: 0 the same, 30 they differ, 31 too few entries, 32 a mistake in the rules, 2 usage.
@@ -56,13 +57,14 @@ def diff_command(a: str, b: str, rules_file: Path | None, as_json: bool, html_fi
       skep diff monday.db tuesday.db
       skep diff --rules ci.toml --html diff.html before after
     """
-    from skep.validator.diff import SAME
+    from skep.validator.diff import diff
+    from skep.validator.diff_report import SAME
     from skep.validator.diff_traces import NotTold
     from skep.validator.page import page
 
     rules = _rules(rules_file)
     try:
-        found = _found(a, b, rules)
+        found = diff(a, b, rules)
     except NotTold as error:
         raise click.UsageError(str(error)) from error
     if html_file is not None:
@@ -86,26 +88,6 @@ def _rules(file: Path | None) -> Rules:
         raise Drifted(f"{file}: byte {error.start} is not UTF-8", RULE_ERROR) from error
     except RuleError as error:
         raise Drifted(f"{file}: {error}", RULE_ERROR) from error
-
-
-def _found(a: str, b: str, rules: Rules) -> Report:
-    from skep.trace.note import NoteError, parse_note
-    from skep.validator.diff import diff_checkpoints, diff_traces, strays
-    from skep.validator.diff_traces import LEDGER, NotTold, opened
-
-    first, second = opened(a), opened(b)
-    if first is None and second is None:
-        try:
-            return diff_checkpoints(*(parse_note(Path(name).read_bytes()) for name in (a, b)))
-        except NoteError as error:
-            raise NotTold(f"{a} and {b}: neither traces nor two checkpoints: {error}") from error
-    if first is None or second is None or first.noun != second.noun:
-        raise NotTold(f"{a} and {b}: expected two of one kind")
-    found = diff_traces(first, second, rules)
-    for name in (a, b):
-        if (Path(name) / LEDGER).is_file():
-            found.strays += [f"{name}{path}" for path in strays(Path(name), rules)]
-    return found.close()
 
 
 def _tell(found: Report) -> None:
@@ -136,7 +118,7 @@ def _line(change: Change) -> str:
 
 
 def _wrong(found: Report) -> str:
-    from skep.validator.diff import TOO_FEW
+    from skep.validator.diff_report import TOO_FEW
 
     if found.status == TOO_FEW:
         return f"too few {found.noun}"

@@ -10,77 +10,38 @@ from array import array
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 
 from skep.native.myers import align
-from skep.trace.checkpoint import parse_checkpoint
 from skep.trace.entry import canonical
-from skep.trace.note import Note
-from skep.validator.diff_rules import KINDS, Rules
-from skep.validator.diff_traces import ID, LEDGER, Prints, Shown, Trace, kind_of, prints
+from skep.trace.note import NoteError, parse_note
+from skep.validator.diff_report import Change, Field, Report, Tally
+from skep.validator.diff_rules import Rules
+from skep.validator.diff_states import diff_checkpoints, diff_snapshots
+from skep.validator.diff_traces import ID, LEDGER, NotTold, Prints, Trace, kind_of, opened, prints, strays
 from skep.validator.replay import differing
 
-SHOWN_MAX: Final = 10_000  # differences that a report holds; the rest is counted.
-FIELDS_MAX: Final = 50  # of one of them
-SAME, DRIFT, TOO_FEW = 0, 30, 31  # how it ends, and the exit status
 
-
-class Field(msgspec.Struct, frozen=True):
-    """A field that is not the same, and both values in JSON."""
-
-    name: str
-    a: str
-    b: str
-
-
-class Change(msgspec.Struct, frozen=True, omit_defaults=True):
-    """``a``, ``b``: None where it is not in that trace. ``excused``: why it may be so; "": it may not."""
-
-    kind: str
-    a: Shown | None
-    b: Shown | None
-    fields: tuple[Field, ...] = ()
-    excused: str = ""
-
-    @property
-    def shown(self) -> Shown:
-        shown = self.b or self.a
-        assert shown is not None
-        return shown
-
-
-class Report(msgspec.Struct):
-    """``size_a``, ``size_b``: of the traces, in ``noun``. ``counts`` by kind, what is excused apart.
-
-    ``minimal``: no other alignment leaves less. ``strays``: trace files where none may lie."""
-
-    noun: str
-    size_a: int
-    size_b: int
-    same: int = 0
-    minimal: bool = True
-    counts: dict[str, int] = msgspec.field(default_factory=lambda: dict.fromkeys(KINDS, 0))
-    excused: int = 0
-    changes: list[Change] = []
-    strays: list[str] = []
-    at_least: int = 0
-    note: str = ""
-    status: int = SAME
-
-    @property
-    def beyond(self) -> int:
-        """How many differences are counted and not here."""
-        return sum(self.counts.values()) + self.excused - len(self.changes)
-
-    def close(self) -> Report:
-        """With its status."""
-        if min(self.size_a, self.size_b) < self.at_least:
-            self.status = TOO_FEW
-        elif self.strays or any(self.counts.values()):
-            self.status = DRIFT
-        return self
+def diff(a: str, b: str, rules: Rules) -> Report:
+    """The difference of what is at two paths: traces, checkpoints or snapshots. Raises NotTold."""
+    first, second = opened(a), opened(b)
+    if first is not None and second is not None and first.noun == second.noun:
+        report = diff_traces(first, second, rules)
+        for name in (a, b):
+            if (Path(name) / LEDGER).is_file():
+                report.strays += [f"{name}{path}" for path in strays(Path(name), rules.traces.where)]
+        return report.close(rules)
+    if first is not None or second is not None:
+        raise NotTold(f"{a} and {b}: expected two of one kind")
+    paths = Path(a), Path(b)
+    if [kind_of(path) for path in paths] == ["snapshot", "snapshot"]:
+        return diff_snapshots(*paths, rules)
+    try:
+        return diff_checkpoints(*(parse_note(path.read_bytes()) for path in paths), rules)
+    except NoteError as error:
+        raise NotTold(f"{a} and {b}: neither traces nor two checkpoints or snapshots: {error}") from error
 
 
 def diff_traces(a: Trace, b: Trace, rules: Rules) -> Report:
@@ -89,7 +50,9 @@ def diff_traces(a: Trace, b: Trace, rules: Rules) -> Report:
     printed_a, printed_b = prints(a, known), prints(b, known)
     found = _Found(a, b, printed_a, printed_b, rules)
     found.compare()
-    return found.report.close()
+    if a.cut or b.cut:
+        found.report.note = f"the {'first' if a.cut else 'second'} was cut short"
+    return found.report.close(rules)
 
 
 class _Found:
@@ -99,11 +62,10 @@ class _Found:
         self.a, self.b = a, b
         self.printed_a, self.printed_b = printed_a, printed_b
         self.bound = _Bound(printed_a, printed_b)
-        self.rules = rules
-        self.used = [0] * len(rules.may)
         self.last_b = 0  # that is aligned
         self.places: list[tuple[int, bool]] = []  # where each change stands in the second trace
-        self.report = Report(a.noun, len(printed_a.items), len(printed_b.items), at_least=rules.at_least)
+        self.report = Report(a.noun, len(printed_a.items), len(printed_b.items))
+        self.tally = Tally(self.report, rules)
 
     def compare(self) -> None:
         aligned = align(self.printed_a.items, self.printed_b.items)
@@ -163,44 +125,18 @@ class _Found:
             return
         fields = tuple(Field(*each) for each in self.bound.differing(self.a.value(n), self.b.value(m)))
         if fields:
-            self._add("changed", n, m, fields[:FIELDS_MAX])
+            self._add("changed", n, m, fields)
         else:
             self.report.same += 1
 
     def _add(self, kind: str, n: int | None, m: int | None, fields: tuple[Field, ...] = ()) -> None:
-        if len(self.report.changes) >= SHOWN_MAX and not self.rules.may:
-            self.report.counts[kind] += 1
+        if self.tally.full:
+            self.tally.count(kind)
             return
         shown_a = None if n is None else self.a.shown(n)
-        change = Change(kind, shown_a, None if m is None else self.b.shown(m), fields)
-        why = self._excuse(change)
-        if why:
-            self.report.excused += 1
-            change = msgspec.structs.replace(change, excused=why)
-        else:
-            self.report.counts[change.kind] += 1
-        if len(self.report.changes) < SHOWN_MAX:
-            self.report.changes.append(change)
+        shown_b = None if m is None else self.b.shown(m)
+        if self.tally.add(Change(kind, shown_a, shown_b, fields)):
             self.places.append((self.last_b if m is None else m, m is not None))
-
-    def _excuse(self, change: Change) -> str:
-        """Why it may be so: each of its fields may, or all of it."""
-        of = change.shown
-        open_ = [
-            (n, rule)
-            for n, rule in enumerate(self.rules.may)
-            if rule.about(change.kind, of.who, of.role, of.path)
-            and (rule.at_most is None or self.used[n] < rule.at_most)
-        ]
-        lets = [next((n for n, rule in open_ if rule.lets(f.name, f.a, f.b)), None) for f in change.fields]
-        if not change.fields:
-            lets = [open_[0][0] if open_ else None]
-        if None in lets:
-            return ""
-        used = sorted({n for n in lets if n is not None})
-        for n in used:
-            self.used[n] += 1
-        return "; ".join(self.rules.may[n].why for n in used)
 
 
 def _chain(pairs: Iterable[tuple[int, int]], ends: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
@@ -236,46 +172,3 @@ class _Bound:
     def _name(self, id: bytes) -> bytes:
         number = self._to_a.get(self._b.numbers.get(id, -1))
         return id if number is None else self._names_a[number]
-
-
-def diff_checkpoints(a: Note, b: Note) -> Report:
-    """What two signed heads say, as far as they tell it alone. Raises NoteError."""
-    heads = [parse_checkpoint(note.text) for note in (a, b)]
-    old, new = heads
-    values: list[dict[str, Any]] = [
-        {"origin": head.origin, "size": head.size, "root": head.root.hex()} for head in heads
-    ]
-    fields = tuple(Field(*each) for each in differing(values[0], values[1]))
-    report = Report("entries", old.size, new.size, same=int(not fields))
-    if fields:
-        shown = [Shown(head.size, head.origin, "", "", "checkpoint", "") for head in heads]
-        report.counts["changed"] = 1
-        report.changes.append(Change("changed", shown[0], shown[1], fields))
-        report.note = _told(old.origin == new.origin, old.size, new.size)
-    return report.close()
-
-
-def _told(one_log: bool, old: int, new: int) -> str:
-    if not one_log:
-        return "they are of two logs"
-    if old == new:
-        return f"forked: two roots of {old} entries"
-    older = "first" if old < new else "second"
-    return f"the {older} is older: whether the other continues it, skep verify tells from the log"
-
-
-def strays(directory: Path, rules: Rules) -> list[str]:
-    """Trace files in a hive's directory where none may lie, by their paths in it: ledgers, conversations and
-    directories of tiles. The hive's own ledger lies at its top."""
-    found = []
-    for path in sorted(directory.rglob("*")):
-        told = f"/{path.relative_to(directory).as_posix()}"
-        if any(told.startswith(folder) for folder in rules.traces.where) or told == f"/{LEDGER}":
-            continue
-        if (path.is_file() and not path.is_symlink() and kind_of(path)) or _is_tiles(path):
-            found.append(told)
-    return found
-
-
-def _is_tiles(path: Path) -> bool:
-    return path.name == "tile" and path.is_dir() and path.with_name("checkpoint").is_file()

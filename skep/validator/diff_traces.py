@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol
@@ -19,13 +19,16 @@ from skep.fs.ninept import MAGIC, NineptError, read
 from skep.fs.transcript import show, split
 from skep.native.myers import Items
 from skep.trace.entry import OK, VERSION, canonical
+from skep.trace.snapshot import MAGIC as SNAPSHOT
 from skep.trace.sqlite import APPLICATION_ID
 from skep.validator.found import Finding
 from skep.validator.sources import LedgerSource, Source, TileSource, below
 from skep.validator.talk import Said, talk
 
 LEDGER: Final = "ledger.db"  # of a hive's directory
+TRACES: Final = ("ledger", "conversation")  # the files that are traces
 TRACE: Final = "log/trace"  # where a hive has its log, and all other traces
+_MAGICS: Final = {MAGIC: "conversation", SNAPSHOT: "snapshot"}
 SQLITE: Final = b"SQLite format 3\x00"
 MARK_SIZE: Final = 72  # bytes of a file that tell what it is
 
@@ -37,7 +40,7 @@ _MOMENT_MIN: Final = 10**18
 _RFC3339: Final = re.compile(rb"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d+)?Z")
 _OK: Final = msgspec.Raw(canonical(OK))
 _QID: Final = re.compile(r"\(([0-9a-f]+) \d+ (\d+)\)")
-_CLOCKS: Final = frozenset({"tag", "qid_version", "atime", "mtime", "ctime", "btime", "data_version"})
+_CLOCK: Final = re.compile("tag|[amcb]time.*")  # fields of a message that tell a time, and its tag
 
 
 class NotTold(Exception):
@@ -59,6 +62,7 @@ class Trace(Protocol):
     """Numbered things from 1 on."""
 
     noun: str  # what they are, "entries"
+    cut: bool  # its end is missing
 
     def plain(self) -> Iterator[bytes]:
         """All of them, in order, without what is volatile but ids. Raises NotTold."""
@@ -94,6 +98,7 @@ class Entries:
     """Those of a ledger's file or of tiles. Their hashes are not verified here."""
 
     noun = "entries"
+    cut = False
 
     def __init__(self, source: Source) -> None:
         self._source = source
@@ -167,6 +172,8 @@ class Messages:
             with path.open("rb") as file:
                 header, records = read(file)
                 self._said: list[Said] = list(talk(header, records))
+                # The end is a record too, which talk does not read beyond.
+                self.cut = records.end is None
         except NineptError as error:
             raise NotTold(f"{path}: {error}") from error
         self._who, self._role = header.principal, header.role
@@ -178,7 +185,7 @@ class Messages:
     def value(self, place: int) -> dict[str, Any]:
         said = self._said[place - 1]
         _, _, fields = split(_QID.sub(r"(\1 0 \2)", self._line(said)))
-        told = {name: of for name, of in fields.items() if name not in _CLOCKS}
+        told = {name: of for name, of in fields.items() if not _CLOCK.fullmatch(name)}
         return {"message": said.kind, "path": said.path, "fields": told}
 
     def shown(self, place: int) -> Shown:
@@ -216,11 +223,12 @@ def _tiles(path: Path) -> TileSource:
 
 
 def kind_of(path: Path) -> str:
-    """What a file is by its first bytes: ledger, conversation or "" for neither."""
+    """What a file is by its first bytes: ledger, conversation, snapshot or "" for none of them."""
     with path.open("rb") as file:
         mark = file.read(MARK_SIZE)
-    if mark.startswith(MAGIC):
-        return "conversation"
+    for magic, kind in _MAGICS.items():
+        if mark.startswith(magic):
+            return kind
     # A SQLite file has its application's id at 68.
     mine = mark.startswith(SQLITE) and int.from_bytes(mark[68:72], "big") == APPLICATION_ID
     return "ledger" if mine else ""
@@ -263,3 +271,20 @@ def prints(trace: Trace, known: dict[bytes, int]) -> Prints:
         items.append(known.setdefault(print, len(known)))
         ends.append(len(ids))
     return Prints(items, ids, ends, numbers)
+
+
+def strays(directory: Path, where: Sequence[str]) -> list[str]:
+    """Ledgers, conversations and directories of tiles in a hive's directory, outside the folders in which
+    they may lie; by their paths in it. The hive's own ledger lies at its top."""
+    found = []
+    for path in sorted(directory.rglob("*")):
+        told = f"/{path.relative_to(directory).as_posix()}"
+        if any(told.startswith(folder) for folder in where) or told == f"/{LEDGER}":
+            continue
+        if (path.is_file() and not path.is_symlink() and kind_of(path) in TRACES) or _is_tiles(path):
+            found.append(told)
+    return found
+
+
+def _is_tiles(path: Path) -> bool:
+    return path.name == "tile" and path.is_dir() and path.with_name("checkpoint").is_file()

@@ -11,7 +11,7 @@ from hashlib import sha256
 from html import escape
 from typing import Final
 
-from skep.validator.diff import DRIFT, SAME, TOO_FEW, Change, Report
+from skep.validator.diff_report import DRIFT, SAME, TOO_FEW, Change, Report
 from skep.validator.diff_traces import Shown
 
 VALUE_MAX: Final = 2000  # characters of one value on the page; all of it is in the JSON
@@ -80,8 +80,6 @@ def page(report: Report, a: str, b: str) -> str:
 
 def notes(report: Report) -> Iterator[str]:
     """What is to be said besides the differences."""
-    if report.status == TOO_FEW:
-        yield f"expected at least {report.at_least} {report.noun}"
     if report.note:
         yield report.note
     if not report.minimal:

@@ -27,7 +27,8 @@ from skep.native.myers import PURE, align, compiled
 from skep.trace.clock import ulid
 from skep.trace.entry import OK, Line, canonical, entry_of
 from skep.trace.sqlite import SqliteLedger
-from skep.validator.diff import Report, diff_traces
+from skep.validator.diff import diff_traces
+from skep.validator.diff_report import Report
 from skep.validator.diff_rules import Rules
 from skep.validator.diff_traces import opened
 

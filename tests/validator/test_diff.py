@@ -5,17 +5,24 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
-from logs import as_tiles, bodies, checkpoint
+from logs import KEYS, ORIGIN, as_tiles, bodies, checkpoint
 from recorded import Recorder, entry_with, forged, ledger, story, tampered
+from talks import BEGIN, recording
 
 from skep.__main__ import run
+from skep.namespaces.stored import pack_state
 from skep.trace.clock import ManualClock
-from skep.validator.diff import Change, Report, diff_traces
+from skep.trace.note import sign_note
+from skep.trace.snapshot import Head, state_hash, write_snapshot
+from skep.validator.diff import diff_traces
+from skep.validator.diff_report import Change, Report
 from skep.validator.diff_rules import Rules, parse_rules
 from skep.validator.diff_traces import NotTold, opened
 from skep.validator.page import page
+from skep.validator.replay import Replay
 from tests.namespaces.hives import W1, W2
 
 
@@ -188,6 +195,67 @@ def test_checkpoints_are_the_same_older_or_forked(tmp_path: Path, capsys: pytest
     assert "forked: two roots of 40 entries" in capsys.readouterr().out
 
 
+SAID = (
+    *BEGIN,
+    "Tlopen tag 1 fid 1 flags 2",
+    "Rlopen tag 1 qid (0 7 3) iounit 0",
+    'Twrite tag 2 fid 1 offset 0 data "acquire name=door"',
+    "Rwrite tag 2 count 17",
+    "Tgetattr tag 3 fid 1 request_mask 0x7ff",
+    "Rgetattr tag 3 valid 0x7ff qid (0 7 3) mode 0o600 nlink 1 mtime_sec 5 mtime_nsec 6",
+)
+
+
+def heard(tmp_path: Path, name: str, *lines: str, **how: Any) -> str:
+    (tmp_path / name).write_bytes(recording(*lines, **how))
+    return str(tmp_path / name)
+
+
+def test_conversations_differ_by_what_was_said_and_not_by_tags_versions_and_times(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    a = heard(tmp_path, "a.9pt", *SAID)
+    again = [
+        line.replace("tag 3", "tag 9").replace("(0 7 3)", "(0 8 3)").replace("_sec 5", "_sec 7")
+        for line in SAID
+    ]
+    assert 0 == run(["diff", a, heard(tmp_path, "b.9pt", *again)])
+    other = [line.replace("name=door", "name=gate") for line in SAID if "getattr" not in line]
+    capsys.readouterr()
+    assert 30 == run(["diff", a, heard(tmp_path, "c.9pt", *other, end=None)])
+    said = capsys.readouterr().out.splitlines()
+    assert "~ 7 -> 7: unix:work /locks/ctl Twrite tag 2 fid 1 offset 0 data " in said[0]
+    assert ["-", "-"] == [line[0] for line in said[2:4]]
+    assert "the second was cut short" == said[4]
+
+
+def test_rows_of_snapshots_are_compared_by_their_names(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for n in (30, 46):
+        write_snapshot(tmp_path, *snapshot(n))
+    old, new = (str(tmp_path / "snapshots" / f"{n}.snapshot") for n in (30, 46))
+    assert 0 == run(["diff", old, old])
+    capsys.readouterr()
+    assert 30 == run(["diff", old, new, "--json"])
+    report = json.loads(capsys.readouterr().out)
+    changes = {(each["b"] or each["a"])["path"]: each for each in report["changes"]}
+    assert [{"name": "", "a": '"online"', "b": '"draining"'}] == changes["/mode"]["fields"]
+    assert "added" == changes["/locks/by_tenant/default/default/default"]["kind"]
+    assert "of 30 entries" in report["note"]
+    assert 2 == run(["diff", old, str(ledger(tmp_path / "a.db", story()))])
+
+
+def snapshot(n: int) -> tuple[bytes, bytes]:
+    """What the first entries of the story come to, as a signed note and the state's bytes."""
+    replay = Replay()
+    for seq, body in enumerate(story()[:n], 1):
+        replay.fold(replay.decode(seq, body))
+    packed = pack_state(replay.state)
+    head = Head(ORIGIN, n, bytes(32), state_hash(packed), replay.digest(), "0" * 64)
+    return sign_note(head.text(), ORIGIN, KEYS[:1]), packed
+
+
 def test_a_trace_where_none_may_lie_is_a_finding(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     hive = tmp_path / "hive"
     (hive / "log" / "trace").mkdir(parents=True)
@@ -210,7 +278,7 @@ def test_a_trace_where_none_may_lie_is_a_finding(tmp_path: Path, capsys: pytest.
 def test_what_is_no_trace_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "a").write_text("hello")
     assert 2 == run(["diff", str(tmp_path / "a"), str(tmp_path / "a")])
-    assert "neither traces nor two checkpoints" in capsys.readouterr().err
+    assert "neither traces nor two checkpoints or snapshots" in capsys.readouterr().err
     assert 2 == run(["diff", str(tmp_path / "b"), str(tmp_path / "a")])
     assert "there is no such file" in capsys.readouterr().err
     path = str(ledger(tmp_path / "c.db", [b"{}"]))
