@@ -208,6 +208,8 @@ def is_labels(value: str) -> bool:
 
 def labels(value: str) -> dict[str, str]:
     """The pairs of ``k:v,k:v``, or of a JSON object of strings. Raises ValueError."""
+    if not value:
+        return {}
     if value.startswith("{"):
         return msgspec.json.decode(value, type=dict[str, str])
     pairs = [item.partition(":") for item in value.split(",") if item]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final, get_args
 
 import msgspec
@@ -400,16 +401,16 @@ class HiveState:
         match noun:
             case "jobs" if order.verb in (job_verbs.SUBMIT.name, job_verbs.ADOPT.name):
                 topic = order.args.get("topic", "")  # not there in a question
-                said = order.args.get("labels")
-                labels = ctl.labels(said) if said else {}
-                pool = self.pool_for(order.tenant, order.args)
-                return About(name, order.actor, order.tenant, topic, pool, labels, order.args)
+                labels = ctl.labels(order.args.get("labels", ""))
+                pool = partial(self.pool_for, order.tenant, order.args)
+                return About(name, order.actor, order.tenant, topic, pool, labels, lambda: order.args)
             case "jobs" | "dlq":
                 job = self.jobs.by_id.get(name) or letters.of_past(self.jobs, order)
                 if job is None or job.request.tenant != order.tenant:
                     return About(name)
                 of = job.request
-                return About(name, of.actor, of.tenant, of.topic, of.pool, of.labels, arguments(of), of.role)
+                said = partial(arguments, of)
+                return About(name, of.actor, of.tenant, of.topic, lambda: of.pool, of.labels, said, of.role)
             case "triggers":
                 trigger = self.triggers.find(order.tenant, name)
                 if trigger is None:
@@ -417,10 +418,12 @@ class HiveState:
                 else:
                     owner, submit = trigger.made.actor, trigger.made.submit
                 topic, labels = submit.get("topic", ""), ctl.labels(submit.get("labels", ""))
-                return About(name, owner, order.tenant, topic, self.pool_for(order.tenant, submit), labels)
+                pool = partial(self.pool_for, order.tenant, submit)
+                return About(name, owner, order.tenant, topic, pool, labels)
             case "pools":
-                pool = name or next(iter(self.pools.topics.get(order.args.get("topic", ""), ())), "")
-                return About(name, capability=order.args.get("topic", ""), pool=pool)
+                topic = order.args.get("topic", "")
+                of_topic = next(iter(self.pools.topics.get(topic, ())), "")
+                return About(name, capability=topic, pool=lambda: name or of_topic)
             case _:
                 return About(name)
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from skep.namespaces.policy.bundle import DECISIONS, rules_of
 from skep.namespaces.policy.engine import Engine, Live, Ruling, _ask, _strictest
-from skep.namespaces.policy.references import NotUnderstood, references
+from skep.namespaces.policy.references import NotUnderstood, dismisses, references
 from skep.namespaces.policy.request import Principal, Resource, Stated, Written, written
 
 STRICTNESS = {decision: i for i, decision in enumerate(DECISIONS)}
@@ -233,6 +233,27 @@ def test_a_policy_is_known_by_what_it_refers_to(condition: str, names: set[str] 
             references(rule.tree)
     else:
         assert names == {".".join(name) for name in references(rule.tree)}
+
+
+@pytest.mark.parametrize(
+    ("rest", "dismisses_it"),
+    [
+        ('(principal in Skep::Role::"operator", action, resource)', True),
+        ('(principal in Skep::Role::"observer", action, resource)', False),
+        ('(principal, action, resource) when { principal.role == "operator" && context.pool == "a" }', True),
+        (
+            '(principal, action, resource) unless { principal.role == "observer" || context.pool == "a" }',
+            True,
+        ),
+        # What stands before it may err, and then the answer is another.
+        ('(principal, action, resource) when { context.pool == "a" && principal.role == "operator" }', False),
+        ('(principal, action, resource) when { context.pool == "a" } when { principal.role == "x" }', False),
+        ('(principal, action, resource) when { principal.role like "o*" }', False),
+    ],
+)
+def test_a_policy_that_another_role_is_meant_by_is_not_asked(rest: str, dismisses_it: bool) -> None:
+    (rule,) = rules_of(bundle(f'@id("a") permit {rest};'))
+    assert dismisses_it == dismisses(rule.tree, "observer")
 
 
 def test_bundles_are_asked_in_no_order() -> None:

@@ -24,9 +24,9 @@ class About(NamedTuple):
     owner: str = ""
     tenant: str = ""  # "": the writer's
     capability: str = ""
-    pool: str = ""
+    pool: Callable[[], str] = str  # found out when it is asked for
     labels: Mapping[str, str] = {}
-    said: Mapping[str, str] = {}  # of a job, the arguments it was submitted with
+    said: Callable[[], Mapping[str, str]] = dict  # of a job, the arguments it was submitted with
     role: str = ""  # of a job that there is, its submitter's; "": the writer's
 
 
@@ -46,7 +46,7 @@ class World(Protocol):
 class Asked:
     """The request that an order to ``noun`` is; ``row`` are its verb's arguments, ``path`` its file."""
 
-    __slots__ = ("_about", "action", "noun", "order", "path", "row", "world")
+    __slots__ = ("_about", "_said", "action", "noun", "order", "path", "row", "world")
 
     def __init__(self, noun: str, path: str, order: Order, row: tuple[Arg, ...], world: World) -> None:
         self.action = action_of(noun, order.verb)
@@ -56,12 +56,19 @@ class Asked:
         self.row = row
         self.world = world
         self._about: About | None = None  # None: not asked for yet
+        self._said: Mapping[str, str] | None = None  # as above
 
     @property
     def about(self) -> About:
         if self._about is None:
             self._about = self.world.about(self.noun, self.order)
         return self._about
+
+    @property
+    def said(self) -> Mapping[str, str]:
+        if self._said is None:
+            self._said = self.about.said()
+        return self._said
 
     @property
     def principal(self) -> str:
@@ -97,27 +104,24 @@ def _words(*found: str) -> tuple[str, ...]:
 
 def _risk(asked: Asked) -> tuple[str, ...]:
     """What the request says, and what its label says."""
-    about = asked.about
-    return _words(*_listed(about, "risk"), *about.labels.get("risk", "").split("+"))
+    return _words(*_listed(asked, "risk"), *asked.about.labels.get("risk", "").split("+"))
 
 
-def _listed(about: About, name: str) -> tuple[str, ...]:
-    said = about.said.get(name, "")
+def _listed(asked: Asked, name: str) -> tuple[str, ...]:
+    said = asked.said.get(name, "")
     return ctl.listed(said) if ctl.is_list(said) else ()
 
 
 def _actor(asked: Asked) -> str:
-    about = asked.about
-    return about.said.get("actor-id") or (about.owner if about.said else "") or asked.order.actor
+    return asked.said.get("actor-id") or (asked.about.owner if asked.said else "") or asked.order.actor
 
 
 def _actor_type(asked: Asked) -> str:
-    about = asked.about
-    return about.said.get("actor-type") or actor_type(about.role or asked.order.role)
+    return asked.said.get("actor-type") or actor_type(asked.about.role or asked.order.role)
 
 
 def _said(name: str) -> Callable[[Asked], Value]:
-    return lambda asked: asked.about.said.get(name, "")
+    return lambda asked: asked.said.get(name, "")
 
 
 _VALUES: Final[Mapping[Name, Callable[[Asked], Value]]] = {
@@ -135,20 +139,20 @@ _VALUES: Final[Mapping[Name, Callable[[Asked], Value]]] = {
     ("resource", "owner"): lambda asked: asked.about.owner,
     ("resource", "tenant"): lambda asked: asked.about.tenant or asked.order.tenant,
     ("context", "capability"): lambda asked: asked.about.capability,
-    ("context", "pool"): lambda asked: asked.about.pool,
+    ("context", "pool"): lambda asked: asked.about.pool(),
     ("context", "capabilities"): lambda asked: _words(
-        asked.about.capability, asked.about.said.get("capability", "")
+        asked.about.capability, asked.said.get("capability", "")
     ),
-    ("context", "requires"): lambda asked: _words(*_listed(asked.about, "requires")),
+    ("context", "requires"): lambda asked: _words(*_listed(asked, "requires")),
     ("context", "risk"): _risk,
-    ("context", "pack"): lambda asked: asked.about.said.get("pack") or asked.about.labels.get("pack", ""),
+    ("context", "pack"): lambda asked: asked.said.get("pack") or asked.about.labels.get("pack", ""),
     ("context", "actor"): _actor,
     ("context", "actor_type"): _actor_type,
     ("context", "workflow"): _said("workflow"),
     ("context", "run"): _said("run"),
     ("context", "step"): _said("step"),
     ("context", "payload"): _payload,
-    ("context", "waiting"): lambda asked: asked.world.count_waiting(asked.about.pool),
+    ("context", "waiting"): lambda asked: asked.world.count_waiting(asked.about.pool()),
     ("context", "token"): lambda asked: bool(asked.order.token),
     ("context", "time"): lambda asked: asked.order.time_ns,
 }

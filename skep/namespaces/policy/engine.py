@@ -5,7 +5,8 @@ ALLOW_WITH_CONSTRAINTS, ALLOW. No match, an error in any policy, a bundle that d
 The bundles ``default`` and ``operator`` grant. Those of others can only take away: what they permit counts
 when one of the two permits it as well, and what they forbid is forbidden.
 
-A decision is remembered under the values of exactly what the policies that concern its action refer to.
+A decision is remembered under the values of exactly what the policies refer to that concern its action and
+the role of its principal.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from skep.namespaces.policy.constraint import Constraint
 from skep.namespaces.policy.references import (
     NotUnderstood,
     concerns,
+    dismisses,
     references,
 )
 from skep.namespaces.policy.request import (
@@ -34,6 +36,7 @@ from skep.namespaces.policy.request import (
     ARGS,
     ATTRIBUTES,
     PRINCIPAL,
+    PRINCIPAL_ROLE,
     RESOURCE,
     ROLE,
     TAGS,
@@ -47,7 +50,7 @@ from skep.trace.entry import canonical
 
 GRANTING: Final = frozenset({"default", "operator"})
 REMEMBERED_MAX: Final = 65536  # decisions, some hundred bytes each
-ACTIONS_MAX: Final = 1024  # whose policies are kept apart: a request by hand may name any
+ACTIONS_MAX: Final = 1024  # of a role, whose policies are kept apart: a request by hand may name any
 ENGINES_MAX: Final = 16  # states share one; a publish and its tests make another
 DEFAULT_DENY: Final = "default-deny"
 REF_HEX: Final = 16  # digits of an approval's reference
@@ -96,7 +99,7 @@ class Placed(NamedTuple):
 
 
 class _Concerned(NamedTuple):
-    """The policies that an action concerns. ``seen`` None: decisions are not to be remembered. ``typed``:
+    """The policies that an action of a role concerns. ``seen`` None: decisions are not to be remembered. ``typed``:
     whether each value that is seen has one type, whatever the request."""
 
     policies: tuple[Placed, ...]
@@ -116,7 +119,7 @@ class Engine:
                 self.policies += (Placed(each, rule) for rule in rules_of(unpack(each.packed)))
             except BundleError as error:
                 self.broken = self.broken or f"{each.bundle}: {error}"
-        self._concerned: dict[str, _Concerned] = {}
+        self._concerned: dict[tuple[str, Value | None], _Concerned] = {}  # by action and role
         self._remembered: OrderedDict[tuple[Any, ...], Ruling] = OrderedDict()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Engine:
@@ -125,11 +128,12 @@ class Engine:
 
     def decide(self, request: Request) -> Ruling:
         """The ruling on the request, remembered or new."""
-        concerned = self._concerned.get(request.action) or self._concerning(request.action)
+        whose = request.action, request.value(PRINCIPAL_ROLE)
+        concerned = self._concerned.get(whose) or self._concerning(*whose)
         if concerned.seen is None:
             return self.ask(request)
         values = map(request.value, concerned.seen)
-        key = (request.action, *(values if concerned.typed else map(_key, values)))
+        key = (*whose, *(values if concerned.typed else map(_key, values)))
         found = self._remembered.get(key)
         if found is None:
             found = self._remembered[key] = self.ask(request)
@@ -143,18 +147,23 @@ class Engine:
         """The ruling on the request, from Cedar."""
         if self.broken:
             return Ruling("DENY", f"broken/{self.broken.partition(':')[0]}")
-        concerned = self._concerned.get(request.action) or self._concerning(request.action)
+        whose = request.action, request.value(PRINCIPAL_ROLE)
+        concerned = self._concerned.get(whose) or self._concerning(*whose)
         answer = _ask(concerned.handle, request, concerned.seen)
         matched = [concerned.policies[int(id.removeprefix("policy"))] for id in answer.diagnostics.reasons]
         if answer.diagnostics.errors:
             return Ruling("DENY", "error/policy", reasons=tuple(sorted(answer.diagnostics.errors)))
         return _strictest(matched)
 
-    def _concerning(self, action: str) -> _Concerned:
+    def _concerning(self, action: str, role: Value | None) -> _Concerned:
         if len(self._concerned) >= ACTIONS_MAX:
             self._concerned.clear()
         group = group_of(action)
-        found = tuple(each for each in self.policies if concerns(each.rule.tree, action, group))
+        found = tuple(
+            each
+            for each in self.policies
+            if concerns(each.rule.tree, action, group) and not dismisses(each.rule.tree, str(role))
+        )
         # Policies are called policy0, policy1 … as they stand in the text.
         handle = cedarpy.PolicySet.from_str("\n".join(each.rule.text for each in found))
         assert len(handle) == len(found)
@@ -162,7 +171,7 @@ class Engine:
         with contextlib.suppress(NotUnderstood):
             seen = tuple(sorted({name for each in found for name in references(each.rule.tree)}))
         typed = seen is not None and not any(name[:2] == ARGS for name in seen)
-        self._concerned[action] = concerned = _Concerned(found, handle, seen, typed)
+        self._concerned[action, role] = concerned = _Concerned(found, handle, seen, typed)
         return concerned
 
     def explain(self, request: Request) -> Iterator[dict[str, object]]:

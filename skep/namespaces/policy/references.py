@@ -8,7 +8,7 @@ Source: the Cedar policy language reference, policy syntax; cedarpy.pst.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Final
+from typing import Final, TypeGuard
 
 from cedarpy import pst
 
@@ -16,6 +16,7 @@ from skep.namespaces.policy.request import (
     ARGS,
     ATTRIBUTES,
     PRINCIPAL_ID,
+    PRINCIPAL_ROLE,
     RESOURCE_ID,
     ROLE,
     TAGS,
@@ -23,12 +24,11 @@ from skep.namespaces.policy.request import (
     Name,
 )
 
-_ROLE: Final[Name] = ("principal", "role")
 # Always there: asking for them tells nothing.
 _CONTAINERS: Final = frozenset({ARGS})
 # What a bare variable shows. The action is in every key.
 _BARE: Final[dict[str, tuple[Name, ...]]] = {
-    "principal": (PRINCIPAL_ID, _ROLE), "resource": (RESOURCE_ID,), "action": (),
+    "principal": (PRINCIPAL_ID, PRINCIPAL_ROLE), "resource": (RESOURCE_ID,), "action": (),
 }  # fmt: skip
 
 
@@ -59,17 +59,50 @@ def concerns(tree: pst.Template, action: str, group: str) -> bool:
             return any(entity.id in (action, group) for entity in entities)
 
 
+def dismisses(tree: pst.Template, role: str) -> bool:
+    """Whether the policy neither matches nor errs, whatever a principal of the role asks for.
+
+    Cedar looks at the scope, then at one clause after the other, and at nothing behind what is false."""
+    match tree.principal:
+        case pst.ScopeIn(entity) | pst.ScopeIsIn(_, entity) if _is_role(entity) and entity.id != role:
+            return True
+    for clause in tree.clauses:
+        truth = _truth(clause.expr, role)
+        if truth is None:
+            return False
+        if truth is not isinstance(clause, pst.When):
+            return True
+    return False
+
+
+def _truth(expr: pst.Expr, role: str) -> bool | None:
+    """What the condition comes to for a principal of the role; None: more decides it, or it may err."""
+    match expr:
+        case pst.BinaryOp("in", pst.Var("principal"), pst.EntityLit(entity)) if _is_role(entity):
+            return entity.id == role
+        case pst.BinaryOp("eq", pst.GetAttr(pst.Var("principal"), "role"), pst.StringLit(said)):
+            return said == role
+        case pst.BinaryOp("and" | "or" as op, left, right):
+            truth = _truth(left, role)
+            return truth if truth is None or truth is (op == "or") else _truth(right, role)
+        case pst.UnaryOp("not", arg):
+            truth = _truth(arg, role)
+            return None if truth is None else not truth
+        case _:
+            return None
+
+
 def _scope(var: str, scope: pst.PrincipalOrResourceConstraint) -> tuple[Name, ...]:
     match scope:
         case pst.ScopeAny() | pst.ScopeIs():
             return ()
         case pst.ScopeIn(entity) | pst.ScopeIsIn(_, entity) if var == "principal" and _is_role(entity):
-            return (_ROLE,)
+            return (PRINCIPAL_ROLE,)
         case _:
             return _BARE[var]
 
 
-def _is_role(entity: object) -> bool:
+def _is_role(entity: object) -> TypeGuard[pst.EntityUid]:
     return isinstance(entity, pst.EntityUid) and str(entity.type) == ROLE
 
 
@@ -98,7 +131,7 @@ def _expr(expr: pst.Expr) -> Iterator[Name]:
         case pst.BinaryOp("get_tag" | "has_tag"):
             raise NotUnderstood("a tag that only the request names")
         case pst.BinaryOp("in", pst.Var("principal"), pst.EntityLit(entity)) if _is_role(entity):
-            yield _ROLE
+            yield PRINCIPAL_ROLE
         case pst.BinaryOp(_, left, right):
             yield from _expr(left)
             yield from _expr(right)

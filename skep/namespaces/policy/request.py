@@ -61,6 +61,7 @@ ATTRIBUTES: Final[Mapping[Name, Attribute]] = {
     ("context", "time"): Attribute("datetime", 0, "when the line was written"),
 }
 PRINCIPAL_ID: Final[Name] = ("principal",)
+PRINCIPAL_ROLE: Final[Name] = ("principal", "role")
 RESOURCE_ID: Final[Name] = ("resource",)
 ARGS: Final = ("context", "args")
 TAGS: Final = ("resource", "tags")
