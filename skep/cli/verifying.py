@@ -10,9 +10,11 @@ import click
 
 from skep.cli.exits import Failed
 from skep.cli.logs import of_log
+from skep.trace.clock import SECOND, rfc3339
 
 if TYPE_CHECKING:  # cryptography takes a while to import
     from skep.trace.note import Note, Vkey
+    from skep.validator.sources import Source
     from skep.validator.verify import Verified
 
 
@@ -33,8 +35,22 @@ class Inconsistent(Failed):
 @click.option(
     "--key", "keys", multiple=True, help="A key that is trusted, as /log/trace/keys writes it; repeatable."
 )
+@click.option(
+    "--witness",
+    "witnesses",
+    multiple=True,
+    help="A witness's key, as `skep witness` prints it; repeatable. What is agreed in the log, or the older "
+    "checkpoint, must be cosigned.",
+)
+@click.option("--quorum", type=click.IntRange(1), help="By so many of them. Default: a majority.")
 @click.argument("target")
-def verify_command(checkpoint: Path | None, keys: tuple[str, ...], target: str) -> None:
+def verify_command(
+    checkpoint: Path | None,
+    keys: tuple[str, ...],
+    witnesses: tuple[str, ...],
+    quorum: int | None,
+    target: str,
+) -> None:
     """Verify that a log was not changed, cut, forked or rewound. Every entry and hash is looked at, and who
     signed.
 
@@ -43,7 +59,7 @@ def verify_command(checkpoint: Path | None, keys: tuple[str, ...], target: str) 
 
     \b
     Exit status: 0 consistent, 10 altered, 11 dropped, 12 swapped, 13 inserted, 14 forked, 15 rewound,
-    16 truncated, 17 signed by another key, 18 damaged.
+    16 truncated, 17 signed by another key, 18 damaged, 19 cosigned by too few witnesses.
 
     \b
     Examples:
@@ -52,16 +68,26 @@ def verify_command(checkpoint: Path | None, keys: tuple[str, ...], target: str) 
       skep verify --checkpoint ~/kept var/hive/ledger.db
       skep verify --checkpoint ~/kept tls:hive.example.org:5640
     """
-    from skep.trace.note import NoteError, parse_note, parse_vkey
+    from skep.trace.note import COSIGNER, NoteError, parse_note, parse_vkey
     from skep.validator.found import Finding
+    from skep.validator.witnessed import check_witnessed
 
     try:
         old = parse_note(checkpoint.read_bytes()) if checkpoint is not None else None
         pinned = [parse_vkey(key) for key in keys]
+        known = [parse_vkey(key, COSIGNER) for key in dict.fromkeys(witnesses)]
     except NoteError as error:
         raise click.UsageError(str(error)) from error
+    need = 0 if not known else quorum or len(known) // 2 + 1
+    if (quorum or 0) > len(known):
+        raise click.UsageError(f"--quorum {quorum}: of {len(known)} witnesses that are named")
     try:
+        if known and old is None:
+            old = parse_note(_agreed(target))
+        cosigned = check_witnessed(old, known, need) if known and old is not None else []
         verified = _verified(target, old, pinned)
+    except NoteError as error:
+        raise Failed(f"{target}: agreed: {error}") from error
     except Finding as error:
         raise Inconsistent(f"{target}: {error}", error.kind.value) from error
     head = verified.head
@@ -70,6 +96,24 @@ def verify_command(checkpoint: Path | None, keys: tuple[str, ...], target: str) 
         click.echo(f"signed by {signer}")
     if verified.old is not None:
         click.echo(f"continues the checkpoint of {verified.old.size} entries")
+    for each in cosigned:
+        click.echo(f"cosigned by {each.vkey} at {rfc3339(each.time_s * SECOND)[:19]}Z")
+
+
+def _agreed(target: str) -> bytes:
+    """What is agreed, as the log says, or the file beside a ledger. Raises Failed, Finding."""
+    from skep.validator.sources import TileSource
+
+    def read(source: Source) -> bytes:
+        assert isinstance(source, TileSource)
+        return source.agreed()
+
+    path = Path(target)
+    beside = path.with_name("agreed")
+    found = (beside.read_bytes() if beside.exists() else b"") if path.is_file() else of_log(target, read)
+    if not found:
+        raise Failed(f"{target}: nothing is agreed there: --checkpoint names what was kept elsewhere")
+    return found
 
 
 def _verified(target: str, old: Note | None, pinned: list[Vkey]) -> Verified:

@@ -15,9 +15,6 @@ from skep.fs.address import Address
 from skep.trace.clock import SECOND
 
 if TYPE_CHECKING:  # cryptography takes a while to import
-    from collections.abc import Callable
-
-    from skep.fs.identity import Identity
     from skep.roles.witnessing import Peer
     from skep.trace.note import Vkey
 
@@ -44,7 +41,7 @@ if TYPE_CHECKING:  # cryptography takes a while to import
     "--listen",
     type=ADDRESS,
     multiple=True,
-    help="unix:/path, tls:host:port or tcp:127.0.0.1:port (0: any free). Default: witness.sock in --dir.",
+    help="unix:/path, or tcp:127.0.0.1:port (0: any free). Default: witness.sock in --dir.",
 )
 @click.option("--peer", "peers", type=ADDRESS, multiple=True, help="Another witness, to compare with.")
 @identity_option
@@ -71,8 +68,11 @@ def witness_command(
     Examples:
       skep witness --dir ~/witness --trust-first unix:var/hive/hive.sock
       skep witness --dir ~/witness --log 'hive/log/trace+1a2b3c4d+AQ…' tls:hive.example.org:5640
-      skep witness --dir ~/witness --logs known --peer tls:w2.example.org:5641 tls:hive.example.org:5640
+      skep witness --dir ~/witness --logs known --peer unix:/run/w2.sock tls:hive.example.org:5640
     """
+    if any(address.kind == "tls" for address in listen):
+        # By TLS only a queen is believed to serve.
+        raise click.UsageError("a witness is served to this machine: unix:/path or tcp:127.0.0.1:port")
     from skep.fs.errors import FsError
     from skep.roles.seen import WitnessError
     from skep.roles.witness import Plan, witness
@@ -94,7 +94,6 @@ def witness_command(
         known,
         trust_first,
         every / SECOND,
-        _identity(hives),
     )
     import uvloop
 
@@ -113,11 +112,3 @@ def _peer(address: Address) -> Peer:
     from skep.roles.witnessing import Peer
 
     return Peer(address, standing_for(address))
-
-
-def _identity(hives: tuple[Address, ...]) -> Callable[[], Identity] | None:
-    """What it serves by TLS with: what it is known by to the first hive that it follows so."""
-    from skep.roles.papers import papers_for
-
-    secure = [hive for hive in hives if hive.kind == "tls"]
-    return papers_for(secure[0]).identity if secure else None

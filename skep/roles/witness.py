@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -24,8 +24,6 @@ import msgspec
 from skep.fs.address import Address
 from skep.fs.ctl import Arg, Command, Verb, verbs
 from skep.fs.errors import E, FsError, from_oserror
-from skep.fs.identity import Identity
-from skep.fs.link import LOOK_S
 from skep.fs.node import Caller
 from skep.fs.server import listen
 from skep.fs.shapes import Ctl, Transaction
@@ -69,7 +67,6 @@ class Plan(NamedTuple):
     logs: Sequence[Vkey] = ()
     first: bool = False
     every_s: float = 1.0
-    identity: Callable[[], Identity] | None = None
 
 
 async def witness(plan: Plan, say: Callable[[str], None]) -> None:
@@ -84,38 +81,19 @@ async def witness(plan: Plan, say: Callable[[str], None]) -> None:
         say(f"key {found.vkey}")
         async with contextlib.AsyncExitStack() as stack:
             for address in plan.listen:
-                served = await stack.enter_async_context(_serving(plan, tree(found), address))
-                say(f"serving {served}")
+                listener = await stack.enter_async_context(listen(tree(found), address))
+                say(f"serving {listener.address}")
             say("ready")
             await _until(told, plan, found)
 
 
 @contextlib.contextmanager
-def _alone(directory: Path) -> Any:
+def _alone(directory: Path) -> Iterator[None]:
     try:
         with alone(directory / LOCK):
             yield
     except Held as error:
         raise WitnessError(f"{directory}: another witness (pid {error}) has it") from None
-
-
-@contextlib.asynccontextmanager
-async def _serving(plan: Plan, root: Any, address: Address) -> AsyncIterator[Address]:
-    identity = plan.identity() if address.kind == "tls" and plan.identity is not None else None
-    async with listen(root, address, identity=identity) as listener:
-        fresh = None if identity is None else asyncio.create_task(_reload(identity))
-        try:
-            yield listener.address
-        finally:
-            if fresh is not None:
-                fresh.cancel()
-
-
-async def _reload(identity: Identity) -> None:
-    """What whoever follows the hive by the same papers has renewed, is shown here, too."""
-    while True:
-        await asyncio.sleep(LOOK_S)
-        identity.reload()
 
 
 async def _until(told: asyncio.Event, plan: Plan, found: Witness) -> None:

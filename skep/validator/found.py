@@ -17,6 +17,7 @@ class Kind(Enum):
     TRUNCATED = 16  # the end that its head speaks of is missing
     RESIGNED = 17  # the signature is of a key that nobody vouched for
     DAMAGED = 18  # it cannot be read as what it should be
+    UNWITNESSED = 19  # too few of the witnesses that were named have cosigned it
 
 
 class Finding(Exception):

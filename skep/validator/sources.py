@@ -99,6 +99,10 @@ class TileSource:
             raise Finding(Kind.DAMAGED, 0, f"checkpoint: {error}") from error
         self._last: tuple[int, list[Row]] = (-1, [])  # the tile that was looked into last
 
+    def agreed(self) -> bytes:
+        """The last checkpoint that witnesses have cosigned, and their lines; b"": it has none."""
+        return self._read("agreed") or b""
+
     def keys(self) -> list[Vkey]:
         lines = (self._read("keys") or b"").decode("utf-8", "replace").splitlines()
         try:

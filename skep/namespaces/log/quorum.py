@@ -85,7 +85,8 @@ class Quorum:
         the same again, so that a witness can say that it is still there. Raises FsError."""
         if after > self.evidence.size:
             raise FsError(E.CONFLICT, f"rewound: here are {self.evidence.size} entries, not {after}")
-        until_ns = self.hive.clock.monotonic_ns() + int(self.hive.bookmark_s * SECOND)
+        again_ns = min(int(self.hive.bookmark_s * SECOND), self._limit_ns() // 3)
+        until_ns = self.hive.clock.monotonic_ns() + again_ns
         while True:
             offered, wait_ns = await self._offered()
             left_ns = until_ns - self.hive.clock.monotonic_ns()
