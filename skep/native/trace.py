@@ -64,9 +64,7 @@ class Compiled:
         the way, which ascend from above ``size``."""
         if len(leaves) < self._growth_pays * HASH:
             return self._twin.grow(size, peaks, leaves, sizes)
-        by_level = bytearray(LEVELS * HASH)
-        for level, peak in zip(_levels(size), peaks, strict=True):
-            by_level[level * HASH : (level + 1) * HASH] = peak
+        by_level = packed(size, peaks)
         count = len(leaves) // HASH
         roots = bytearray(len(sizes) * HASH)
         buffer = self._ffi.from_buffer
@@ -76,8 +74,20 @@ class Compiled:
         )  # fmt: skip
         if failed:
             raise MemoryError
-        grown = [bytes(by_level[level * HASH : (level + 1) * HASH]) for level in _levels(size + count)]
-        return grown, bytes(roots)
+        return unpacked(size + count, by_level), bytes(roots)
+
+
+def packed(size: int, peaks: Sequence[bytes]) -> bytearray:
+    """The peaks of a tree by their level: peaks[64][32]."""
+    by_level = bytearray(LEVELS * HASH)
+    for level, peak in zip(_levels(size), peaks, strict=True):
+        by_level[level * HASH : (level + 1) * HASH] = peak
+    return by_level
+
+
+def unpacked(size: int, by_level: bytearray) -> list[bytes]:
+    """The same, largest first."""
+    return [bytes(by_level[level * HASH : (level + 1) * HASH]) for level in _levels(size)]
 
 
 def _levels(size: int) -> list[int]:

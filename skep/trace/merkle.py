@@ -25,6 +25,11 @@ class Frontier:
         self.size = size
         self._peaks = list(peaks)
 
+    @property
+    def peaks(self) -> list[bytes]:
+        """The hashes of its complete subtrees, largest first."""
+        return self._peaks[:]
+
     def append(self, leaf: bytes) -> None:
         """Add a leaf's hash."""
         peaks, n = self._peaks, self.size

@@ -6,12 +6,18 @@ where that began and the tree's root; None where none ends. Somebody may have wr
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from skep.native import ledger as native
 from skep.native.trace import hashing
 from skep.trace.merkle import EMPTY_ROOT, HASH_SIZE, Frontier
 
 ROWS_MAX: Final = 256  # of one batch: 16 MiB at the most; what is in the cache is hashed faster
+SKIP_MAX: Final = 1 << 20  # of one call: about a second, in which nobody can interrupt
+# After a number and up to another.
+SELECT: Final = """SELECT e.seq, e.body, e.leaf, c.since, c.root
+    FROM entries e LEFT JOIN commits c ON c.size = e.seq WHERE e.seq > ? AND e.seq <= ? ORDER BY e.seq"""
 
 
 class Edge(NamedTuple):
@@ -43,3 +49,19 @@ def follow(edge: Edge, rows: Sequence[Sequence[Any]]) -> Edge | None:
     if made != [root for root in roots if root is not None]:
         return None
     return Edge(frontier, ends[-1], made[-1]) if ends else Edge(frontier, edge.committed, edge.root)
+
+
+def skip(path: Path, edge: Edge, last: int, numbers: bool = False, options: str = "mode=ro") -> Edge:
+    """The edge after the rows up to entry ``last`` of the ledger in a file, or after fewer of them: where one
+    does not follow, or where this cannot be done faster than by reading them. ``numbers``: an entry must say
+    its own, too. ``options``: of SQLite's URI."""
+    uri = f"{path.resolve().as_uri()}?{options}"
+    while (size := edge.frontier.size) < last:
+        upto = min(last, size + SKIP_MAX)
+        end = native.follow(
+            uri, SELECT, native.End(size, edge.frontier.peaks, edge.committed, edge.root), upto, numbers
+        )
+        edge = Edge(Frontier(end.size, tuple(end.peaks)), end.committed, end.root)
+        if end.size < upto:
+            break
+    return edge

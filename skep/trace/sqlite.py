@@ -19,7 +19,7 @@ from skep.native.trace import hashing
 from skep.trace.entry import leaf_hash
 from skep.trace.ledger import READ_MAX, LedgerBusy, LedgerError, LedgerFull, LedgerTampered
 from skep.trace.merkle import EMPTY_ROOT, HASH_SIZE, Frontier
-from skep.trace.rows import ROWS_MAX, Edge, follow
+from skep.trace.rows import ROWS_MAX, SELECT, Edge, follow, skip
 
 APPLICATION_ID = 0x736B6570  # "skep"
 SCHEMA_VERSION = 1
@@ -28,10 +28,8 @@ SCHEMA = {
     "entries": "CREATE TABLE entries(seq INTEGER PRIMARY KEY, body BLOB NOT NULL, leaf BLOB NOT NULL)",
     "commits": "CREATE TABLE commits(size INTEGER PRIMARY KEY, since INTEGER NOT NULL, root BLOB NOT NULL)",
 }
-# One row an entry; the last three are NULL where no commit ends.
-TAIL = """SELECT e.seq, e.body, e.leaf, c.since, c.root
-    FROM entries e LEFT JOIN commits c ON c.size = e.seq WHERE e.seq > ? ORDER BY e.seq"""
-SEQ_MIN = -(2**63)  # SQLite's least row number.
+SEQ_MIN, SEQ_MAX = -(2**63), 2**63 - 1  # SQLite's row numbers.
+SKIP_MIN = 4096  # entries that are known: for fewer no file is opened and no thread started.
 OPEN_WAIT_S = 10.0  # for another process that recovers the WAL, or removes it as the last to close.
 
 _FULL = {
@@ -113,7 +111,10 @@ class SqliteLedger:
         # Rows before the first are somebody else's too.
         for (size,) in self._writer.execute("SELECT size FROM commits WHERE size < 1"):
             raise LedgerTampered(f"entry {size}: a commit ends there, before entry 1")
-        found = self._writer.execute(TAIL, (edge.committed or SEQ_MIN,))
+        if known - self.size >= SKIP_MIN and self.path != ":memory:" and not self._before_first():
+            edge = skip(Path(self.path), edge, min(known, size_last))
+            self._frontier, self._root = edge.frontier, edge.root
+        found = self._writer.execute(SELECT, (self.size or SEQ_MIN, SEQ_MAX))
         while rows := found.fetchmany(ROWS_MAX):
             edge = follow(edge, rows) or _follow_each(edge, rows)
             self._frontier, self._root = edge.frontier, edge.root
@@ -123,6 +124,9 @@ class SqliteLedger:
         if size_last != edge.committed:
             first = min(size_last, edge.committed) + 1
             raise LedgerTampered(f"entry {first}: missing, its commit ends at {size_last}")
+
+    def _before_first(self) -> bool:
+        return bool(self._writer.execute("SELECT 1 FROM entries WHERE seq < 1").fetchone())
 
     def append(self, bodies: Sequence[bytes]) -> None:
         assert self._next is None

@@ -97,10 +97,14 @@ def _check_signers(
 
 
 def _check_rows(source: Source, old_size: int) -> bytes:
-    """The root of the first ``old_size`` entries, b"" for none. Raises Finding where the log contradicts
-    itself."""
+    """The root of the first ``old_size`` entries, b"" where there are fewer. Raises Finding where the log
+    contradicts itself."""
     edge, old_root = Edge(Frontier()), b""
-    for rows in source.batches():
+    for last in (old_size, source.head.size):
+        edge = source.skip(edge, last)
+        if edge.frontier.size == old_size:
+            old_root = edge.frontier.root()
+    for rows in source.batches(edge.frontier.size):
         size = edge.frontier.size
         after = follow(edge, rows) if _numbered_from(size + 1, rows) else None
         if after is None or size < old_size < after.frontier.size:

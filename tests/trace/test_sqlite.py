@@ -17,7 +17,7 @@ from ledger_check import check_ledger, grow, root_of
 
 from skep.trace.entry import leaf_hash
 from skep.trace.ledger import LedgerBusy, LedgerError, LedgerTampered, open_ledger
-from skep.trace.sqlite import SqliteLedger
+from skep.trace.sqlite import SKIP_MIN, SqliteLedger
 
 COMMITS = [[b"1", b"2", b"3"], [b"4"], [b"5", b"6", b"7", b"8"], [b"9", b"10"]]
 BODIES = [body for commit in COMMITS for body in commit]
@@ -61,6 +61,23 @@ def test_what_is_known_is_verified_and_not_given(ledger_path: Path) -> None:
     edit(ledger_path, "UPDATE entries SET body = x'00' WHERE seq = 3")
     with closing(open_ledger(str(ledger_path))) as ledger, pytest.raises(LedgerTampered, match="entry 3: "):
         list(ledger.tail(8))
+
+
+def test_very_much_that_is_known_is_verified_and_not_given(tmp_path: Path) -> None:
+    path, bodies = tmp_path / "ledger.db", [b"%d" % n for n in range(1, SKIP_MIN + 100)]
+    with closing(SqliteLedger(str(path))) as ledger:
+        grow(ledger, *bodies)
+        grow(ledger, b"last")
+    with closing(SqliteLedger(str(path))) as ledger:
+        assert list(ledger.tail(SKIP_MIN + 99)) == [(SKIP_MIN + 100, b"last")]
+        assert ledger.root == root_of([*bodies, b"last"])
+        grow(ledger, b"one more")
+    edit(path, "UPDATE entries SET body = x'00' WHERE seq = 3000")
+    with closing(SqliteLedger(str(path))) as ledger, pytest.raises(LedgerTampered, match="entry 3000: leaf"):
+        list(ledger.tail(SKIP_MIN))
+    edit(path, "INSERT INTO entries VALUES (0, x'00', leaf_hash(x'00'))")
+    with closing(SqliteLedger(str(path))) as ledger, pytest.raises(LedgerTampered, match="entry 1: missing"):
+        list(ledger.tail(SKIP_MIN))
 
 
 def test_the_file_is_its_owners_alone(ledger_path: Path) -> None:
