@@ -23,7 +23,20 @@ LEDGER: Final = "ledger.db"  # of a hive's directory
 
 
 @click.command()
-@click.argument("ledger")
+@click.argument("ledger", required=False, metavar="LEDGER | ADDRESS")
+@click.option(
+    "--wire",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Play this recorded conversation instead, and compare what is answered.",
+)
+@click.option("--fresh", is_flag=True, help="With --wire: on a fresh hive in memory, as without an ADDRESS.")
+@click.option(
+    "--ledger",
+    "beside",
+    metavar="DIR",
+    help="With --wire: the hive in whose ledger the rest is. Default: that in which FILE lies.",
+)
 @click.option("--from", "first", type=click.IntRange(1), default=1, help="The first entry to decide again.")
 @click.option("--to", "last", type=click.IntRange(1), help="The last one. Default: the ledger's.")
 @click.option("--all", "to_end", is_flag=True, help="Go on after the first difference.")
@@ -39,7 +52,10 @@ LEDGER: Final = "ledger.db"  # of a hive's directory
 @click.option("--check-snapshots", is_flag=True, help="Hold the hive's snapshots against what is folded.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object, for programs.")
 def replay_command(
-    ledger: str,
+    ledger: str | None,
+    wire: Path | None,
+    fresh: bool,
+    beside: str | None,
     first: int,
     last: int | None,
     to_end: bool,
@@ -56,6 +72,9 @@ def replay_command(
     hive's address: these are verified first. Nothing is executed. A difference is a mistake, a changed
     ledger, or a change of rules; those that are declared are named and do not count.
 
+    With --wire, what a client said is said again, to a hive in memory as it was then or to the one at
+    ADDRESS, and the answers are compared.
+
     What is before --from is not folded as far as a snapshot goes that the hive has signed and that is beside
     its ledger's file.
 
@@ -66,7 +85,15 @@ def replay_command(
       skep replay ledger.db --from 1000 --to 2000 --json
       skep replay tls:hive.example.org:5640
       skep replay ledger.db --policy ./operator
+      skep replay --wire ~/.local/state/skep/hive/log/trace/sessions/01JD….9pt
     """
+    if wire is not None:
+        from skep.cli.playing import play
+
+        play(wire, ledger, fresh, beside, to_end, as_json)
+        return
+    if ledger is None:
+        raise click.UsageError("expected a LEDGER, or --wire FILE")
     from skep.trace.ledger import LedgerError
     from skep.validator.found import Finding
     from skep.validator.replay import Replay, Unfoldable

@@ -1,0 +1,364 @@
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+from conversing import (
+    OPERATOR,
+    WORKER,
+    Recording,
+    Served,
+    play,
+    record,
+    session_of,
+    unrecorded,
+)
+from recorded import ledger
+
+from skep.__main__ import run
+from skep.fs import messages as m
+from skep.fs.errors import FsError
+from skep.fs.messages import NUMBERS, Dialect, Message
+from skep.fs.ninept import Record, Writer, read
+from skep.fs.transcript import show
+from skep.fs.wire import pack, unpack
+from skep.validator.compared import Difference
+from skep.validator.volatile import NUMBERED
+
+replace = msgspec.structs.replace
+
+
+def written(recording: Recording, records: list[Record], header: object = None) -> Recording:
+    """The recording with these records, linked as if they had been recorded so."""
+    writer = Writer()
+    data = writer.header(header or recording.header)  # type: ignore[arg-type]
+    for each in records:
+        data += writer.record(each.kind, each.time_ns, each.seq, each.body, each.redactions)
+    return Recording(data, recording.bodies)
+
+
+def find(
+    recording: Recording, kind: type[Message], having: str = "", nth: int = 0
+) -> tuple[int, Message, int]:
+    """Number, message and tag of a message whose line has the text."""
+    found = []
+    for n, each in enumerate(recording.records(), 1):
+        if each.body[4] == NUMBERS[kind]:
+            message = unpack(memoryview(each.body), Dialect.L)
+            tag = int.from_bytes(each.body[5:7], "little")
+            if having in show(tag, message, Dialect.L):
+                found.append((n, message, tag))
+    return found[nth]
+
+
+def changed(
+    recording: Recording, kind: type[Message], having: str, change: Callable[[Message], Message], nth: int = 0
+) -> tuple[int, Recording]:
+    n, message, tag = find(recording, kind, having, nth)
+    records = recording.records()
+    records[n - 1] = records[n - 1]._replace(body=pack(tag, change(message), Dialect.L))
+    return n, written(recording, records)
+
+
+@pytest.mark.parametrize("recorded", [OPERATOR, WORKER])
+@pytest.mark.slow
+def test_a_conversation_is_answered_as_it_was(recorded: Callable[[], Recording]) -> None:
+    found = play(recorded())
+    assert [] == found.differences
+    assert (found.said, 0, []) == (found.compared, found.differ, found.notes)
+    assert 25 < found.compared
+    assert set(found.volatile) <= {NUMBERED}
+
+
+def first(recording: Recording) -> Difference:
+    found = play(recording, to_end=False)
+    assert 1 == found.differ
+    return found.differences[0]
+
+
+@pytest.mark.slow
+def test_another_byte_in_an_answer_is_found() -> None:
+    def other(message: Message) -> Message:
+        assert isinstance(message, m.Rread)
+        return m.Rread(bytes(message.data).replace(b"queued", b"failed"))
+
+    n, recording = changed(OPERATOR(), m.Rread, "queued", other)
+    found = first(recording)
+    assert (n, "Rread", "data", '"failed\\n"', '"queued\\n"') == (
+        found.record, found.message, found.field, found.recorded, found.played,
+    )  # fmt: skip
+    assert found.path.endswith("/state")
+
+
+@pytest.mark.slow
+def test_another_refusal_is_found() -> None:
+    n, recording = changed(OPERATOR(), m.Rlerror, "ecode 6", lambda message: m.Rlerror(13))
+    assert (n, "ecode", "13", "6") == (lambda d: (d.record, d.field, d.recorded, d.played))(first(recording))
+
+
+@pytest.mark.slow
+def test_an_answer_of_another_kind_is_found() -> None:
+    n, recording = changed(OPERATOR(), m.Rwrite, "count 31", lambda message: m.Rlerror(1))
+    found = first(recording)
+    assert (n, "message", "Rlerror tag 0 ecode 1", "Rwrite tag 0 count 31") == (
+        found.record, found.field, found.recorded, found.played,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_name_more_in_a_directory_is_found() -> None:
+    n, recording = changed(OPERATOR(), m.Rreaddir, "clone", lambda message: m.Rreaddir(b""))
+    found = first(recording)
+    assert (n, "data.names", '""') == (found.record, found.field, found.recorded)
+    assert found.played.startswith('". .. clone')
+
+
+@pytest.mark.slow
+def test_the_same_number_for_two_files_is_found() -> None:
+    recording = OPERATOR()
+    walks = [find(recording, m.Twalk, f" wname {name}")[0] for name in ("state", "version")]
+    records = recording.records()
+    state, version = (unpack(memoryview(records[n].body), Dialect.L) for n in walks)
+    assert isinstance(state, m.Rwalk)
+    assert isinstance(version, m.Rwalk)
+    swapped = pack(0, m.Rwalk((version.wqid[0]._replace(path=state.wqid[0].path),)), Dialect.L)
+    records[walks[1]] = records[walks[1]]._replace(body=swapped)
+    found = play(written(recording, records)).differences[0]
+    assert (walks[1] + 1, "wqid[0].path") == (found.record, found.field)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["T", "R"])
+def test_a_dropped_record_is_found(kind: str) -> None:
+    recording = OPERATOR()
+    records = recording.records()
+    n = find(recording, m.Twrite if kind == "T" else m.Rwrite, nth=0)[0]
+    found = play(written(recording, records[: n - 1] + records[n:]))
+    assert 0 < found.differ
+
+
+@pytest.mark.slow
+def test_an_answer_that_was_none_then_is_found() -> None:
+    """Its tag is not used again: nothing else tells."""
+    recording = OPERATOR()
+    records = recording.records()
+    n = find(recording, m.Twalk, "wname nowhere")[0]
+    other = [
+        each._replace(body=each.body[:5] + b"\x63\0" + each.body[7:]) if at == n else each
+        for at, each in enumerate(records, 1)
+        if at != n + 1
+    ]
+    found = play(written(recording, other)).differences
+    assert [(n, "Twalk", "answer", "none", "Rlerror tag 99 ecode 2")] == [
+        (each.record, each.message, each.field, each.recorded, each.played) for each in found
+    ]
+
+
+@pytest.mark.slow
+def test_a_request_that_was_never_written_is_found() -> None:
+    def other(message: Message) -> Message:
+        assert isinstance(message, m.Twrite)
+        return m.Twrite(message.fid, message.offset, b"submit topic=sum input=z key=k\n")
+
+    n, recording = changed(OPERATOR(), m.Twrite, "key=k", other)
+    found = first(recording)
+    assert ("entry", "never written") == (found.message, found.recorded)
+    assert n <= found.record <= n + 1
+
+
+@pytest.mark.slow
+def test_another_entry_beside_it_is_found() -> None:
+    recording = OPERATOR()
+    bodies = [body.replace(b'"input":"a"', b'"input":"x"') for body in recording.bodies]
+    found = play(Recording(recording.data, tuple(bodies)))
+    assert ("entry", "events[0].input", 7) == (lambda d: (d.message, d.field, d.entry))(found.differences[0])
+    # What is read of the job is what the ledger says.
+    assert any(each.path.endswith("/request.json") for each in found.differences)
+
+
+@pytest.mark.slow
+def test_another_tree_is_found() -> None:
+    recording = OPERATOR()
+    header = replace(recording.header, tree="00" * 32)
+    found = first(written(recording, recording.records(), header))
+    assert (0, "header", "tree", "00" * 32) == (found.record, found.message, found.field, found.recorded)
+
+
+@pytest.mark.slow
+def test_every_difference_is_told_when_all_are_asked_for() -> None:
+    recording = OPERATOR()
+    records = [
+        each._replace(body=pack(int.from_bytes(each.body[5:7], "little"), m.Rlerror(5), Dialect.L))
+        if each.body[4] == NUMBERS[m.Rread]
+        else each
+        for each in recording.records()
+    ]
+    found = play(written(recording, records))
+    read = {n for n, each in enumerate(recording.records(), 1) if each.body[4] == NUMBERS[m.Rread]}
+    assert read <= {each.record for each in found.differences}
+
+
+# what a hive may be recorded doing
+
+
+async def _midway(served: Served) -> str:
+    """Recorded while it has files open, one of them long, and follows the events."""
+    await unrecorded(served)
+    async with await served.operator() as ann, await served.operator() as bob:
+        session = await session_of(bob)
+        ctl = await bob.open("/jobs/ctl", "rw")
+        state = await bob.walk("/state")
+        await ann.write_file("/log/trace/ctl", f"record session={session} on\n".encode())
+        await ctl.write(0, b"submit topic=sum input=a\n")
+        job = (await ctl.read(0, 100)).decode().split(" ")[0]
+        async with await bob.open(f"/events@{served.alive.hive.turn.seq}") as events:
+            coming = asyncio.ensure_future(events.read(0, 8192))
+            await asyncio.sleep(0.02)
+            await served.alive.write("/jobs/ctl", f"cancel job={job}")
+            assert b"job.ended" in await coming
+            late = asyncio.ensure_future(events.read(0, 8192))
+            await asyncio.sleep(0.02)
+            late.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await late
+        await state.close()
+        await ctl.close()
+    return session
+
+
+@pytest.mark.slow
+def test_what_was_open_before_the_recording_is_open_again() -> None:
+    recording = record(_midway)
+    assert {"/jobs/ctl", "/state"} <= {path for _, path, _ in recording.header.fids}
+    found = play(recording)
+    assert ([], []) == (found.differences, found.notes)
+    assert find(recording, m.Tflush), "a read was given up"
+
+
+async def _plain(served: Served) -> str:
+    """In 9P2000, whose errors are texts."""
+    async with await served.operator(dialect=Dialect.PLAIN) as ann:
+        session = await session_of(ann)
+        await ann.listdir("/")
+        await ann.scan("/pools")
+        for line in ("submit topic=nobody\n", "submit topic=sum\n", "garbage topic=sum\n"):
+            with contextlib.suppress(FsError):
+                await ann.write_file("/jobs/ctl", line.encode())
+        with contextlib.suppress(FsError):
+            await ann.write_file("/locks/ctl", b"acquire name=a mode=x ttl=30s\n")
+    return session
+
+
+@pytest.mark.slow
+def test_a_conversation_in_9p2000_is_answered_as_it_was() -> None:
+    found = play(record(_plain))
+    assert [] == found.differences
+
+
+async def _denied(served: Served) -> str:
+    """A worker where it has nothing to do."""
+    async with await served.worker("w4") as w4:
+        session = await session_of(w4)
+        for path in ("/jobs", "/policy/ctl", "/nodes/w1/heartbeat", "/ns", "/locks/ctl"):
+            with contextlib.suppress(FsError):
+                await w4.read_file(path)
+        for path in ("/locks/ctl", "/state", "/jobs/ctl"):
+            with contextlib.suppress(FsError):
+                await w4.write_file(path, b"acquire name=a mode=x ttl=30s\n")
+        await w4.write_file("/nodes/w4/heartbeat", b'{"load":0.5,"capacity":2}\n')
+    return session
+
+
+@pytest.mark.slow
+def test_what_was_refused_is_refused_again() -> None:
+    recording = record(_denied)
+    assert [] == play(recording).differences
+    assert find(recording, m.Rlerror)
+
+
+# the command
+
+
+@pytest.fixture(scope="module")
+def hive(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    directory = tmp_path_factory.mktemp("hive")
+    ledger(directory / "ledger.db", OPERATOR().bodies)
+    sessions = directory / "log" / "trace" / "sessions"
+    sessions.mkdir(parents=True)
+    (sessions / "same.9pt").write_bytes(OPERATOR().data)
+    other = changed(OPERATOR(), m.Rlerror, "ecode 6", lambda message: m.Rlerror(13))[1]
+    (sessions / "other.9pt").write_bytes(other.data)
+    return directory
+
+
+@pytest.mark.slow
+def test_the_command_tells_what_differs(
+    hive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sessions = hive / "log" / "trace" / "sessions"
+    assert 0 == run(["replay", "--wire", str(sessions / "same.9pt")])
+    assert "answers: the same\n" in capsys.readouterr().out
+    assert 1 == run(["replay", "--wire", str(sessions / "other.9pt"), "--fresh"])
+    out, err = capsys.readouterr()
+    assert ": Rlerror /jobs/ctl: ecode: recorded 13, played 6\n" in out
+    assert err.endswith("other.9pt: it is answered otherwise\n")
+    alone = tmp_path / "alone.9pt"
+    alone.write_bytes(OPERATOR().data[:-10])
+    assert 2 == run(["replay", "--wire", str(alone)])
+    assert 0 == run(["replay", "--wire", str(alone), "--ledger", str(hive), "--json"])
+    found = msgspec.json.decode(capsys.readouterr().out)
+    assert (0, ["the recording was cut short"]) == (found["differ"], found["notes"])
+    assert 2 == run(["replay", "--wire", str(alone), "unix:/nowhere", "--fresh"])
+    assert 2 == run(["replay"])
+
+
+@pytest.mark.slow
+def test_a_recording_that_was_changed_is_not_played(hive: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = OPERATOR().data
+    at = data.index(b"queued")
+    path = hive / "changed.9pt"
+    path.write_bytes(data[:at] + b"Q" + data[at + 1 :])
+    n = find(OPERATOR(), m.Rread, "queued")[0]
+    assert 1 == run(["replay", "--wire", str(path)])
+    assert f"record {n}: its link is not that of what comes before it" in capsys.readouterr().err
+
+
+async def _looks(served: Served) -> str:
+    async with await served.operator() as ann:
+        session = await session_of(ann)
+        await ann.read_file("/state")
+        await ann.listdir("/pools")
+    return session
+
+
+@pytest.mark.slow
+def test_a_conversation_is_played_to_a_hive_at_an_address(tmp_path: Path) -> None:
+    """The session's own name is another there."""
+    recording = record(_looks)
+    assert read(recording.data)[0].dialect == "9P2000.L"
+
+    async def there(served: Served) -> str:
+        served.alive.clock.new_id()
+        path = tmp_path / "looks.9pt"
+        path.write_bytes(recording.data)
+        command = ["replay", "--wire", str(path), f"unix:{served.directory}/hive.sock", "--all", "--json"]
+        status, out = await asyncio.to_thread(ran, command)
+        found = msgspec.json.decode(out)
+        assert (1, ["/whoami"]) == (status, sorted({each["path"] for each in found["differences"]}))
+        async with await served.operator() as ann:
+            return await session_of(ann)
+
+    record(there)
+
+
+def ran(command: list[str]) -> tuple[int, bytes]:
+    from click.testing import CliRunner
+
+    from skep.cli.replaying import replay_command
+
+    done = CliRunner().invoke(replay_command, command[1:])
+    return (1 if done.exit_code else 0), done.stdout_bytes
