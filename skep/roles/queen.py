@@ -169,12 +169,13 @@ async def _hive(plan: Plan) -> AsyncIterator[Hive]:
     try:
         ledger = open_ledger(url)
         with contextlib.closing(ledger):
-            turn = _folded(ledger, _begun(plan, ledger))
+            begun = _begun(plan, ledger)
+            turn = _folded(ledger, begun)
             try:
                 version = metadata.version("skep")
                 hive = Hive(turn, SystemClock(), plan.directory, version, artifacts=plan.artifacts)
                 try:
-                    async with _authority(plan, hive), _snapshots(plan, hive, url):
+                    async with _authority(plan, hive), _snapshots(plan, hive, url, begun):
                         yield hive
                 finally:
                     await hive.close()
@@ -202,13 +203,14 @@ def _begun(plan: Plan, ledger: Ledger) -> Begun | None:
 
 
 @contextlib.asynccontextmanager
-async def _snapshots(plan: Plan, hive: Hive, url: str) -> AsyncIterator[None]:
+async def _snapshots(plan: Plan, hive: Hive, url: str, begun: Begun | None) -> AsyncIterator[None]:
     """Within it snapshots of the hive are made, unless it is to have none."""
     if not plan.snapshot_every:
         yield
         return
     command = [sys.executable, "-m", "skep", "snapshot", str(plan.directory), "--ledger", url]
-    making = asyncio.create_task(Maker(hive, command, plan.snapshot_every).run())
+    last = 0 if begun is None else begun.seq
+    making = asyncio.create_task(Maker(hive, command, plan.snapshot_every, last).run())
     try:
         yield
     finally:

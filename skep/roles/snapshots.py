@@ -29,7 +29,6 @@ from skep.trace.note import Signing, sign_note
 from skep.trace.snapshot import (
     TEXT_MAX,
     SnapshotError,
-    listed,
     parse_head,
     write_snapshot,
 )
@@ -38,6 +37,8 @@ log = logging.getLogger("skep.snapshot")
 EVERY: Final = 100_000  # entries from one to the next: a second or two of a start.
 LATE: Final = 2  # times that many, and the hive need not be idle.
 LOOK_S: Final = 5.0  # between two looks; no entry came meanwhile: it is idle.
+LIMIT_S: Final = 3600  # for one: some ten million entries from the first.
+END: Final = b"\n\n"  # of a text that is to be signed, an empty line behind it
 LOCK: Final = "snapshot.lock"  # in the hive's directory
 
 Sign = Callable[[str], bytes]
@@ -75,14 +76,14 @@ def make(directory: Path, ledger: Ledger, keys: Collection[bytes], sign: Sign) -
 
 class Maker:
     """Has snapshots of a running hive made, one at a time. ``command``: the program that makes one, without
-    the keys that it may believe."""
+    the keys that it may believe; ``last``: the entry up to which there is one."""
 
-    def __init__(self, hive: Hive, command: list[str], every: int = EVERY) -> None:
+    def __init__(self, hive: Hive, command: list[str], every: int, last: int = 0) -> None:
         self.hive = hive
         self.every = every
         self._command = command
         self._evidence = Evidence(hive)
-        self._last = next((size for size, _ in listed(hive.directory)), 0)
+        self._last = last
         self._seen = -1  # the hive's last entry at the look before
 
     async def run(self) -> None:
@@ -109,11 +110,14 @@ class Maker:
             stderr=asyncio.subprocess.PIPE,
         )
         try:
-            said = await self._answered(process)
+            async with asyncio.timeout(LIMIT_S):
+                said = await self._answered(process)
+        except TimeoutError:
+            said = f"not in {LIMIT_S} s"
         finally:
-            with suppress(ProcessLookupError):
+            if process.returncode is None:
                 process.kill()
-            await process.wait()
+                await process.wait()
         if said:
             log.warning("no snapshot: %s", said)
         return not said
@@ -123,15 +127,17 @@ class Maker:
         assert process.stdin is not None
         assert process.stdout is not None
         assert process.stderr is not None
-        text = (await process.stdout.read(TEXT_MAX)).decode("utf-8", "replace")
-        note = b""
-        if text:
+        note, said = b"", ""
+        with suppress(asyncio.IncompleteReadError):
+            text = await process.stdout.readuntil(END)
             try:
-                note = self.signed(text)
+                note = self.signed(text[:-1].decode("utf-8", "replace"))
             except SnapshotError as error:
-                return str(error)
+                said = str(error)
         _, complaint = await process.communicate(note)
-        return complaint.decode("utf-8", "replace").strip()[-TEXT_MAX:] if process.returncode else ""
+        if said or not process.returncode:
+            return said
+        return complaint.decode("utf-8", "replace").strip()[-TEXT_MAX:] or f"ended with {process.returncode}"
 
     def signed(self, text: str) -> bytes:
         """The note of a head that is of this hive's ledger. Raises SnapshotError."""
@@ -144,9 +150,8 @@ class Maker:
 
 def asked(text: str) -> bytes:
     """The note that who started this process makes of the text. Raises SnapshotError."""
-    sys.stdout.write(text)
+    sys.stdout.write(f"{text}\n")
     sys.stdout.flush()
-    sys.stdout.close()
     note = sys.stdin.buffer.read()
     if not note:
         raise SnapshotError("nobody signs it")

@@ -40,7 +40,16 @@ class Log:
         """What is listed, and can be read."""
         place = "/".join((TRACE, *under))
         for name in await self.door.names(place):
-            if name in ("live.jsonl", "proof", "agreed", "witness", "ctl", "sessions"):
+            if name in (
+                "live.jsonl",
+                "proof",
+                "agreed",
+                "witness",
+                "ctl",
+                "sessions",
+                "snapshot",
+                "snapshots",
+            ):
                 continue
             path = "/".join((*under, name))
             if under == ("tile",) or name == "tile" or name.startswith("x") or name.endswith(".p"):

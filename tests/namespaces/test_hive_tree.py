@@ -585,7 +585,7 @@ def test_the_trace_is_the_ledger_in_order() -> None:
         )
         following = await hive.ann.open(f"/log/trace/live.jsonl@{last['seq'] - 1}")
         assert [last] == lines((await following.read(0, 8192)).decode())
-        names = ["live.jsonl", "checkpoint", "keys", "handovers", "tile", "proof"]
+        names = ["live.jsonl", "checkpoint", "keys", "handovers", "tile", "proof", "snapshot", "snapshots"]
         names += ["agreed", "witness", "ctl", "recordings", "sessions"]
         assert names == await hive.ann.names("/log/trace")
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from recorded import bundle, forged, ledger, story
+from test_snapshots import lived
 
 PAGE = Path(__file__).parent.parent.parent / "docs" / "REPLAY.md"
 TYPED = re.compile(
@@ -24,6 +25,7 @@ POLICIES = '@id("no-locks") forbid (principal, action in Skep::Action::"locks", 
 def test_the_session_prints_what_the_page_says(tmp_path: Path) -> None:
     ledger(tmp_path / "ledger.db", story())
     ledger(tmp_path / "forged.db", forged())
+    lived(tmp_path / "hive", list(story()))
     bundle(tmp_path, "operator", POLICIES)
     found = TYPED.search(PAGE.read_text())
     assert found is not None

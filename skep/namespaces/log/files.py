@@ -7,6 +7,9 @@
     trace/handovers            R the notes by which one key vouched for the next
     trace/tile/<L>/<N>         R hashes of the tree, 256 a file; <N>.p/<W> the first W of them: tlog-tiles
     trace/tile/entries/<N>     R the entries themselves, 256 a file. For operators and validators alone
+    trace/snapshot             R the signed head of the newest snapshot of the state; empty: there is none
+    trace/snapshots/<N>        R the snapshot of the first N entries; SNAPSHOTS.md has the format. The newest
+                               two are kept. For operators and validators alone
     trace/proof/inclusion      transaction: W entry=N, R a tlog-proof that entry N is in the checkpoint
     trace/proof/consistency    transaction: W old=N, R that the checkpoint continues that of N entries;
                                with size=M that of M entries does
@@ -61,6 +64,7 @@ from skep.namespaces.log.core import LOG
 from skep.namespaces.log.cosigned import witness_files
 from skep.namespaces.log.denials import rule_of
 from skep.namespaces.log.quorum import Quorum
+from skep.namespaces.log.snapshots import snapshot_files
 from skep.namespaces.log.taped import taped_files
 from skep.namespaces.log.tree import evidence_files
 from skep.namespaces.order import HIVE, HIVE_TENANT, node_of
@@ -97,6 +101,7 @@ def files(hive: Hive) -> Dir:
     served = (
         {"live.jsonl": kept(trace)}
         | evidence_files(evidence)
+        | snapshot_files(hive)
         | witness_files(Quorum(evidence))
         | taped_files(hive)
     )
