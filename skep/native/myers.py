@@ -62,7 +62,11 @@ def compiled() -> Engine | None:
     import numba
     import numpy as np
 
-    kernel = numba.njit(cache=True)(myers_twin.middle)
+    try:
+        kernel = numba.njit(cache=True)(myers_twin.middle)
+    except RuntimeError:
+        # There is no place where it could be kept: neither beside the module nor in a home.
+        kernel = numba.njit(myers_twin.middle)
     as_array = lambda items: np.frombuffer(items, dtype=np.int64)  # noqa: E731
     return Engine("numba", kernel, as_array, lambda size: np.zeros(size, dtype=np.int64))
 

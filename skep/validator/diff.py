@@ -39,7 +39,8 @@ def diff(a: str, b: str, rules: Rules) -> Report:
     if [kind_of(path) for path in paths] == ["snapshot", "snapshot"]:
         return diff_snapshots(*paths, rules)
     try:
-        return diff_checkpoints(*(parse_note(path.read_bytes()) for path in paths), rules)
+        old, new = (parse_note(path.read_bytes()) for path in paths)
+        return diff_checkpoints(old, new, rules)
     except NoteError as error:
         raise NotTold(f"{a} and {b}: neither traces nor two checkpoints or snapshots: {error}") from error
 

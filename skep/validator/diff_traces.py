@@ -18,7 +18,7 @@ import msgspec
 from skep.fs.ninept import MAGIC, NineptError, read
 from skep.fs.transcript import show, split
 from skep.native.myers import Items
-from skep.trace.entry import OK, VERSION, canonical
+from skep.trace.entry import OK, VERSION, Entry, canonical, entry_decoder
 from skep.trace.snapshot import MAGIC as SNAPSHOT
 from skep.trace.sqlite import APPLICATION_ID
 from skep.validator.found import Finding
@@ -68,7 +68,7 @@ class Trace(Protocol):
         """All of them, in order, without what is volatile but ids. Raises NotTold."""
 
     def value(self, place: int) -> dict[str, Any]:
-        """The same of one, as JSON."""
+        """The same of one, as JSON. Like those below it raises NotTold."""
 
     def shown(self, place: int) -> Shown: ...
 
@@ -92,6 +92,7 @@ class _Entry(msgspec.Struct):
 
 
 _entry: Final = msgspec.json.Decoder(_Entry)
+_whole: Final[msgspec.json.Decoder[Entry[dict[str, Any]]]] = entry_decoder(dict[str, Any])
 
 
 class Entries:
@@ -122,7 +123,7 @@ class Entries:
             raise NotTold(str(error)) from error
 
     def value(self, place: int) -> dict[str, Any]:
-        value = self._decoded(place)
+        value: dict[str, Any] = msgspec.to_builtins(self._decoded(place))
         for name in ("seq", "time", "trace"):
             value.pop(name)
         outcome = value["outcome"]
@@ -131,23 +132,23 @@ class Entries:
         return value
 
     def shown(self, place: int) -> Shown:
-        value = self._decoded(place)
-        outcome = value["outcome"]
-        code = outcome["code"]
-        said = code if code == "ok" else f"{code} {outcome['text']}"
-        return Shown(place, value["actor"], value["role"], value["path"], value["line"], said)
+        entry = self._decoded(place)
+        code, text = entry.outcome.code, entry.outcome.text
+        return Shown(place, entry.actor, entry.role, entry.path, entry.line, f"{code} {text}".rstrip())
 
     def key(self, place: int) -> bytes:
-        value = self._decoded(place)
-        verbs = [line.partition(" ")[0] for line in value["line"].split("\n")]
-        path = ID.sub(b"@", value["path"].encode()).decode()
-        return canonical([value["actor"], value["role"], path, verbs])
+        entry = self._decoded(place)
+        verbs = [line.partition(" ")[0] for line in entry.line.split("\n")]
+        path = ID.sub(b"@", entry.path.encode()).decode()
+        return canonical([entry.actor, entry.role, path, verbs])
 
-    def _decoded(self, place: int) -> dict[str, Any]:
+    def _decoded(self, place: int) -> Entry[dict[str, Any]]:
         row = self._source.row(place)
         assert row is not None, place
-        value: dict[str, Any] = msgspec.json.decode(row.body)
-        return value
+        try:
+            return _whole.decode(row.body)
+        except (msgspec.DecodeError, RecursionError) as error:
+            raise NotTold(f"entry {place}: {error}") from error
 
 
 def _without_moments(value: Any) -> Any:
@@ -155,7 +156,7 @@ def _without_moments(value: Any) -> Any:
         kept = {name: _without_moments(of) for name, of in value.items()}
         moments = [name for name in kept if name.endswith("_ns") and _is_moment(kept[name])]
         return {name: of for name, of in kept.items() if name not in moments}
-    return [_without_moments(of) for of in value] if isinstance(value, list) else value
+    return [_without_moments(of) for of in value] if isinstance(value, list | tuple) else value
 
 
 def _is_moment(value: Any) -> bool:

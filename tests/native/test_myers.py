@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from skep.native.myers import FEW, PURE, Alignment, Engine, Items, align, compiled
 
 letters = st.lists(st.integers(0, 3), max_size=24).map(lambda items: array("q", items))
-often = settings(max_examples=300, deadline=None)
+often = settings(max_examples=150, deadline=None)
 
 
 def longest(a: Items, b: Items) -> int:
@@ -51,6 +51,7 @@ def test_no_alignment_has_more_than_the_one_that_is_found(a: Items, b: Items) ->
     assert longest(a, b) == same(a, b, found)
 
 
+@pytest.mark.slow
 @often
 @given(letters, letters, st.integers(1, 30))
 def test_the_compiled_search_finds_the_middle_that_the_other_finds(a: Items, b: Items, d_max: int) -> None:

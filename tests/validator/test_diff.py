@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from logs import KEYS, ORIGIN, as_tiles, bodies, checkpoint
 from recorded import Recorder, entry_with, forged, ledger, story, tampered
 from talks import BEGIN, recording
@@ -110,6 +113,33 @@ def test_what_was_left_out_is_removed_and_the_other_way_round_added(tmp_path: Pa
     assert [("removed", 20, 0), ("removed", 30, 0)] == [told(change) for change in report.changes]
     report = found(tmp_path, fewer, story())
     assert [("added", 0, 20), ("added", 0, 30)] == [told(change) for change in report.changes]
+
+
+@pytest.mark.slow
+@settings(max_examples=25, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(("drop", "double", "move", "edit")), st.integers(1, 40), st.integers(1, 40))
+    )
+)
+def test_every_entry_of_either_trace_is_accounted_for(edits: list[tuple[str, int, int]]) -> None:
+    entries = list(story())
+    for kind, n, m in edits:
+        if kind == "drop":
+            del entries[n % len(entries)]
+        elif kind == "double":
+            entries.insert(m, entries[n % len(entries)])
+        elif kind == "move":
+            entries.insert(m, entries.pop(n % len(entries)))
+        else:
+            entries[n % len(entries)] = entries[n % len(entries)].replace(b'"line":"', b'"line":"%d' % m)
+    with TemporaryDirectory() as directory:
+        report = found(Path(directory), story(), [renumbered(body, n) for n, body in enumerate(entries, 1)])
+    both = report.same + report.counts["changed"] + report.counts["moved"]
+    assert (report.size_a, report.size_b) == (both + report.counts["removed"], both + report.counts["added"])
+    assert len(report.changes) == sum(report.counts.values())
+    for places in ([c.a.place for c in report.changes if c.a], [c.b.place for c in report.changes if c.b]):
+        assert len(places) == len(set(places))
 
 
 def test_what_stands_elsewhere_has_moved(tmp_path: Path) -> None:
@@ -273,6 +303,9 @@ def test_a_trace_where_none_may_lie_is_a_finding(tmp_path: Path, capsys: pytest.
     strays = [line.split(": ")[0].removeprefix(f"! {hive}") for line in said.out.splitlines()[:-1]]
     assert ["/a.9pt", "/export/tile", "/old.db"] == strays
     assert "a trace lies where none may" in said.err
+    (tmp_path / "rules.toml").write_text('[traces]\nwhere = ["/log/trace/", "/export/"]')
+    assert 30 == run(["diff", str(hive), str(hive / "ledger.db"), "--rules", str(tmp_path / "rules.toml")])
+    assert "export" not in capsys.readouterr().out
 
 
 def test_what_is_no_trace_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -284,6 +317,9 @@ def test_what_is_no_trace_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[
     path = str(ledger(tmp_path / "c.db", [b"{}"]))
     assert 2 == run(["diff", path, path])
     assert "entry 1: " in capsys.readouterr().err
+    strange = bodies(2)[1].replace(b'"outcome":{', b'"outcome":{"code":3},"outcome":{"code":3,')
+    with pytest.raises(NotTold, match=r"entry 2: .*outcome"):
+        found(tmp_path, bodies(2), [bodies(1)[0], strange])
     with pytest.raises(NotTold, match="says it is entry 2"):
         found(tmp_path, [renumbered(bodies(1)[0], 2)], bodies(1))
 
@@ -318,6 +354,7 @@ def test_the_report_for_programs_holds_whole_values(
     assert [{"name": "events[0].fence", "a": "1", "b": "5"}] == report["changes"][0]["fields"]
 
 
+@pytest.mark.slow
 def test_ten_thousand_differences_are_shown_and_the_rest_is_counted(tmp_path: Path) -> None:
     report = found(tmp_path, bodies(2), bodies(10_052))
     assert (10_000, 50, 10_050) == (len(report.changes), report.beyond, report.counts["added"])
