@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from skep.cli.exits import Failed
-from skep.cli.logs import of_log
+from skep.cli.logs import TRACE, of_log
 from skep.trace.clock import SECOND, rfc3339
 
 if TYPE_CHECKING:  # cryptography takes a while to import
@@ -109,7 +109,7 @@ def _agreed(target: str) -> bytes:
         return source.agreed()
 
     path = Path(target)
-    beside = path.with_name("agreed")
+    beside = path.parent / TRACE / "agreed"
     found = (beside.read_bytes() if beside.exists() else b"") if path.is_file() else of_log(target, read)
     if not found:
         raise Failed(f"{target}: nothing is agreed there: --checkpoint names what was kept elsewhere")

@@ -321,7 +321,7 @@ def test_a_witness_that_disagrees_is_named_until_it_cosigns_again() -> None:
     live(story)
 
 
-def test_what_was_agreed_is_there_after_a_restart(tmp_path: object) -> None:
+def test_what_was_agreed_is_there_after_a_restart() -> None:
     async def story(alive: Living) -> None:
         stage = Stage(alive)
         await stage.add(1, 1)
@@ -340,13 +340,14 @@ def test_what_cannot_be_written_down_is_not_agreed() -> None:
         await stage.add(1, 1)
         await stage.cosign(0)
         agreed = await stage.read("/log/trace/agreed")
-        (alive.hive.directory / ".agreed.new").mkdir()
+        blocked = alive.hive.directory / "log" / "trace" / ".agreed.new"
+        blocked.mkdir()
         await alive.submit()
         alive.clock.advance(SECOND)
         body = await stage.offered()
         assert E.ISDIR is (await stage.refused(stage.cosigned(0, body)))[0]
         assert agreed == await stage.read("/log/trace/agreed")
-        (alive.hive.directory / ".agreed.new").rmdir()
+        blocked.rmdir()
         await stage.hand_in(stage.cosigned(0, body))
         assert agreed != await stage.read("/log/trace/agreed")
 

@@ -74,7 +74,8 @@ def test_a_ledger_has_it_beside_it_and_a_kept_one_will_do(tmp_path: Path) -> Non
     ledger = write_ledger(tmp_path / "ledger.db", bodies(12))
     status, said = verified(*named(0), ledger)
     assert (1, True) == (status, "nothing is agreed there" in said)
-    (tmp_path / "agreed").write_bytes(agreed(bodies(9), 0))
+    (tmp_path / "log" / "trace").mkdir(parents=True)
+    (tmp_path / "log" / "trace" / "agreed").write_bytes(agreed(bodies(9), 0))
     assert 0 == verified(*named(0), ledger)[0]
     (tmp_path / "kept").write_bytes(agreed(bodies(7), 1))
     assert 0 == verified(*named(1), "--checkpoint", tmp_path / "kept", ledger)[0]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from pathlib import Path
 from typing import Final, NamedTuple
 
 from skep.fs.ctl import line
@@ -25,7 +26,7 @@ from skep.trace.note import COSIGNER, NoteError, parse_note, parse_vkey
 from skep.trace.whole import write_whole
 
 log = logging.getLogger("skep.witness")
-FILE: Final = "agreed"  # in the hive's directory
+FILE: Final = Path("log", "trace", "agreed")  # in the hive's directory, where all that is made of traces lies
 LIMIT: Final = "trace/agreed-within"  # of /config
 ROUND_NS: Final = 200 * MS  # between two checkpoints that are offered, at least: what is agreed is synced
 ROUND_MAX_NS: Final = 2 * SECOND  # then one that is not agreed is given up for a later one
@@ -189,6 +190,7 @@ class Quorum:
             note = found.note + "".join(lines).encode()
             if note != self.agreed():
                 try:
+                    self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
                     await asyncio.to_thread(write_whole, self._path, note)
                 except OSError as error:
                     raise from_oserror(error) from error
