@@ -196,6 +196,8 @@ def hidden_of_reply(
     of an error there, which may quote what was written. ``call`` None: there was none."""
     if call is None or call.fid is None or not isinstance(call.message, (Tread, Twrite)):
         return ()
+    if call.fid.how is None:  # no more was said than that
+        return ()
     tells = _secret(call.fid, "tells_secrets")
     if isinstance(reply, Rread) and tells:
         begin, end = _READ_HEAD, size
