@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from tests.decided import check_directory
+
 ROOT = Path(__file__).parent.parent
 WAIT_S = 30.0
 
@@ -100,11 +102,14 @@ def run(*args: str, stdin: str = "", env: dict[str, str] | None = None) -> subpr
 
 
 @contextlib.contextmanager
-def queen(directory: Path, *args: str) -> Iterator[Hive]:
-    """A hive in ``directory``, served within the ``with``."""
+def queen(directory: Path, *args: str, honest: bool = True) -> Iterator[Hive]:
+    """A hive in ``directory``, served within the ``with``; what it wrote down is then decided again, unless
+    somebody has meddled with it, who is not ``honest``."""
     hive = Hive(directory)
     with daemon("ready", "serve", "--dir", str(directory), *args):
         yield hive
+    if honest:
+        check_directory(directory)
 
 
 def wait_for(condition: Callable[[], bool], what: str) -> None:

@@ -14,6 +14,7 @@ from skep.fs.dial import Client
 from skep.fs.messages import Dialect
 from skep.roles.papers import Papers
 from tests.daemons import Daemon, Hive, daemon, run
+from tests.decided import check_directory
 
 NAME = "testhive"
 HANDLERS = """
@@ -92,3 +93,4 @@ def networked(directory: Path, *args: str, tls: str = "tls:127.0.0.1:0") -> Iter
     with daemon("ready", "serve", "--dir", str(hive.directory), *listen, *pools, *args, env=home) as began:
         hive.tls = next(line.split()[1] for line in began.lines if line.startswith("serving tls:"))
         yield hive
+    check_directory(hive.directory)

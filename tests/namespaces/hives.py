@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -20,6 +20,7 @@ from skep.trace.entry import Line
 from skep.trace.rules import Decision, Meta
 from skep.trace.sqlite import SqliteLedger
 from skep.trace.turn import Turn
+from tests.decided import Written, check_decided
 
 ANN = Caller("unix:ann", "operator")
 BOB = Caller("unix:bob", "operator", tenant="other/project/env")
@@ -61,7 +62,8 @@ class Living:
 async def living(
     directory: Path, ledger: str = ":memory:", clock: ManualClock | None = None, bookmark_s: float = 15.0
 ) -> AsyncIterator[Living]:
-    """A hive with the pool ``default`` for the topic ``sum``, and the nodes w1 and w2 joined."""
+    """A hive with the pool ``default`` for the topic ``sum``, and the nodes w1 and w2 joined. What it wrote
+    down is decided again at the end."""
     clock = clock or ManualClock()
     opened = SqliteLedger(ledger)
     turn = Turn(opened, HiveRules(), UNRECORDED)
@@ -69,12 +71,13 @@ async def living(
     await hive.start(FIRST)
     await hive.join(W1)
     await hive.join(W2)
-    try:
-        yield Living(hive, clock)
-    finally:
-        await hive.close()
-        await turn.close()
-        opened.close()
+    with closing(opened):
+        try:
+            yield Living(hive, clock)
+        finally:
+            await hive.close()
+            await turn.close()
+        check_decided(Written(opened))
 
 
 def live(story: Callable[[Living], Awaitable[None]]) -> None:

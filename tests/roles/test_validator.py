@@ -35,8 +35,9 @@ def validator(hive: Hive, node: str = "v1", *more: str) -> Iterator[Daemon]:
 
 
 @contextlib.contextmanager
-def hive_in(directory: Path, *more: str) -> Iterator[Hive]:
-    with queen(directory, "--listen-validators", f"unix:{directory}/validator.sock", *more) as hive:
+def hive_in(directory: Path, *more: str, honest: bool = True) -> Iterator[Hive]:
+    socket = f"unix:{directory}/validator.sock"
+    with queen(directory, "--listen-validators", socket, *more, honest=honest) as hive:
         yield hive
 
 
@@ -155,7 +156,7 @@ def test_what_was_decided_otherwise_is_told(tmp_path: Path) -> None:
     with hive_in(directory, "--snapshot-every", "0") as hive:
         hive.submit("topic=sha256 input=x priority=4")
     seq = rewrite(directory / "ledger.db", b'"priority":4', b'"priority":9')
-    with hive_in(directory, "--snapshot-every", "0") as hive, validator(hive):
+    with hive_in(directory, "--snapshot-every", "0", honest=False) as hive, validator(hive):
         run = ask(hive, "replay")
         assert verdict(hive, run).startswith("different: entries 1 to ")
         diff = hive.ask("cat", f"/validator/{run}/diff")

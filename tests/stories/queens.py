@@ -20,6 +20,7 @@ from skep.namespaces.hive import Event, HiveRules, HiveState
 from skep.trace.entry import Entry, entry_decoder
 from skep.trace.fold import apply_entry, tail_entries
 from skep.trace.ledger import open_ledger
+from tests.decided import check_directory
 
 ROOT = Path(__file__).parents[2]
 LEASES = ("create pool=brief lease=2s", "map topic=sum pool=brief")
@@ -96,7 +97,8 @@ class Queen:
 
 @asynccontextmanager
 async def reigning(directory: Path, *lines: str) -> AsyncIterator[Queen]:
-    """A queen that serves, ``lines`` written to its /pools/ctl; dead afterwards."""
+    """A queen that serves, ``lines`` written to its /pools/ctl; dead afterwards, and what it wrote down is
+    decided again."""
     queen = Queen(directory)
     try:
         await queen.begin()
@@ -106,6 +108,7 @@ async def reigning(directory: Path, *lines: str) -> AsyncIterator[Queen]:
         yield queen
     finally:
         await queen.end(signal.SIGKILL)
+    check_directory(directory)
 
 
 async def say(client: Client, path: str, *lines: str) -> list[str]:

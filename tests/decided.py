@@ -1,0 +1,38 @@
+"""What a hive of the tests has written down is decided again by the validator: no line comes out otherwise."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+from skep.trace.ledger import Ledger, open_ledger
+from skep.validator.lines import differences
+from skep.validator.replay import Replay
+from skep.validator.report import Tail, report
+
+ENTRIES_MAX = 5000  # of one ledger: of long stories the beginning
+
+
+class Written:
+    """An open ledger, from its beginning on."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self.ledger = ledger
+
+    def tail(self, known: int = 0) -> Iterator[tuple[int, bytes]]:
+        while rows := self.ledger.read(known):
+            yield from rows
+            known = rows[-1][0]
+
+
+def check_decided(ledger: Tail) -> None:
+    """Replay it, which is closed to others."""
+    found = report(ledger, Replay(), last=ENTRIES_MAX, to_end=True)
+    assert found.same, "\n".join(differences(found))
+
+
+def check_directory(directory: Path) -> None:
+    """The ledger of a hive that has ended."""
+    with closing(open_ledger(str(directory / "ledger.db"))) as ledger:
+        check_decided(ledger)
