@@ -33,6 +33,7 @@ from skep.roles.gate import Doorkeeper
 from skep.roles.manifest import load
 from tests.namespaces.door import Door
 from tests.namespaces.hives import EYE, Living, living
+from tests.namespaces.trusting import Applicant
 
 ME = f"unix:{login_name()}"
 CTL = "/log/trace/ctl"
@@ -241,12 +242,11 @@ def test_no_secret_is_in_a_recording() -> None:
                 ).to_base64()
                 invite = await ask(bob, "/trust/ctl", b"invite role=drone-worker node=w7\n")
                 text = invite.split()[0].decode()
-                body = urlsafe_b64decode(text.removeprefix("skep1.") + "==")
-                secret = json.loads(body)["secret"] if body.startswith(b"{") else text
-                request = {"invite": "x", "secret": secret, "csr": "no"}
-                with pytest.raises(FsError):
-                    await ask(bob, "/trust/enroll", json.dumps(request).encode())
-                secrets += [token.strip(), narrow.encode(), invite.split()[0], secret.encode()]
+                said = json.loads(urlsafe_b64decode(text.removeprefix("skep1.") + "=="))
+                request = {"invite": said["id"], "secret": said["secret"], "csr": Applicant().csr}
+                answer = await ask(bob, "/trust/enroll", json.dumps(request).encode())
+                assert b"BEGIN CERTIFICATE" in answer
+                secrets += [token.strip(), narrow.encode(), invite.split()[0], said["secret"].encode()]
                 async with await served.connect(dialect=dialect, token=narrow.encode()) as eve:
                     sessions.append(await session_of(eve))
         for session in sessions:
@@ -260,8 +260,8 @@ def test_no_secret_is_in_a_recording() -> None:
             for each in secrets:
                 pieces = [each[at : at + 16] for at in range(0, len(each) - 15, 8)]
                 assert not [piece for piece in pieces if piece in data], each
-            said = messages(records, Dialect(reading.header.dialect))
-            assert [message for message in said if isinstance(message, (Tread, Twrite))]
+            asked = messages(records, Dialect(reading.header.dialect))
+            assert [message for message in asked if isinstance(message, (Tread, Twrite))]
 
     story(told)
 
