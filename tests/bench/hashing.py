@@ -2,21 +2,24 @@
 
 In memory: the entries' leaf hashes, and the tree over them with a root for each commit. In files: a ledger's
 tail, as a role reads it when it starts, and skep verify. Beside them in the same rounds: sha256sum, openssl
-and git fsck over the same bytes. Cells are medians of interleaved rounds."""
+and git fsck over the same bytes: "/sha256sum" is what part of its time was taken, by the clock and by all
+processors. Cells are medians of interleaved rounds."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import os
+import resource
 import sqlite3
 import subprocess
 import sys
 import time
 from array import array
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from functools import partial
-from itertools import accumulate
+from itertools import accumulate, count
 from pathlib import Path
 from random import Random
 from statistics import median
@@ -36,15 +39,23 @@ from skep.validator.sources import LedgerSource
 from skep.validator.verify import verify
 
 COMMIT = 8  # entries of one
-FLOOR = "sha256sum"
+TURN = 64  # of one where they are appended
+FLOORS = ("sha256sum", "openssl dgst")
 FEW = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64, 128, 256, 1024)  # entries of a batch
+
+
+class Took(NamedTuple):
+    """Seconds: by the clock, and of all processors, those of programs that were started included."""
+
+    wall: float
+    cpu: float
 
 
 class Row(NamedTuple):
     """What was done to all entries, and how long it took in each round."""
 
     name: str
-    took_s: list[float]
+    took: list[Took]
 
 
 def main() -> int:
@@ -60,7 +71,7 @@ def main() -> int:
         console.print(line, markup=False)
     if args.json:
         about = {"entries": len(entries), "bytes": size, "cores": os.cpu_count(), "sha": hashing.sha}
-        rows = {row.name: row.took_s for row in found}
+        rows = {row.name: row.took for row in found}
         args.json.write_text(json.dumps({**about, "seconds": rows, "pays_from": pays}, indent=1) + "\n")
     return 0
 
@@ -97,22 +108,24 @@ def made(count: int) -> Iterator[bytes]:
 
 def measured(entries: list[bytes], place: Path, rounds: int) -> list[Row]:
     """Every way of looking at all entries, in interleaved rounds."""
-    ledger, joined, git = place / "ledger.db", place / "joined", place / "git"
+    ledger, joined, git, numbers = place / "ledger.db", place / "joined", place / "git", count()
     write_ledger(ledger, entries)
     joined.write_bytes(b"".join(entries))
     write_git(git, entries)
     ways: dict[str, Callable[[], object]] = {
-        FLOOR: lambda: run("sha256sum", str(joined)),
-        "openssl dgst": lambda: run("openssl", "dgst", "-sha256", str(joined)),
+        FLOORS[0]: lambda: run("sha256sum", str(joined)),
+        FLOORS[1]: lambda: run("openssl", "dgst", "-sha256", str(joined)),
         "git fsck": lambda: run("git", "-C", str(git), "fsck", "--full", "--no-dangling"),
         **in_memory(entries),
         "a ledger's tail": lambda: read_tail(ledger),
         "skep verify": lambda: verify(LedgerSource(ledger)),
+        "append, SQLite alone": lambda: append_plain(place / f"{next(numbers)}.db", entries),
+        "append, with hashes and roots": lambda: append(place / f"{next(numbers)}.db", entries),
     }
     rows = [Row(name, []) for name in ways]
     for _ in range(rounds):
         for row in rows:
-            row.took_s.append(timed(ways[row.name]))
+            row.took.append(timed(ways[row.name]))
     return rows
 
 
@@ -176,14 +189,42 @@ def read_tail(path: Path) -> None:
     ledger.close()
 
 
+def append(path: Path, entries: list[bytes]) -> None:
+    """As a turn that is busy does."""
+    with closing(SqliteLedger(str(path))) as ledger:
+        for first in range(0, len(entries), TURN):
+            ledger.begin()
+            ledger.append(entries[first : first + TURN])
+            ledger.commit()
+
+
+def append_plain(path: Path, entries: list[bytes]) -> None:
+    """The same bodies, as durably, and nothing that shows whether they were changed."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as file:
+        file.execute("PRAGMA journal_mode = WAL")
+        file.execute("PRAGMA synchronous = FULL")
+        file.execute("CREATE TABLE entries(seq INTEGER PRIMARY KEY, body BLOB NOT NULL)")
+        for first in range(0, len(entries), TURN):
+            file.execute("BEGIN IMMEDIATE")
+            file.executemany(
+                "INSERT INTO entries VALUES (?, ?)", enumerate(entries[first : first + TURN], first + 1)
+            )
+            file.execute("COMMIT")
+
+
 def run(*command: str) -> None:
     subprocess.run(command, check=True, capture_output=True)
 
 
-def timed(act: Callable[[], object]) -> float:
-    began = time.perf_counter()
+def timed(act: Callable[[], object]) -> Took:
+    began, before = time.perf_counter(), cpu_s()
     act()
-    return time.perf_counter() - began
+    return Took(time.perf_counter() - began, cpu_s() - before)
+
+
+def cpu_s() -> float:
+    used = map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(one.ru_utime + one.ru_stime for one in used)
 
 
 # from how many on it pays
@@ -198,17 +239,17 @@ def paying(entries: list[bytes], what: str) -> int:
         return one.leaves(some) if what == "leaves" else one.grow(1023, peaks, leaves)
 
     first = 0
-    for count in FEW:
-        some = entries[:count]
+    for few in FEW:
+        some = entries[:few]
         leaves = twin.leaves(some)
         python, c = (best(partial(act, one, some, leaves)) for one in (twin, compiled))
-        first = 0 if python <= c else first or count
+        first = 0 if python <= c else first or few
     return first
 
 
 def best(act: Callable[[], object], times: int = 200) -> float:
     """Of five runs: what is asked is where two ways cross, not what a machine does beside them."""
-    return min(timed(lambda: [act() for _ in range(times)]) for _ in range(5))
+    return min(timed(lambda: [act() for _ in range(times)]).wall for _ in range(5))
 
 
 # what is said
@@ -217,18 +258,20 @@ def best(act: Callable[[], object], times: int = 200) -> float:
 def drawn(rows: list[Row], entries: int, size: int) -> Table:
     table = Table(title=f"{entries:,} entries, {size / 1e6:,.0f} MB, a commit for each {COMMIT}")
     table.add_column("")
-    for column in ("entries/s", "GB/s", f"of {FLOOR}'s time", "of openssl's time"):
+    for column in ("entries/s", "GB/s", "/sha256sum", "/openssl", "CPU µs/entry", "/sha256sum", "/openssl"):
         table.add_column(column, justify="right")
-    took = {row.name: median(row.took_s) for row in rows}
-    for name, seconds in took.items():
-        ratios = (f"{seconds / took[floor]:.2f}" for floor in (FLOOR, "openssl dgst"))
-        table.add_row(name, f"{entries / seconds:,.0f}", f"{size / seconds / 1e9:.2f}", *ratios)
+    wall = {row.name: median(took.wall for took in row.took) for row in rows}
+    cpu = {row.name: median(took.cpu for took in row.took) for row in rows}
+    for name in wall:
+        clock, spent = ([f"{took[name] / took[floor]:.2f}" for floor in FLOORS] for took in (wall, cpu))
+        speed = (f"{entries / wall[name]:,.0f}", f"{size / wall[name] / 1e9:.2f}")
+        table.add_row(name, *speed, *clock, f"{cpu[name] / entries * 1e6:.2f}", *spent)
     return table
 
 
 def told(pays: dict[str, int]) -> Iterator[str]:
-    for what, count in pays.items():
-        yield f"{what}: C pays from {count} entries on" if count else f"{what}: C does not pay"
+    for what, few in pays.items():
+        yield f"{what}: C pays from {few} entries on" if few else f"{what}: C does not pay"
 
 
 def cuda_told() -> str:
