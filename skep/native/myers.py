@@ -37,9 +37,19 @@ class Alignment(NamedTuple):
     in_b: bytearray
     minimal: bool
 
+    def runs(self) -> Iterator[tuple[int, int, int]]:
+        """The places, from 0, at which so many of the same stand one after the other in both."""
+        i = j = 0
+        while (i := self.in_a.find(1, i)) >= 0:
+            j = self.in_b.find(1, j)
+            ends = ((marks.find(0, at), len(marks), at) for marks, at in ((self.in_a, i), (self.in_b, j)))
+            count = min((size if end < 0 else end) - at for end, size, at in ends)
+            yield i, j, count
+            i, j = i + count, j + count
+
     def pairs(self) -> Iterator[tuple[int, int]]:
         """The places of the same, from 0."""
-        return zip(_ones(self.in_a), _ones(self.in_b), strict=True)
+        return ((i + k, j + k) for i, j, count in self.runs() for k in range(count))
 
 
 class Engine(NamedTuple):

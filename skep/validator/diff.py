@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from array import array
 from collections import defaultdict, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -74,16 +75,16 @@ class _Found:
         moved = self._moved(aligned.in_a, aligned.in_b)
         gone, come = set(moved), set(moved.values())
         last_a = 0
-        ends = [(self.report.size_a, self.report.size_b)]
-        for i, j in _chain(aligned.pairs(), ends):
+        end = (self.report.size_a, self.report.size_b, 0)
+        for i, j, count in chain(aligned.runs(), [end]):
             if i > last_a or j > self.last_b:
                 self._gap(
                     [n for n in range(last_a + 1, i + 1) if n not in gone],
                     [n for n in range(self.last_b + 1, j + 1) if n not in come],
                 )
-            last_a, self.last_b = i + 1, j + 1
-            if i < self.report.size_a:
-                self._pair(last_a, self.last_b)
+            last_a, self.last_b = i + count, j + count
+            if count:
+                self._run(i + 1, j + 1, count)
         for n, m in moved.items():
             self._add("moved", n, m)
         found = sorted(zip(self.places, self.report.changes, strict=True), key=lambda each: each[0])
@@ -92,13 +93,12 @@ class _Found:
     def _moved(self, in_a: bytearray, in_b: bytearray) -> dict[int, int]:
         """What is left on both sides and the same: the first of it with the first of it."""
         left: defaultdict[int, deque[int]] = defaultdict(deque)
-        for j, item in enumerate(self.printed_b.items):
-            if not in_b[j]:
-                left[item].append(j + 1)
+        for j in _zeros(in_b):
+            left[self.printed_b.items[j]].append(j + 1)
         found = {}
-        for i, item in enumerate(self.printed_a.items):
-            if not in_a[i] and left.get(item):
-                found[i + 1] = left[item].popleft()
+        for i in _zeros(in_a):
+            if places := left.get(self.printed_a.items[i]):
+                found[i + 1] = places.popleft()
         return found
 
     def _gap(self, of_a: list[int], of_b: list[int]) -> None:
@@ -118,6 +118,14 @@ class _Found:
         for m in of_b:
             if m not in paired_b:
                 self._add("added", None, m)
+
+    def _run(self, n: int, m: int, count: int) -> None:
+        """So many that are the same but for their ids, from two places on."""
+        if self.bound.bind_all(n, m, count):
+            self.report.same += count
+        else:
+            for k in range(count):
+                self._pair(n + k, m + k)
 
     def _pair(self, n: int, m: int, same: bool = True) -> None:
         """Two that are one thing. ``same``: but for their ids."""
@@ -140,9 +148,10 @@ class _Found:
             self.places.append((self.last_b if m is None else m, m is not None))
 
 
-def _chain(pairs: Iterable[tuple[int, int]], ends: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
-    yield from pairs
-    yield from ends
+def _zeros(marks: bytearray) -> Iterator[int]:
+    at = -1
+    while (at := marks.find(0, at + 1)) >= 0:
+        yield at
 
 
 class _Bound:
@@ -153,6 +162,17 @@ class _Bound:
         self._to_b: dict[int, int] = {}
         self._to_a: dict[int, int] = {}
         self._names_a = list(a.numbers)
+
+    def bind_all(self, n: int, m: int, count: int) -> bool:
+        """Bind what is new in both, of so many from two places on, when all of their ids are the same; else
+        nothing."""
+        pairs = set(zip(self._a.of(n, count), self._b.of(m, count), strict=True))
+        one_to_one = len(pairs) == len({x for x, _ in pairs}) == len({y for _, y in pairs})
+        if not one_to_one or any(self._to_b.get(x, y) != y or self._to_a.get(y, x) != x for x, y in pairs):
+            return False
+        self._to_b.update(pairs)
+        self._to_a.update((y, x) for x, y in pairs)
+        return True
 
     def bind(self, n: int, m: int) -> bool:
         """Bind what is new in both; whether all ids of the two are the same."""

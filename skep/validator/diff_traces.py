@@ -244,9 +244,9 @@ class Prints(NamedTuple):
     ends: Items
     numbers: dict[bytes, int]
 
-    def of(self, place: int) -> Items:
-        """The ids of the one at ``place``, from 1."""
-        return self.ids[self.ends[place - 2] if place > 1 else 0 : self.ends[place - 1]]
+    def of(self, place: int, count: int = 1) -> Items:
+        """The ids of so many from ``place`` on, which counts from 1."""
+        return self.ids[self.ends[place - 2] if place > 1 else 0 : self.ends[place + count - 2]]
 
 
 def prints(trace: Trace, known: dict[bytes, int]) -> Prints:

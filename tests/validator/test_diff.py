@@ -20,6 +20,7 @@ from skep.namespaces.stored import pack_state
 from skep.trace.clock import ManualClock
 from skep.trace.note import sign_note
 from skep.trace.snapshot import Head, state_hash, write_snapshot
+from skep.trace.sqlite import SqliteLedger
 from skep.validator.diff import diff_traces
 from skep.validator.diff_report import Change, Report
 from skep.validator.diff_rules import Rules, parse_rules
@@ -105,6 +106,15 @@ def test_equal_jobs_in_each_others_place_are_found(tmp_path: Path) -> None:
     report = found(tmp_path, entries, swapped)
     assert [("changed", k + 1, k + 1) for k in leases] == [told(change) for change in report.changes]
     assert ["events[0].job"] == [field.name for field in report.changes[0].fields]
+
+
+def test_an_empty_ledger_is_compared_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    empty, some = tmp_path / "empty.db", ledger(tmp_path / "some.db", bodies(3))
+    SqliteLedger(str(empty)).close()
+    assert 0 == run(["diff", str(empty), str(empty)])
+    capsys.readouterr()
+    assert 30 == run(["diff", str(empty), str(some)])
+    assert "0 and 3 entries: 0 the same, 3 added\n" in capsys.readouterr().out
 
 
 def test_what_was_left_out_is_removed_and_the_other_way_round_added(tmp_path: Path) -> None:
