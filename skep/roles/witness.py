@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -37,6 +38,7 @@ from skep.trace.clock import SystemClock
 from skep.trace.note import Vkey
 from skep.trace.witness import Answer, Contradiction, Declined
 
+log = logging.getLogger("skep.witness")
 LOCK: Final = "witness.lock"
 _CLEAR: Final = verbs(
     Verb(
@@ -99,18 +101,35 @@ def _alone(directory: Path) -> Iterator[None]:
 async def _until(told: asyncio.Event, plan: Plan, found: Witness) -> None:
     """Return when told to; raise what ends the following of a hive."""
     followers = []
-    tasks: list[asyncio.Task[Any]] = [asyncio.create_task(told.wait())]
     for hive in plan.hives:
         node = "" if hive.standing is None else hive.standing().identity.name.node
-        uplink = Uplink(hive.address, node, hive.standing)
-        followers.append(Follower(found, uplink, plan.every_s, plan.first))
-        tasks += [asyncio.create_task(uplink.keep()), asyncio.create_task(followers[-1].follow())]
+        followers.append(Follower(found, Uplink(hive.address, node, hive.standing), plan.every_s, plan.first))
+    tasks: list[asyncio.Task[Any]] = [asyncio.create_task(told.wait())]
+    tasks += [asyncio.create_task(_followed(each, alone=len(followers) == 1)) for each in followers]
     if plan.peers:
         tasks.append(asyncio.create_task(exchange(plan.peers, followers, plan.every_s)))
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in done:
             task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+
+
+async def _followed(follower: Follower, alone: bool) -> None:
+    """Until cancelled. Raises what ends it when it is ``alone``: others are not to be left for one."""
+    tasks = [asyncio.create_task(follower.uplink.keep()), asyncio.create_task(follower.follow())]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    except (WitnessError, FsError, OSError) as error:
+        if alone:
+            raise
+        log.error("%s is not followed any more: %s", follower.uplink.address, error)
+        await asyncio.get_running_loop().create_future()
     finally:
         for task in tasks:
             task.cancel()

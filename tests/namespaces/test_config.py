@@ -162,7 +162,7 @@ def test_toml_and_json_say_the_same() -> None:
     ("text", "why"),
     [
         ("[pools.x]\nfoo = 1", "/pools/x/foo: unknown key, expected lease waiting requires"),
-        ("[pool.x]\nlease = '1m'", "/pool: unknown key, expected pools topics jobs limits artifacts"),
+        ("[pool.x]\nlease = '1m'", "/pool: unknown key, expected pools topics jobs limits artifacts trace"),
         ("[pools.x]\nlease = 30", "/pools/x/lease: expected a duration, like 30s"),
         ("[pools.x]\nlease = '1ms'", "/pools/x/lease: expected 1s or more"),
         ("limits = 3", "/limits: expected a table"),

@@ -330,6 +330,12 @@ def test_what_was_agreed_is_there_after_a_restart() -> None:
         again = Stage(alive)
         assert agreed == await again.read("/log/trace/agreed")
         assert {"w0": "missing"} == await again.words()
+        # Spoilt, it is made again.
+        (alive.hive.directory / "log" / "trace" / "agreed").write_text("no note")
+        third = Stage(alive)
+        assert "agreed=0" in await third.read(f"{HERE}/status")
+        await third.cosign(0)
+        assert agreed == await third.read("/log/trace/agreed")
 
     live(story)
 

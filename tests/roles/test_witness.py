@@ -12,15 +12,18 @@ from pathlib import Path
 import pytest
 from liar import KEYS, ORIGIN, VKEYS, Liar, following, leaves, until
 
+from skep.fs.address import Address
 from skep.fs.dial import Client
 from skep.fs.errors import E, FsError
 from skep.fs.local import local
 from skep.fs.messages import Dialect
+from skep.fs.server import listen
 from skep.roles.seen import Frozen, Witness, WitnessError, named
-from skep.roles.witness import tree
+from skep.roles.witness import Plan, tree, witness
+from skep.roles.witnessing import Peer
 from skep.trace.checkpoint import handover_text
 from skep.trace.clock import SECOND, ManualClock
-from skep.trace.note import sign_note
+from skep.trace.note import Vkey, sign_note
 from skep.trace.witness import Contradiction, Declined, is_evidence
 from tests.trace import tlog
 
@@ -344,3 +347,28 @@ def test_killed_at_any_call_of_the_disk_it_knows_what_it_has_signed(tmp_path: Pa
             break
     assert (0, 4) == (done.returncode, left)
     assert deaths >= 12
+
+
+def test_one_hive_that_is_not_believed_is_no_reason_to_leave_the_others(tmp_path: Path) -> None:
+    async def story() -> None:
+        good, other = Liar(leaves(5)), Liar(leaves(5))
+        other.shown = Vkey("h2/log/trace", KEYS[1].public)
+        hives = [Peer(Address("unix", path=str(tmp_path / f"h{n}"))) for n in range(2)]
+        socket = Address("unix", path=str(tmp_path / "w.sock"))
+        said: list[str] = []
+        async with listen(good.root(), hives[0].address), listen(other.root(), hives[1].address):
+            plan = Plan(tmp_path / "w", "w", hives, [socket], logs=VKEYS[:1], every_s=0.01)
+            running = asyncio.create_task(witness(plan, said.append))
+            await until(lambda: good.taken)
+            assert not running.done()
+            assert not other.taken
+            assert ("ready", True) == (said[-1], said[0].startswith("key w+"))
+            with pytest.raises(WitnessError, match="another witness"):
+                await witness(plan, said.append)
+            running.cancel()
+            await asyncio.wait([running])
+            alone = plan._replace(hives=hives[1:])
+            with pytest.raises(WitnessError, match="h2/log/trace is no log of this witness"):
+                await witness(alone, said.append)
+
+    play(story)

@@ -79,10 +79,10 @@ KEYS: Final[Mapping[str, Key]] = {
     "limits/actor-artifact-bytes": Key(
         "number", "less", None, "bytes that one actor and its jobs have sealed"
     ),
+    "artifacts/classes": Key("set", "shrink", ("short", "standard", "audit"), "what seal may ask for"),
     "trace/agreed-within": Key(
         "duration", "less", MINUTE, "of a quorum of witnesses, or the hive is degraded", least=SECOND
     ),
-    "artifacts/classes": Key("set", "shrink", ("short", "standard", "audit"), "what seal may ask for"),
 }
 
 

@@ -171,14 +171,19 @@ class Quorum:
         if self._agreed is None:
             try:
                 self._agreed = self._path.read_bytes()
+                _size(self._agreed)
             except FileNotFoundError:
+                self._agreed = b""
+            except (OSError, NoteError) as error:
+                # What is agreed next takes its place.
+                log.warning("%s: %s", self._path, error)
                 self._agreed = b""
         return self._agreed
 
     @property
     def agreed_size(self) -> int:
         note = self.agreed()
-        return parse_checkpoint(parse_note(note).text).size if note else 0
+        return _size(note) if note else 0
 
     async def _agree(self, found: Round) -> None:
         names = self.witnesses.by_name
@@ -264,6 +269,11 @@ class Quorum:
         except FsError as error:
             # It is said again at the next tick; a full disk has said so itself.
             log.warning("quorum: %s", error)
+
+
+def _size(note: bytes) -> int:
+    """Raises NoteError."""
+    return parse_checkpoint(parse_note(note).text).size
 
 
 _DO: Final = {
