@@ -1,4 +1,4 @@
-"""What a hive of the tests has written down is decided again by the validator: no line comes out otherwise."""
+"""What a hive of the tests has written down is decided again by the validator: no line comes out other."""
 
 from __future__ import annotations
 

@@ -90,6 +90,31 @@ def tile_source(files: dict[str, bytes]) -> TileSource:
     return TileSource(files.get)
 
 
+Statements = tuple[tuple[str, tuple[object, ...]], ...]
+"""What somebody does to a ledger's file: SQL, and its values."""
+
+
+def flipped(data: bytes, at: int) -> bytes:
+    return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+
+
+def moved(place: int, put: bytes) -> Statements:
+    """One more entry, and those behind it moved."""
+    return (
+        ("UPDATE entries SET seq = -seq WHERE seq >= ?", (place,)),
+        ("UPDATE entries SET seq = 1 - seq WHERE seq < 0", ()),
+        ("INSERT INTO entries VALUES (?, ?, ?)", (place, put, leaf_hash(put))),
+    )
+
+
+def exchanged(place: int, other: int) -> Statements:
+    return (
+        ("UPDATE entries SET seq = -1 WHERE seq = ?", (place,)),
+        ("UPDATE entries SET seq = ? WHERE seq = ?", (place, other)),
+        ("UPDATE entries SET seq = ? WHERE seq = -1", (other,)),
+    )
+
+
 def changed(path: Path, *statements: tuple[str, tuple[object, ...]]) -> LedgerSource:
     """The ledger after somebody wrote to its file."""
     file = sqlite3.connect(path)

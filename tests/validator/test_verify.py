@@ -19,7 +19,10 @@ from logs import (
     body,
     changed,
     checkpoint,
+    exchanged,
+    flipped,
     head_of,
+    moved,
     note,
     tile_source,
     write_ledger,
@@ -80,10 +83,6 @@ def in_tiles(files: dict[str, bytes], old: Note | None = None) -> Finding:
 
 def told(found: Finding) -> tuple[Kind, int]:
     return found.kind, found.entry
-
-
-def flipped(data: bytes, at: int) -> bytes:
-    return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
 
 
 # what is as it was
@@ -188,7 +187,7 @@ def test_a_dropped_entry_is_found(kept: Path, place: int) -> None:
 @given(places, st.integers(1, 300))
 def test_swapped_entries_are_found(kept: Path, place: int, apart: int) -> None:
     other = min(place + apart, SIZE)
-    assert (Kind.SWAPPED, place) == told(in_ledger(kept, *_exchanged(place, other)))
+    assert (Kind.SWAPPED, place) == told(in_ledger(kept, *exchanged(place, other)))
     number, some, at = bundle_of(place)
     to = min(at + apart, len(some) - 1)
     if to > at:
@@ -208,7 +207,7 @@ def test_an_inserted_entry_is_found(kept: Path, place: int, what: str) -> None:
         "forged": body(place, "forged"), "before": ENTRIES[place - 2], "early": ENTRIES[0],
         "later": ENTRIES[place], "foreign": b"{}",
     }[what]  # fmt: skip
-    assert (Kind.INSERTED, place) == told(in_ledger(kept, *_moved(place, put)))
+    assert (Kind.INSERTED, place) == told(in_ledger(kept, *moved(place, put)))
     number, some, at = bundle_of(place)
     assert (Kind.INSERTED, place) == told(in_tiles(bundled([*some[:at], put, *some[at:]], number)))
 
@@ -326,47 +325,3 @@ def test_what_cannot_be_read_says_so(tmp_path: Path, kept: Path) -> None:
     assert Kind.DAMAGED is finding(lambda: LedgerSource(path)).kind
     sqlite3.connect(tmp_path / "other.db").execute("CREATE TABLE t(x)")
     assert Kind.DAMAGED is finding(lambda: LedgerSource(tmp_path / "other.db")).kind
-
-
-# many
-
-
-def _moved(place: int, put: bytes) -> tuple[tuple[str, tuple[object, ...]], ...]:
-    """One more entry, and those behind it moved."""
-    return (
-        ("UPDATE entries SET seq = -seq WHERE seq >= ?", (place,)),
-        ("UPDATE entries SET seq = 1 - seq WHERE seq < 0", ()),
-        ("INSERT INTO entries VALUES (?, ?, ?)", (place, put, leaf_hash(put))),
-    )
-
-
-def _exchanged(place: int, other: int) -> tuple[tuple[str, tuple[object, ...]], ...]:
-    return (
-        ("UPDATE entries SET seq = -1 WHERE seq = ?", (place,)),
-        ("UPDATE entries SET seq = ? WHERE seq = ?", (place, other)),
-        ("UPDATE entries SET seq = ? WHERE seq = -1", (other,)),
-    )
-
-
-MANY = 100_000
-TAMPERED: dict[Kind, Callable[[int], tuple[tuple[str, tuple[object, ...]], ...]]] = {
-    Kind.ALTERED: lambda place: (("UPDATE entries SET body = ? WHERE seq = ?", (body(place, "x"), place)),),
-    Kind.DROPPED: lambda place: (("DELETE FROM entries WHERE seq = ?", (place,)),),
-    Kind.SWAPPED: lambda place: _exchanged(place, place + 1000),
-    Kind.INSERTED: lambda place: _moved(place, body(place, "x")),
-    Kind.TRUNCATED: lambda place: (("DELETE FROM entries WHERE seq >= ?", (place,)),),
-}
-
-
-@pytest.fixture(scope="module")
-def large() -> Iterator[Path]:
-    """The file of a ledger of a hundred thousand entries."""
-    with TemporaryDirectory() as directory:
-        yield write_ledger(Path(directory) / "ledger.db", bodies(MANY), 500)
-
-
-@pytest.mark.slow
-@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
-@given(st.sampled_from(sorted(TAMPERED, key=lambda kind: kind.value)), st.integers(3, MANY - 1000))
-def test_a_hundred_thousand_entries_hide_no_tampering(large: Path, kind: Kind, place: int) -> None:
-    assert (kind, place) == told(in_ledger(large, *TAMPERED[kind](place)))
