@@ -48,6 +48,7 @@ bench: $(VENV)/bench
 	$(BIN)/python -m tests.bench.diffing
 	$(BIN)/python -m tests.bench.hashing
 	$(BIN)/python -m tests.bench.replaying --entries 50000
+	$(BIN)/python -m tests.bench.starting
 
 clean:
 	rm -rf $(VENV) build skep.egg-info skep/native/*.so skep/native/_*.c .cache .pytest_cache .mypy_cache .ruff_cache

@@ -21,10 +21,10 @@ from skep.namespaces.hive import Event, HiveRules
 from skep.namespaces.live import Hive
 from skep.namespaces.policy.keys import load
 from skep.namespaces.stored import Begun, fingerprint, head_of, newest
-from skep.namespaces.trust.keys import Keys
+from skep.namespaces.trust.keys import Keys, KeyStoreError
 from skep.trace.entry import entry_decoder
 from skep.trace.fold import apply_entry, tail_entries
-from skep.trace.ledger import Ledger
+from skep.trace.ledger import Ledger, LedgerError
 from skep.trace.note import Signing, sign_note
 from skep.trace.snapshot import (
     TEXT_MAX,
@@ -102,6 +102,16 @@ class Maker:
     async def make(self) -> bool:
         """Whether there is a new one. One that fails is not tried again before the next is due."""
         self._last = self.hive.turn.seq
+        try:
+            said = await self._made()
+        except (OSError, LedgerError, KeyStoreError) as error:
+            said = str(error)
+        if said:
+            log.warning("no snapshot: %s", said)
+        return not said
+
+    async def _made(self) -> str:
+        """Have a process make one; what went wrong, or ""."""
         process = await asyncio.create_subprocess_exec(
             *self._command,
             *(word for key in self._evidence.signing() for word in ("--ask", key.public.hex())),
@@ -111,16 +121,13 @@ class Maker:
         )
         try:
             async with asyncio.timeout(LIMIT_S):
-                said = await self._answered(process)
+                return await self._answered(process)
         except TimeoutError:
-            said = f"not in {LIMIT_S} s"
+            return f"not in {LIMIT_S} s"
         finally:
             if process.returncode is None:
                 process.kill()
                 await process.wait()
-        if said:
-            log.warning("no snapshot: %s", said)
-        return not said
 
     async def _answered(self, process: asyncio.subprocess.Process) -> str:
         """Sign what the process comes to, and let it end; what went wrong, or ""."""
