@@ -17,6 +17,7 @@ from typing import Final
 from skep.fs.chan import Chan
 from skep.fs.conversation import Conversation, Peer
 from skep.fs.errors import E, FsError
+from skep.fs.messages import NUMBERS, Tflush, Tread
 from skep.fs.ninept import Header
 from skep.fs.node import Caller, Node
 from skep.namespaces.live import Hive
@@ -31,6 +32,7 @@ from skep.validator.past import PastClock, PastLedger, PastTurn, Strange
 
 SPINS: Final = 50  # steps of the loop in which what needs no other thread is done
 PATIENCE_S: Final = 2.0  # how long an answer may take that needs one
+_WAITS: Final = frozenset({NUMBERS[Tread], NUMBERS[Tflush]})  # what may be outstanding for ever
 _NEVER_S: Final = 1e9  # bookmarks come by the clock, which stands still here
 
 
@@ -98,6 +100,7 @@ class PastWire:
         self._actor = actor_of(header.principal, header.node)
         self._frames = b""
         self._answers: defaultdict[int, deque[bytes]] = defaultdict(deque)
+        self._asked: dict[int, int] = {}  # types of messages that are not answered, by tag
         self._came = asyncio.Event()
         self._conversation = Conversation(door, Peer("local"), self._take)
 
@@ -114,10 +117,19 @@ class PastWire:
             # What was written then, is written now by whom waits for it here; if by nobody, another session
             # of the same actor wrote it.
             self._turn.go_to(own - 1)
-            self._turn.horizon = max(self._turn.horizon, seq)
-            await self._spin(lambda own=own: self._turn.seq >= own)  # type: ignore[misc]
+            self.expect(seq)
+            await self._wait_written(own)
             self._turn.go_to(own)
         await self._spin(lambda: False, 1)
+
+    async def _wait_written(self, seq: int) -> None:
+        """Return when the entry is written, or nobody does."""
+        await self._spin(lambda: self._turn.seq >= seq)
+        # What is written may have to be read or hashed first, on another thread.
+        if self._turn.seq < seq and any(kind not in _WAITS for kind in self._asked.values()):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(PATIENCE_S):
+                    await self._turn.wait_past(seq - 1)
 
     async def _spin(self, done: Callable[[], bool], steps: int = SPINS) -> None:
         for _ in range(steps):
@@ -129,6 +141,7 @@ class PastWire:
         self._turn.horizon = max(self._turn.horizon, seq)
 
     def send(self, frame: bytes) -> None:
+        self._asked[int.from_bytes(frame[5:7], "little")] = frame[4]
         self._conversation.receive(frame)
 
     async def answer(self, tag: int) -> bytes | None:
@@ -157,7 +170,9 @@ class PastWire:
         at = 0
         while len(data) - at >= 4 and len(data) - at >= (size := int.from_bytes(data[at : at + 4], "little")):
             frame = data[at : at + size]
-            self._answers[int.from_bytes(frame[5:7], "little")].append(frame)
+            tag = int.from_bytes(frame[5:7], "little")
+            self._asked.pop(tag, None)
+            self._answers[tag].append(frame)
             at += size
         self._frames = data[at:]
         self._came.set()

@@ -114,7 +114,12 @@ class Comparison:
             yield "data.names", _names(old), _names(new)
             return
         for a, b in zip(old, new, strict=True):
-            yield from self._parts(f"data.{a.name}", a, b, said)
+            parts = list(self._parts(f"data.{a.name}", a, b, said))
+            place = place_of(f"{said.path.rstrip('/')}/{a.name}")
+            if place is not None and parts:
+                self.volatile[place.why] += 1
+                parts = [part for part in parts if ".qid." in part[0]]
+            yield from parts
 
     def _entries(self, was: bytes, now: bytes) -> Iterator[_Part]:
         try:

@@ -155,7 +155,7 @@ class PastTurn(Turn[Any, Event, str]):
 
     def _find(self, line: Line) -> tuple[int, bytes] | None:
         """The entry that the line became."""
-        said = _Head(line.actor, line.role, line.tenant, line.path, "\n".join(line.lines), line.token)
+        said = _Head(line.actor, line.role, line.tenant, line.path, "\n".join(line.lines))
         for seq, body in self.ledger.ahead():
             if seq > self.horizon:
                 return None
@@ -199,14 +199,13 @@ class PastTurn(Turn[Any, Event, str]):
 
 
 class _Head(msgspec.Struct, frozen=True):
-    """By which the entry of a line is found."""
+    """By which the entry of a line is found. A token is hidden from recordings: it is the entry's."""
 
     actor: str
     role: str
     tenant: str
     path: str
     line: str
-    token: str = ""
 
 
 class PastClock:

@@ -159,6 +159,9 @@ class Player:
             self._skipped.add(said.n)
             self._comparison.volatile[why] += 1
             return
+        if isinstance(said.message, m.Tauth):
+            note = f"the proof is hidden: it is played as {self.header.principal}, whom no token narrows"
+            self.found.notes += [note] if note not in self.found.notes else []
         self._draft(said)
         self.wire.expect(answer.seq if answer is not None else said.seq)
         self.found.said += 1

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from random import Random
 
 import msgspec
 import pytest
@@ -24,8 +25,10 @@ from skep.fs import messages as m
 from skep.fs.errors import FsError
 from skep.fs.messages import NUMBERS, Dialect, Message
 from skep.fs.ninept import Record, Writer, read
+from skep.fs.spiffe import Spiffe
 from skep.fs.transcript import show
 from skep.fs.wire import pack, unpack
+from skep.namespaces.trust.authority import Authority
 from skep.validator.compared import Difference
 from skep.validator.volatile import NUMBERED
 
@@ -278,6 +281,74 @@ def test_what_was_refused_is_refused_again() -> None:
     recording = record(_denied)
     assert [] == play(recording).differences
     assert find(recording, m.Rlerror)
+
+
+async def _artifacts(served: Served) -> str:
+    """Stages, seals and reads an artifact; looks at what a worker printed, in 9P2000.u."""
+    async with await served.operator(dialect=Dialect.U) as ann, await served.worker("w5") as w5:
+        session = await session_of(ann)
+        await ann.write_file("/artifacts/stage/x", bytes(100_000), create=True)
+        await ann.write_file("/artifacts/ctl", b"seal name=x\n")
+        await ann.scan("/artifacts")
+        job = await served.alive.submit("input=a")
+        await w5.read_file("/pools/default/next")
+        await w5.write_file(f"/jobs/{job}/log", b"printed\n", append=True)
+        assert b"printed\n" == await ann.read_file(f"/jobs/{job}/log")
+        await ann.scan(f"/jobs/{job}")
+        await ann.scan("/pools/default")
+        await ann.read_file("/pools/default/load")
+    return session
+
+
+@pytest.mark.slow
+def test_what_the_ledger_does_not_know_is_declared() -> None:
+    found = play(record(_artifacts))
+    assert [] == found.differences
+    assert "what a job printed is not in the ledger" in found.volatile
+
+
+async def _token(served: Served) -> str:
+    """Mints a token, comes with it, and writes."""
+    authority = Authority.open(served.directory, clock=served.alive.clock)
+    await served.alive.hive.establish(authority, Spiffe("hive", "queen-primary", "q1"))
+    async with await served.operator() as ann:
+        async with await ann.open("/trust/tokens/clone", "rw") as clone:
+            await clone.write(0, b"mint ops=read,write paths=/ ttl=1h\n")
+            token = await clone.read(0, clone.unit)
+        async with await served.operator(token=token.strip()) as eve:
+            await eve.read_file("/state")
+            async with await eve.open("/jobs/ctl", "rw") as ctl:
+                await ctl.write(0, b"submit topic=sum input=t\n")
+                await ctl.read(0, 4096)
+            await eve.read_file("/trust/ca.pem")
+            return (await eve.read_file("/whoami")).decode().partition("session ")[2].split()[0]
+
+
+@pytest.mark.slow
+def test_a_proof_is_hidden_and_neither_asked_for_nor_compared() -> None:
+    found = play(record(_token))
+    assert ["/whoami"] == sorted({each.path for each in found.differences}), "which tells of the token"
+    (note,) = found.notes
+    assert note.startswith("the proof is hidden: it is played as unix:")
+
+
+@pytest.mark.slow
+def test_whatever_byte_is_changed_in_what_was_read_it_is_found() -> None:
+    chance, recording = Random(5), OPERATOR()
+    records = recording.records()
+    compared = [NUMBERS[kind] for kind in (m.Rread, m.Rwrite, m.Rlerror)]
+    places = [
+        (n, at)
+        for n, each in enumerate(records)
+        if each.body[4] in compared
+        for at in range(7, len(each.body))
+    ]
+    for n, at in chance.sample(places, 20):
+        body = bytearray(records[n].body)
+        body[at] ^= 1 << chance.randrange(8)
+        changed = [*records[:n], records[n]._replace(body=bytes(body)), *records[n + 1 :]]
+        found = play(written(recording, changed), to_end=False)
+        assert n + 1 == found.differences[0].record, (n, at)
 
 
 # the command
