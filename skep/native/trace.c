@@ -179,8 +179,7 @@ hash_all(struct batch *b, int threads)
 	int i, started[THREADS];
 	uint64_t n = b->to;
 
-	if (threads > THREADS)
-		threads = THREADS;
+	threads = threads < 1 ? 1 : threads > THREADS ? THREADS : threads;
 	for (i = 0; i < threads; i++) {
 		part[i] = *b;
 		part[i].from = n * i / threads;

@@ -34,7 +34,9 @@ from skep.native.trace_cuda import Cuda
 from skep.native.trace_twin import Twin
 from skep.trace.entry import OK, Line, canonical, entry_of
 from skep.trace.merkle import Frontier
+from skep.trace.proof import consistency, inclusion
 from skep.trace.sqlite import SqliteLedger
+from skep.trace.tiles import Tiles
 from skep.validator.sources import LedgerSource
 from skep.validator.verify import verify
 
@@ -67,18 +69,22 @@ def main() -> int:
     pays = {"leaves": paying(entries, "leaves"), "tree": paying(entries, "tree")}
     console = Console(width=None if sys.stdout.isatty() else 120)
     console.print(drawn(found, len(entries), size))
-    for line in [*told(pays), cuda_told()]:
+    proofs = proving(args.leaves)
+    for line in [*told(pays), *proofs_told(args.leaves, proofs), cuda_told()]:
         console.print(line, markup=False)
     if args.json:
         about = {"entries": len(entries), "bytes": size, "cores": os.cpu_count(), "sha": hashing.sha}
         rows = {row.name: row.took for row in found}
-        args.json.write_text(json.dumps({**about, "seconds": rows, "pays_from": pays}, indent=1) + "\n")
+        args.json.write_text(
+            json.dumps({**about, "seconds": rows, "pays_from": pays, "proofs_us": proofs}, indent=1) + "\n"
+        )
     return 0
 
 
 def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tests.bench.hashing", description=__doc__)
     parser.add_argument("--entries", type=int, default=200_000)
+    parser.add_argument("--leaves", type=int, default=10_000_000, help="of the tree that proofs are made of")
     parser.add_argument("--rounds", type=int, default=5, help="the median is shown")
     parser.add_argument("--dir", type=Path, help="where files are made; default: the temporary directory")
     parser.add_argument("--json", type=Path, help="write all rounds here too")
@@ -252,6 +258,27 @@ def best(act: Callable[[], object], times: int = 200) -> float:
     return min(timed(lambda: [act() for _ in range(times)]).wall for _ in range(5))
 
 
+# proofs
+
+
+def proving(leaves: int) -> dict[str, list[float]]:
+    """µs of each of a thousand proofs, from leaf hashes in memory, in ascending order."""
+    chance = Random(2)
+    data = chance.randbytes(HASH * 4096) * (leaves // 4096 + 1)
+    tiles = Tiles(lambda first, some: data[first * HASH : (first + some) * HASH])
+    while not tiles.grow(leaves):
+        pass
+    places = [chance.randrange(1, leaves) for _ in range(1000)]
+    kinds: dict[str, Callable[[int], object]] = {
+        "inclusion": lambda place: inclusion(place, leaves, tiles.node),
+        "consistency": lambda place: consistency(place, leaves, tiles.node),
+    }
+    return {
+        kind: sorted(timed(partial(prove, place)).wall * 1e6 for place in places)
+        for kind, prove in kinds.items()
+    }
+
+
 # what is said
 
 
@@ -272,6 +299,12 @@ def drawn(rows: list[Row], entries: int, size: int) -> Table:
 def told(pays: dict[str, int]) -> Iterator[str]:
     for what, few in pays.items():
         yield f"{what}: C pays from {few} entries on" if few else f"{what}: C does not pay"
+
+
+def proofs_told(leaves: int, took_us: dict[str, list[float]]) -> Iterator[str]:
+    for kind, took in took_us.items():
+        median_us, late_us = took[len(took) // 2], took[len(took) * 99 // 100]
+        yield f"proof of {kind} in {leaves:,} entries: median {median_us:,.0f} µs, p99 {late_us:,.0f} µs"
 
 
 def cuda_told() -> str:
