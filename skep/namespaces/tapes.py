@@ -49,7 +49,7 @@ class Tape:
         self.since_ns = recorder.now_ns()
         self.path: Path | None = None  # None: there is no file yet
         self._fd = -1
-        self._size = 0  # bytes of the file that are good
+        self.size = 0  # bytes of the file that are good
 
     # Those below block.
 
@@ -58,12 +58,12 @@ class Tape:
         try:
             at = 0
             while at < len(data):
-                at += os.pwrite(self._fd, data[at:], self._size + at)
+                at += os.pwrite(self._fd, data[at:], self.size + at)
             os.fsync(self._fd)
         except OSError:
-            os.ftruncate(self._fd, self._size)
+            os.ftruncate(self._fd, self.size)
             raise
-        self._size += len(data)
+        self.size += len(data)
 
     def create(self, folder: Path) -> None:
         """Make the file: a new one each time. Raises OSError."""
@@ -82,7 +82,7 @@ class Tape:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
-        if self.path is not None and not self._size:
+        if self.path is not None and not self.size:
             self.path.unlink(missing_ok=True)
             self.path = None
 
@@ -290,7 +290,7 @@ class Tapes:
         tape.close()
         counts = {"messages": recorder.count, "lost": recorder.lost}
         made = {} if tape.path is None else {
-            "file": tape.path.name, "size": str(tape.path.stat().st_size), "link": recorder.link.hex(),
+            "file": tape.path.name, "size": str(tape.size), "link": recorder.link.hex(),
         }  # fmt: skip
         said = {name: str(count) for name, count in counts.items()} | made
         self._tell(id, tape.session.caller.tenant, recorder.why, said)

@@ -143,6 +143,9 @@ class Stage:
         chan = await zoe.open("/pools/plan", BOTH)
         await say(chan, f"topic=sum key=canary-plan-{n} requires=stripes")
         await chan.clunk()
+        await zoe.write("/log/trace/ctl", f"record session=session-of-canary-session-{n} on\n")
+        await zoe.write("/log/trace/ctl", f"record principal=canary-recorded-{n} on\n")
+        await hive.hive.tapes.flush()
         await zoe.write(f"/sessions/session-of-canary-session-{n}/ctl", "kick\n")
         digest = sha256(f"canary {n}".ljust(SIZE).encode()).hexdigest()
         for path in (f"/jobs/by-key/{key}", f"/artifacts/by-name/{name}", f"/artifacts/{digest}/data"):
@@ -222,6 +225,9 @@ async def guess(spy: Spy, known: Known) -> None:
         await spy.look(f"/sessions/{session}/peer")
         await spy.write("/ctl", f"kick session={session}\n")
         await spy.write(f"/sessions/{session}/ctl", "kick\n")
+        for switch in ("on", "off"):
+            await spy.write("/log/trace/ctl", f"record session={session} {switch}\n")
+        await spy.look(f"/log/trace/sessions/{session}.9pt")
     for n in range(ROUNDS):
         for path in (f"canary-lock-{n}", f"canary-lock-{n}/state", f"canary-lock-{n}/holders"):
             await spy.look(f"/locks/{path}")
