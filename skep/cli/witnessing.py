@@ -74,7 +74,7 @@ def witness_command(
         # By TLS only a queen is believed to serve.
         raise click.UsageError("a witness is served to this machine: unix:/path or tcp:127.0.0.1:port")
     from skep.fs.errors import FsError
-    from skep.roles.seen import WitnessError
+    from skep.namespaces.seen import WitnessError
     from skep.roles.witness import Plan, witness
     from skep.roles.worker import host_node
     from skep.trace.note import NoteError, parse_vkey

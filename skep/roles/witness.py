@@ -1,15 +1,7 @@
 """A witness: follows hives, cosigns what continues what it saw, and serves what it knows.
 
-/log/trace/witness/
-    key                        R its key, as a hive takes it: add name=w1 key=… > /log/trace/witness/ctl
-    add-checkpoint             transaction: W the body of tlog-witness's request, R a cosignature. An error
-    says
-                               why not; where the old size is another than the last: conflict: size=N
-    origins/<hash>/checkpoint  R the last one that it cosigned of a log; <hash>: SHA-256 of the origin, in hex
-    splits/<id>                R two checkpoints that cannot both be true, JSON
-    ctl                        W clear split=<id>: go on with that log; its own user and root alone
-
-Source: c2sp.org/tlog-witness."""
+/log/trace/witness/   as shown.py has it, and
+    ctl               W clear split=<id>: go on with that log; its own user and root alone"""
 
 from __future__ import annotations
 
@@ -20,23 +12,20 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-import msgspec
-
 from skep.fs.address import Address
 from skep.fs.ctl import Arg, Command, Verb, verbs
 from skep.fs.errors import E, FsError, from_oserror
 from skep.fs.node import Caller
 from skep.fs.server import listen
-from skep.fs.shapes import Ctl, Transaction
-from skep.fs.tree import Listing
+from skep.fs.shapes import Ctl
+from skep.namespaces.seen import Witness, WitnessError
+from skep.namespaces.shown import added, files
 from skep.roles.alone import Held, alone
-from skep.roles.seen import ORIGINS, SPLITS, Frozen, Witness, WitnessError, named
 from skep.roles.signals import told_signals
 from skep.roles.uplink import Uplink
 from skep.roles.witnessing import Follower, Peer, exchange
 from skep.trace.clock import SystemClock
 from skep.trace.note import Vkey
-from skep.trace.witness import Answer, Contradiction, Declined
 
 log = logging.getLogger("skep.witness")
 LOCK: Final = "witness.lock"
@@ -48,12 +37,6 @@ _CLEAR: Final = verbs(
         "cosign its log again, from what was cosigned last; the notes stay",
     )
 )
-_ERRORS: Final = {
-    Answer.MALFORMED: E.USAGE,
-    Answer.UNSIGNED: E.UNSIGNED,
-    Answer.UNKNOWN: E.DENIED,
-    Answer.UNPROVEN: E.TAMPER,
-}
 
 
 class Plan(NamedTuple):
@@ -141,40 +124,9 @@ async def _followed(follower: Follower, alone: bool) -> None:
 
 def tree(found: Witness) -> dict[str, Any]:
     """The files of a witness."""
-
-    def origins(caller: Caller) -> list[str]:
-        return [named(seen.origin) for seen in found.seen.values() if seen.note]
-
-    def origin(name: str, caller: Caller) -> dict[str, str] | None:
-        notes = {named(seen.origin): seen.note for seen in found.seen.values() if seen.note}
-        return {"checkpoint": notes[name]} if name in notes else None
-
-    def split(name: str, caller: Caller) -> bytes | None:
-        known = found.splits.get(name)
-        return None if known is None else msgspec.json.encode(known) + b"\n"
-
-    served = {
-        "key": f"{found.vkey}\n",
-        "add-checkpoint": Transaction(lambda caller, said: _added(found, said)),
-        ORIGINS: Listing(origins, origin),
-        SPLITS: Listing(lambda caller: list(found.splits), split),
-        "ctl": Ctl(_CLEAR, lambda caller, commands: _cleared(found, caller, commands)),
-    }
-    return {"log": {"trace": {"witness": served}}}
-
-
-def _added(found: Witness, said: bytes) -> str:
-    try:
-        return found.add_checkpoint(said)
-    except Declined as error:
-        if error.answer is Answer.CONFLICT:
-            return f"{error.size}\n"
-        rule = "rule=origins " if error.answer is Answer.UNKNOWN else ""
-        raise FsError(_ERRORS[error.answer], f"{rule}{error}") from error
-    except (Contradiction, Frozen) as error:
-        raise FsError(E.CONFLICT, f"split={error.split.id} {error.split.why}") from error
-    except OSError as error:
-        raise from_oserror(error) from error
+    ctl = Ctl(_CLEAR, lambda caller, commands: _cleared(found, caller, commands))
+    served = files(lambda caller: found, lambda caller, said: added(found, said))
+    return {"log": {"trace": {"witness": {**served, "ctl": ctl}}}}
 
 
 def _cleared(found: Witness, caller: Caller, commands: list[Command]) -> list[str]:

@@ -21,7 +21,7 @@ from skep.fs.dial import Client
 from skep.fs.errors import E, FsError
 from skep.fs.link import Standing
 from skep.fs.messages import Dialect
-from skep.roles.seen import SPLITS, Frozen, Witness, WitnessError, named
+from skep.namespaces.seen import SPLITS, Frozen, Witness, WitnessError, named
 from skep.roles.uplink import Uplink
 from skep.trace.checkpoint import parse_checkpoint, parse_handovers, vouched
 from skep.trace.note import NoteError, parse_note, parse_vkey

@@ -13,7 +13,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from skep.roles.seen import Witness
+from skep.namespaces.seen import Witness
 from skep.trace.clock import SystemClock
 
 CALLS = ("open", "fsync", "replace", "rename", "unlink")

@@ -16,7 +16,7 @@ from skep.fs.errors import E, FsError
 from skep.fs.server import listen
 from skep.fs.shapes import Stream, Text, Transaction
 from skep.namespaces.rows import Followed
-from skep.roles.seen import Witness
+from skep.namespaces.seen import Witness
 from skep.roles.uplink import Uplink
 from skep.roles.witness import tree
 from skep.roles.witnessing import Follower, Peer, exchange

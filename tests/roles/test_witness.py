@@ -18,7 +18,7 @@ from skep.fs.errors import E, FsError
 from skep.fs.local import local
 from skep.fs.messages import Dialect
 from skep.fs.server import listen
-from skep.roles.seen import Frozen, Witness, WitnessError, named
+from skep.namespaces.seen import Frozen, Witness, WitnessError, named
 from skep.roles.witness import Plan, tree, witness
 from skep.roles.witnessing import Peer
 from skep.trace.checkpoint import handover_text

@@ -10,8 +10,10 @@ from skep.fs.shapes import Ctl, Stream, Text, Transaction
 from skep.namespaces.follow import AUDITORS
 from skep.namespaces.log.quorum import Quorum
 from skep.namespaces.log.tree import check
+from skep.namespaces.log.watching import Watching
 from skep.namespaces.log.witnesses import TABLES
 from skep.namespaces.rows import Followed
+from skep.namespaces.shown import files
 
 CTL: Final = "/log/trace/witness/ctl"
 
@@ -33,7 +35,8 @@ class Offered:
 
 
 def witness_files(quorum: Quorum) -> dict[str, Any]:
-    """What stands in /log/trace for witnesses and their readers."""
+    """What stands in /log/trace for witnesses and their readers, and for hives that this one witnesses."""
+    watching = Watching(quorum.hive)
 
     def agreed(caller: Caller) -> bytes:
         check(caller)
@@ -56,7 +59,7 @@ def witness_files(quorum: Quorum) -> dict[str, Any]:
         check(caller, AUDITORS)
         return await quorum.take(said)
 
-    served = {
+    served = files(watching.found, watching.add) | {
         "ctl": Ctl(TABLES["*/witness/ctl"], quorum.hive.writes(CTL)),
         "status": Text(status),
         "offered": offered(0),

@@ -14,12 +14,18 @@
     trace/proof/consistency    transaction: W old=N, R that the checkpoint continues that of N entries;
                                with size=M that of M entries does
     trace/agreed               R the last checkpoint that enough witnesses have cosigned, with their lines
-    trace/witness/ctl          W add, remove, quorum, and from who cannot cosign, disagree; R usage
+    trace/witness/ctl          W add, remove, quorum; watch, unwatch, clear; and from who cannot cosign,
+                               disagree; R usage
     trace/witness/status       R the quorum and what is agreed, then a line for each witness: agrees, behind,
                                missing or disagrees; what it cosigned and when, its key, why
     trace/witness/offered@N    R the checkpoint that is to be cosigned by who has cosigned N entries, as an
                                add-checkpoint of tlog-witness; waits until there is one
     trace/witness/add-cosignature  transaction: W an offered checkpoint with cosignatures, R how many it has
+    trace/witness/key          R what this hive cosigns other logs with, those that ctl was told to watch
+    trace/witness/add-checkpoint  transaction: W the next checkpoint of such a log, as tlog-witness has it,
+                               R a cosignature, or the size that it should have continued
+    trace/witness/origins/<hash>/checkpoint  R the last that was cosigned of each
+    trace/witness/splits/<id>  R two checkpoints of one that cannot both be true
     trace/ctl                  W record session=ID on|off, record principal=NAME on|off; R usage
     trace/recordings           R a line for each recording that is being made or ordered: session, principal,
                                since when, messages and bytes so far. For operators and validators alone

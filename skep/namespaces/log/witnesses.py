@@ -1,4 +1,5 @@
-"""Who witnesses this hive's checkpoints, and how many of them make one agreed.
+"""Who witnesses this hive's checkpoints, how many of them make one agreed, and which logs it witnesses
+itself.
 
 What they have cosigned is not here: a cosignature that were an entry would make the next checkpoint. What is
 here: whom an operator added, what they told the hive that it would rather not hear, and whether the hive had
@@ -21,6 +22,8 @@ from skep.trace.note import COSIGNER, NoteError, parse_vkey
 from skep.trace.rules import Decision, Meta
 
 WITNESSES_MAX: Final = 32  # with the hive's own keys, a note's signatures
+WATCHED_MAX: Final = 256  # logs that a hive is a witness of
+KEYS_MAX: Final = 16  # of one of them: each rotation is one more
 NOTE_MAX: Final = 6 * 1024  # bytes of each note of a disagreement: its line stays below 20 KiB
 
 _NAME: Final = Arg("name", required=True, kind="name")
@@ -50,6 +53,19 @@ TABLES: Final[Mapping[str, ctl.Verbs]] = {
             ),
             "disagree key=w1.example.org+1a2b3c4d+BA… why='it signed two roots of 57 entries'",
             "what a witness cannot cosign",
+        ),
+        Verb(
+            "watch",
+            (Arg("key", required=True, help="of another log, as its /log/trace/keys has it"),),
+            "watch key=h2/log/trace+1a2b3c4d+AQ…",
+            "be a witness of that log: what is brought to add-checkpoint is cosigned",
+        ),
+        Verb("unwatch", (Arg("origin", required=True),), "unwatch origin=h2/log/trace"),
+        Verb(
+            "clear",
+            (Arg("split", required=True, kind="name"),),
+            "clear split=0a1b2c3d4e5f6071",
+            "cosign that log again, from what was cosigned last",
         ),
     ),
     # The hive's own, written to no file.
@@ -85,6 +101,19 @@ class Disagreed(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="type
     second: str = ""
 
 
+class Watched(msgspec.Struct, frozen=True, tag_field="type", tag="witness.watched"):
+    origin: str
+    key: str
+
+
+class Unwatched(msgspec.Struct, frozen=True, tag_field="type", tag="witness.unwatched"):
+    origin: str
+
+
+class Cleared(msgspec.Struct, frozen=True, tag_field="type", tag="witness.cleared"):
+    split: str
+
+
 class Lost(msgspec.Struct, frozen=True, tag_field="type", tag="witness.lost"):
     """Too few witnesses: who is missing or disagrees, why, and what to do."""
 
@@ -95,7 +124,7 @@ class Regained(msgspec.Struct, frozen=True, tag_field="type", tag="witness.regai
     pass
 
 
-Event = Added | Dropped | Needed | Disagreed | Lost | Regained
+Event = Added | Dropped | Needed | Disagreed | Watched | Unwatched | Cleared | Lost | Regained
 
 
 class Witness(msgspec.Struct, frozen=True):
@@ -110,16 +139,20 @@ class Witness(msgspec.Struct, frozen=True):
 
 @dataclass
 class Witnesses:
-    """``need``: how many cosignatures make a checkpoint agreed; 0: none does. ``lost``: why there is no
-    quorum, since ``lost_ns``; "": there is, or none is needed."""
+    """``watched``: the keys of the logs that this hive is a witness of, by origin; ``cleared``: their splits
+    that an operator has let go of. ``need``: how many cosignatures make a checkpoint agreed; 0: none does.
+    ``lost``: why there is no quorum, since ``lost_ns``; "": there is, or none is needed."""
 
     by_name: dict[str, Witness] = field(default_factory=dict)
     need: int = 0
     lost: str = ""
     lost_ns: int = 0
+    watched: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    cleared: dict[str, int] = field(default_factory=dict)  # split -> when, ns
 
     def copy(self) -> Witnesses:
-        return Witnesses(self.by_name.copy(), self.need, self.lost, self.lost_ns)
+        watched, cleared = self.watched.copy(), self.cleared.copy()
+        return Witnesses(self.by_name.copy(), self.need, self.lost, self.lost_ns, watched, cleared)
 
 
 def decide(witnesses: Witnesses, order: Order) -> Decision[Event, str]:
@@ -143,6 +176,14 @@ def decide(witnesses: Witnesses, order: Order) -> Decision[Event, str]:
             if witnesses.need >= len(witnesses.by_name):
                 raise refusal(E.CONFLICT, f"the quorum needs all {witnesses.need}: quorum need= first")
             return Decision((Dropped(name),), name)
+        case "watch":
+            return Decision((_watched(witnesses, order.args["key"]),), "ok")
+        case "unwatch" if order.args["origin"] in witnesses.watched:
+            return Decision((Unwatched(order.args["origin"]),), "ok")
+        case "unwatch":
+            raise refusal(E.MISSING, f"log {order.args['origin']}")
+        case "clear":
+            return Decision((Cleared(order.args["split"]),), order.args["split"])
         case "disagree":
             return _disagreed(witnesses, order.args)
         case _:
@@ -157,6 +198,19 @@ def _disagreed(witnesses: Witnesses, args: Mapping[str, str]) -> Decision[Event,
     if max(map(len, notes)) > NOTE_MAX:
         raise refusal(E.TOOBIG, f"max={NOTE_MAX} a note")
     return Decision((Disagreed(found[0], args["why"], *notes),), found[0])
+
+
+def _watched(witnesses: Witnesses, key: str) -> Watched:
+    try:
+        vkey = parse_vkey(key)
+    except NoteError as error:
+        raise refusal(E.USAGE, str(error)) from error
+    keys = witnesses.watched.get(vkey.name, ())
+    if key in keys:
+        raise refusal(E.EXISTS, f"key {key}")
+    if len(witnesses.watched) >= WATCHED_MAX or len(keys) >= KEYS_MAX:
+        raise refusal(E.QUOTA, f"logs max={WATCHED_MAX}, keys of one max={KEYS_MAX}")
+    return Watched(vkey.name, key)
 
 
 def _added(witnesses: Witnesses, name: str, key: str) -> Added:
@@ -192,6 +246,13 @@ def apply(witnesses: Witnesses, event: Event, meta: Meta) -> None:
             witnesses.by_name[event.name] = msgspec.structs.replace(
                 found, why=event.why, told_ns=meta.time_ns
             )
+        case Watched():
+            keys = witnesses.watched.get(event.origin, ())
+            witnesses.watched[event.origin] = (*keys, event.key)
+        case Unwatched():
+            del witnesses.watched[event.origin]
+        case Cleared():
+            witnesses.cleared[event.split] = meta.time_ns
         case Lost():
             witnesses.lost, witnesses.lost_ns = event.why, witnesses.lost_ns or meta.time_ns
         case Regained():
