@@ -11,13 +11,11 @@ import msgspec
 from skep.cli.exits import Failed
 
 if TYPE_CHECKING:  # the rules of a hive take a while to import
-    from skep.validator.diff_report import Change, Report
+    from skep.validator.diff_report import Report
     from skep.validator.diff_rules import Rules
 
-WIDTH: Final = 100  # of a value that is shown; all of it is in --json
 LINES_MAX: Final = 1000  # of differences that are printed; --json and --html have more
 COLOURS: Final = {"added": "green", "removed": "red", "changed": "yellow", "moved": "blue"}
-SIGNS: Final = {"added": "+", "removed": "-", "changed": "~", "moved": ">"}
 RULE_ERROR: Final = 32
 
 
@@ -91,30 +89,18 @@ def _rules(file: Path | None) -> Rules:
 
 
 def _tell(found: Report) -> None:
-    from skep.validator.page import notes, visible
+    from skep.validator.diff_lines import change_lines, last_lines, stray_lines
 
     shown = [change for change in found.changes if not change.excused]
     for change in shown[:LINES_MAX]:
-        click.echo(_line(change))
+        head, *more = change_lines(change)
+        click.echo("\n".join([click.style(head, COLOURS[change.kind]), *more]))
     if len(shown) > LINES_MAX:
         click.echo(f"… and {sum(found.counts.values()) - LINES_MAX} more")
-    for path in found.strays:
-        click.echo(click.style(f"! {visible(path)}: no trace may lie there", "red"))
-    for note in notes(found):
-        click.echo(visible(note))
-    said = [f"{found.same} the same", *(f"{n} {kind}" for kind, n in found.counts.items() if n)]
-    said += [f"{found.excused} excused"] if found.excused else []
-    click.echo(f"{found.size_a} and {found.size_b} {found.noun}: {', '.join(said)}")
-
-
-def _line(change: Change) -> str:
-    of = change.shown
-    places = " -> ".join(str(each.place) for each in (change.a, change.b) if each is not None)
-    said = f"{_short(of.who)} {_short(of.path)} {_short(of.said)}"
-    more = [f"    {_short(f.name)}: {_short(f.a)} -> {_short(f.b)}" for f in change.fields]
-    head = f"{SIGNS[change.kind]} {places}: {said}"
-    head = head if change.fields or not of.outcome else f"{head}: {_short(of.outcome)}"
-    return "\n".join([click.style(head, COLOURS[change.kind]), *more])
+    for line in stray_lines(found):
+        click.echo(click.style(line, "red"))
+    for line in last_lines(found):
+        click.echo(line)
 
 
 def _wrong(found: Report) -> str:
@@ -123,10 +109,3 @@ def _wrong(found: Report) -> str:
     if found.status == TOO_FEW:
         return f"too few {found.noun}"
     return "they differ" if any(found.counts.values()) else "a trace lies where none may"
-
-
-def _short(text: str) -> str:
-    from skep.validator.page import visible
-
-    shown = visible(" | ".join(text.split("\n")))
-    return shown if len(shown) <= WIDTH else f"{shown[:WIDTH]}…"

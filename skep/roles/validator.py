@@ -15,7 +15,7 @@ import contextlib
 import io
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Final
@@ -23,10 +23,11 @@ from typing import Final
 import msgspec
 
 from skep.fs.address import Address
+from skep.fs.dial import Client
 from skep.fs.errors import E, FsError
 from skep.fs.link import Standing
 from skep.namespaces.order import HIVE_TENANT
-from skep.namespaces.validator.runs import DIFF, POOL, REPLAY, TOPICS, Asked, report_name
+from skep.namespaces.validator.runs import DIFF, LINES, POOL, REPLAY, TOPICS, Asked, report_name
 from skep.roles.leased import RESULT_MAX, JobFailed, Leased, LeaseLost, cut
 from skep.roles.uplink import Uplink
 from skep.roles.worker import Plan
@@ -34,7 +35,7 @@ from skep.trace.checkpoint import parse_checkpoint
 from skep.trace.clock import SECOND, SystemClock
 from skep.trace.note import NoteError, Vkey, parse_note
 from skep.trace.tiles import ENTRIES, WIDTH
-from skep.validator.examine import Examined, Impossible, examine
+from skep.validator.examine import Examined, Impossible, compare, examine
 
 log = logging.getLogger("skep.validator")
 TRACE: Final = "/log/trace"
@@ -75,16 +76,22 @@ class Validator:
         await self._examine(leased, examined, asked.content)
         examined.seconds = round((clock.monotonic_ns() - began_ns) / SECOND, 3)
         await _keep(leased, examined)
-        if examined.finding is None:
+        if examined.checkpoint and examined.finding is None:
             self._remember(examined.checkpoint)
         return cut(examined.verdict.encode(), RESULT_MAX)
 
     async def _examine(self, leased: Leased, examined: Examined, content: str) -> None:
         reading = Reading(leased.uplink, passes=1 + (examined.what == REPLAY))
 
+        if examined.what == DIFF:
+            await _fetch_both(leased, examined.asked)
+
         def work() -> None:
             with contextlib.suppress(Stopped):
-                examine(examined, content, reading.read, self.keys)
+                if examined.what == DIFF:
+                    compare(examined, leased.directory)
+                else:
+                    examine(examined, content, reading.read, self.keys)
 
         # The thread ends when it reads next; until then the slot is its own.
         leased.lingering = asyncio.ensure_future(asyncio.to_thread(work))
@@ -190,10 +197,33 @@ async def _tell(leased: Leased, reading: Reading) -> None:
             await leased.report(percent, f"{entries} of {reading.size} entries read, {rate}/s")
 
 
+async def _fetch_both(leased: Leased, asked: Asked) -> None:
+    """Have the two files that are to be compared in the job's directory. Raises JobFailed, FsError."""
+    for name in (asked.a, asked.b):
+        file = leased.made() / name
+        file.parent.mkdir(exist_ok=True)
+        try:
+            await leased.uplink.do(_fetching(name, file))
+        except FsError as error:
+            if error.kind is not E.MISSING:
+                raise
+            raise JobFailed(f"{name}: there is no such file in {TRACE}", final=True) from error
+
+
+def _fetching(name: str, to: Path) -> Callable[[Client], Awaitable[None]]:
+    async def fetch(client: Client) -> None:
+        with to.open("wb") as file:
+            async with await client.open(f"{TRACE}/{name}") as fid:
+                async for piece in fid.pieces():
+                    file.write(piece)
+
+    return fetch
+
+
 async def _keep(leased: Leased, examined: Examined) -> None:
     """Make artifacts of the report, and of what was found."""
     report = msgspec.json.encode(examined) + b"\n"
     await leased.keep(report_name(leased.lease.job), io.BytesIO(report), "audit")
     if lines := examined.lines():
         said = "".join(f"{line}\n" for line in lines)
-        await leased.keep(DIFF, io.BytesIO(said.encode()), "audit")
+        await leased.keep(LINES, io.BytesIO(said.encode()), "audit")

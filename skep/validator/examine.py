@@ -1,4 +1,5 @@
-"""One run of a validator: the log of a hive verified, and replayed, as any outsider can.
+"""One run of a validator: the log of a hive verified, and replayed, as any outsider can; or two files of
+it compared.
 
 What it comes to is a report: what was asked, what was found, and both checkpoints, the one that was served
 and the one that was kept, which are the proof where a log was forked or rewound."""
@@ -7,6 +8,8 @@ from __future__ import annotations
 
 from base64 import b64encode
 from collections.abc import Sequence
+from itertools import chain
+from pathlib import Path
 from typing import Final
 
 import msgspec
@@ -16,6 +19,12 @@ from skep.namespaces.policy.core import check_all
 from skep.namespaces.validator.runs import REPLAY, Asked
 from skep.trace.ledger import LedgerTampered
 from skep.trace.note import Vkey, parse_note
+from skep.validator.diff import diff
+from skep.validator.diff_lines import change_lines, last_lines
+from skep.validator.diff_report import SAME
+from skep.validator.diff_report import Report as Compared
+from skep.validator.diff_rules import Rules
+from skep.validator.diff_traces import NotTold
 from skep.validator.entries import Entries
 from skep.validator.found import Finding
 from skep.validator.lines import differences, summary
@@ -57,11 +66,15 @@ class Examined(msgspec.Struct):
     signers: list[str] = []
     finding: Place | None = None  # None: the log is consistent
     replay: Report | None = None  # None: it was not asked for, or there is nothing to replay
+    diff: Compared | None = None  # None: it was not asked for
     seconds: float = 0.0
     v: int = VERSION
 
     def lines(self) -> list[str]:
         """What was found, a line each; none where all is as it should be."""
+        if self.diff is not None:
+            changes = (change_lines(change) for change in self.diff.changes if not change.excused)
+            return [] if self.good else [*chain.from_iterable(changes), *last_lines(self.diff)]
         said = [self.finding.text] if self.finding is not None else []
         return [*said, *(differences(self.replay) if self.replay is not None else ())]
 
@@ -94,6 +107,19 @@ def examine(examined: Examined, content: str, read: Read, pinned: Sequence[Vkey]
         _find(examined, finding.kind.name.lower(), finding.entry, str(finding))
     except (LedgerTampered, Unfoldable) as error:
         _find(examined, "replay", 0, str(error))
+
+
+def compare(examined: Examined, directory: Path) -> None:
+    """Do the run, which compares two files that were fetched into the directory, under the names that they
+    have in the log. Raises Impossible."""
+    asked = examined.asked
+    try:
+        found = diff(str(directory / asked.a), str(directory / asked.b), Rules())
+    except NotTold as error:
+        raise Impossible(str(error).replace(f"{directory}/", "")) from error
+    *_, said = last_lines(found)
+    examined.diff, examined.good = found, found.status == SAME
+    examined.verdict = f"{'same' if examined.good else 'different'}: {said}"
 
 
 def _rules(policy: str, content: str) -> OtherPolicy | None:

@@ -30,17 +30,18 @@ def summary(found: Report) -> str:
 
 def _difference(found: Difference) -> str:
     declared = f"declared: {found.declared}: " if found.declared else ""
-    line = f"{found.actor} {found.path} {_short(found.line)}: " if found.line else ""
-    values = f"recorded {_short(found.recorded)}, decided {_short(found.decided)}"
+    line = f"{found.actor} {found.path} {short(found.line)}: " if found.line else ""
+    values = f"recorded {short(found.recorded)}, decided {short(found.decided)}"
     return f"entry {found.seq}: {declared}{line}{found.field}: {values}"
 
 
 def _verdict(found: Verdict) -> str:
-    who = f"{found.actor} ({found.role}) {found.path} {_short(found.line)}"
+    who = f"{found.actor} ({found.role}) {found.path} {short(found.line)}"
     why = f": {found.text}" if found.text else ""
     return f"entry {found.seq}: {found.verdict}: {who}: {found.recorded} -> {found.under}{why}"
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
+    """In one line, its end left out when it is long."""
     text = " | ".join(str(value).split("\n"))
     return text if len(text) <= WIDTH else f"{text[:WIDTH]}…"

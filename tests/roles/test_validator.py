@@ -195,3 +195,30 @@ def test_who_is_no_validator_takes_no_run(hive: Hive) -> None:
     assert "queued" == hive.ask("cat", f"/validator/{run}/state")
     hive.ask("write", "/jobs/ctl", f"cancel job={run}")
     assert "cancelled" == hive.ask("cat", f"/validator/{run}/verdict")
+
+
+def test_two_files_of_the_log_are_compared(tmp_path: Path) -> None:
+    with hive_in(tmp_path / "hive", "--snapshot-every", "20") as hive:
+        names: list[str] = []
+
+        def two() -> bool:
+            asyncio.run(grow(hive, 5))
+            names[:] = hive.ask("ls", "/log/trace/snapshots").split()
+            return len(names) == 2
+
+        wait_for(two, "two snapshots")
+        a, b = sorted(names, key=int)
+        with validator(hive):
+            run = ask(hive, f"diff a=snapshots/{a} b=snapshots/{b}")
+            assert verdict(hive, run).startswith("different: ")
+            lines = hive.ask("cat", f"/validator/{run}/diff").splitlines()
+            assert any(line.startswith("+ ") for line in lines)
+            assert verdict(hive, run) == f"different: {lines[-1]}"
+            found = report(hive, run)
+            assert (False, "rows") == (found["good"], found["diff"]["noun"])
+            gone = ask(hive, f"diff a=snapshots/{a} b=snapshots/1")
+            assert "failed" == hive.ask("cat", f"/validator/{gone}/wait")
+            said = hive.ask("cat", f"/validator/{gone}/verdict")
+            assert "failed: snapshots/1: there is no such file in /log/trace" == said
+        done = hive.skep("write", "/validator/ctl", "diff a=../../etc/passwd b=checkpoint")
+        assert (1, True) == (done.returncode, "expected sessions/<id>.9pt or snapshots/<n>" in done.stderr)

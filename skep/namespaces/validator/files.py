@@ -1,6 +1,6 @@
 """/validator: does the ledger tell the truth?
 
-    ctl               W verify, replay; R usage. The reply is the run's id
+    ctl               W verify, replay, diff; R usage. The reply is the run's id
     <id>/             a run, which is a job of the pool validator
         asked.json    R what was asked, by whom, one JSON line
         state         R as the job's: queued, leased, running, succeeded (it ran to its end, whatever it
@@ -18,6 +18,7 @@ followed by another, and a run ends once.
 
 `verify` is `skep verify` of the log as it is; `replay` is that and then `skep replay`: every line decided
 again. With `policy=` every line is also decided with that bundle's draft in the place of the live one.
+`diff` is `skep diff` of two recorded conversations or two snapshots of /log/trace.
 
 Reports are /log/validator/<id>.json, and stay for seven years (artifacts of the class audit). Runs are the
 hive's own tenant's, for who may read the trace; what differs, and the reports, are for auditors alone. Runs
@@ -53,7 +54,8 @@ from skep.namespaces.order import HIVE_TENANT
 from skep.namespaces.policy.bundle import BundleError
 from skep.namespaces.rows import Rows, fixed
 from skep.namespaces.validator.runs import (
-    DIFF,
+    COMPARED,
+    LINES,
     TOPICS,
     VERBS,
     Asked,
@@ -124,6 +126,10 @@ def _line(command: Command, packed: Packed) -> str:
     if not 0 < first or 0 < last < first:
         said = f"line {command.number}: from={first} to={last}: expected from=1 or more, to= no less"
         raise FsError(E.USAGE, said)
+    for name in ("a", "b"):
+        if (found := command.args.get(name)) is not None and COMPARED.fullmatch(found) is None:
+            expected = "sessions/<id>.9pt or snapshots/<n>"
+            raise FsError(E.USAGE, f"line {command.number}: {name}={found}: expected {expected}")
     if "policy" not in command.args:
         return submit_line(command.verb, command.args)
     try:
@@ -213,7 +219,7 @@ class _Diff(File):
     async def opened(self, how: How, caller: Caller) -> Handle:
         if not is_seen(caller, AUDITORS):
             raise FsError(E.DENIED, f"rule=auditors {caller.role} is none")
-        artifact = _output(self.hive, await job_of(self.hive, self.id), DIFF)
+        artifact = _output(self.hive, await job_of(self.hive, self.id), LINES)
         found: File = Text("") if artifact is None else Kept(self.hive, artifact)
         return await settle(found.opened(how, caller))
 

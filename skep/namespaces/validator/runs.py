@@ -6,6 +6,7 @@ Whose the pool is, and who may submit to it, the default bundle says (validators
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
@@ -19,8 +20,10 @@ ROLE: Final = "validator"
 POOL: Final = "validator"
 VERIFY: Final = "validator.verify"  # topics of jobs
 REPLAY: Final = "validator.replay"
-TOPICS: Final = (VERIFY, REPLAY)
-DIFF: Final = "diff"  # an output: what was found, a line each
+DIFF: Final = "validator.diff"
+TOPICS: Final = (VERIFY, REPLAY, DIFF)
+LINES: Final = "diff"  # an output: what was found, a line each
+COMPARED: Final = re.compile(r"(sessions|snapshots)/[^/\s]+")  # below /log/trace
 
 VERBS: Final = ctl.verbs(
     Verb("verify", (), "verify", "is the log what was signed, and what it was at the last run"),
@@ -34,6 +37,12 @@ VERBS: Final = ctl.verbs(
         "replay from=1000 to=2000",
         "verify, and decide every line again",
     ),
+    Verb(
+        "diff",
+        tuple(Arg(name, required=True, help="sessions/<id>.9pt or snapshots/<n>") for name in ("a", "b")),
+        "diff a=snapshots/1000 b=snapshots/2000",
+        "what is not the same in two files of /log/trace",
+    ),
 )
 
 
@@ -44,6 +53,8 @@ class Asked(msgspec.Struct, frozen=True, omit_defaults=True, rename={"first": "f
     last: int = 0  # 0: to the end
     policy: str = ""  # the name of the bundle that is asked besides; "": none is
     content: str = ""  # its files, packed
+    a: str = ""  # below /log/trace; "": nothing is compared
+    b: str = ""
 
 
 def first_lines(pools: Pools) -> tuple[str, ...]:
@@ -55,9 +66,9 @@ def first_lines(pools: Pools) -> tuple[str, ...]:
 
 def submit_line(verb: str, args: Mapping[str, str], content: str = "") -> str:
     """The line for /jobs/ctl by which a run is asked for. ``content``: the draft of its policy, packed."""
-    asked = Asked(int(args.get("from", 1)), int(args.get("to", 0)), args.get("policy", ""), content)
-    said = msgspec.json.encode(asked).decode()
-    return ctl.line("submit", {"topic": f"{ROLE}.{verb}", "input": said})
+    said = (args.get(name, "") for name in ("a", "b"))
+    asked = Asked(int(args.get("from", 1)), int(args.get("to", 0)), args.get("policy", ""), content, *said)
+    return ctl.line("submit", {"topic": f"{ROLE}.{verb}", "input": msgspec.json.encode(asked).decode()})
 
 
 def report_name(run: str) -> str:
