@@ -22,13 +22,13 @@ message(byte first, const byte *data, wide n, byte *out)
 	finish(h, out);
 }
 
-/* Entry i of those in data[], each of which ends at ends[i]: its leaf hash is out[i][32]. */
+/* Entry i of those in data[], each of which ends at ends[i], counted from base on: its hash is out[i][32]. */
 DEVICE static void
-leaf(const byte *data, const wide *ends, wide i, byte *out)
+leaf(const byte *data, const wide *ends, wide base, wide i, byte *out)
 {
-	wide from = i == 0 ? 0 : ends[i - 1];
+	wide from = i == 0 ? base : ends[i - 1];
 
-	message(0, data + from, ends[i] - from, out + i * HASH);
+	message(0, data + (from - base), ends[i] - from, out + i * HASH);
 }
 
 /* Node i over hashes[][32]. out is another place: threads come in any order. */
@@ -40,16 +40,16 @@ node(const byte *hashes, wide i, byte *out)
 
 #ifdef __CUDACC__
 extern "C" __global__ void
-leaves(const byte *data, const wide *ends, wide n, byte *out)
+leaves(wide n, const byte *data, const wide *ends, wide base, byte *out)
 {
 	wide i = (wide)blockIdx.x * blockDim.x + threadIdx.x;
 
 	if (i < n)
-		leaf(data, ends, i, out);
+		leaf(data, ends, base, i, out);
 }
 
 extern "C" __global__ void
-nodes(const byte *hashes, wide n, byte *out)
+nodes(wide n, const byte *hashes, byte *out)
 {
 	wide i = (wide)blockIdx.x * blockDim.x + threadIdx.x;
 

@@ -1,6 +1,6 @@
 """Leaf hashes and nodes on a graphics processor, for audits of billions of entries: trace.cu through cupy.
 
-Nothing chooses it by itself: whoever has that many makes a ``Cuda``. From how many on it pays,
+Nothing chooses it by itself: whoever has that many makes a ``Cuda(Cupy())``. From how many it pays,
 tests.bench.hashing tells where there is one."""
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from skep.native.trace import HASH
 
@@ -27,9 +27,24 @@ THREADS: Final = 128  # of a block
 CHUNK_MAX: Final = 256 * 1024 * 1024  # bytes on the device at a time, or one entry; hashes come to it
 
 
-class Cuda:
-    """The hashes, on the device that cupy uses. Raises ImportError without cupy, RuntimeError (cupy's
-    CUDARuntimeError) without a device."""
+class Device(Protocol):
+    """Something that runs the kernels, with memory of its own."""
+
+    def put(self, data: memoryview) -> Any:
+        """Its memory with these bytes in it."""
+
+    def room(self, size: int) -> Any:
+        """Some of its memory, for so many bytes."""
+
+    def run(self, kernel: str, count: int, *args: Any) -> None:
+        """Run a kernel ``count`` times, with memory and numbers."""
+
+    def get(self, memory: Any) -> bytes: ...
+
+
+class Cupy:
+    """The device that cupy uses. Raises ImportError without cupy, RuntimeError (cupy's CUDARuntimeError)
+    without a device."""
 
     def __init__(self) -> None:
         import cupy
@@ -38,8 +53,28 @@ class Cuda:
         cupy.cuda.runtime.getDevice()
         self._cupy: Any = cupy
         self._numpy: Any = numpy
-        module = cupy.RawModule(code=SOURCE, options=("--std=c++14",))
-        self._leaves, self._nodes = module.get_function("leaves"), module.get_function("nodes")
+        self._kernels: Any = cupy.RawModule(code=SOURCE, options=("--std=c++14",))
+
+    def put(self, data: memoryview) -> Any:
+        return self._cupy.asarray(self._numpy.frombuffer(data, self._numpy.uint8))
+
+    def room(self, size: int) -> Any:
+        return self._cupy.empty(size, self._cupy.uint8)
+
+    def run(self, kernel: str, count: int, *args: Any) -> None:
+        numbers = (self._numpy.uint64(arg) if isinstance(arg, int) else arg for arg in (count, *args))
+        self._kernels.get_function(kernel)((-(-count // THREADS),), (THREADS,), tuple(numbers))
+
+    def get(self, memory: Any) -> bytes:
+        return bytes(memory.get().tobytes())
+
+
+class Cuda:
+    """The hashes on a device; ``chunk_max`` bytes of entries at a time."""
+
+    def __init__(self, device: Device, chunk_max: int = CHUNK_MAX) -> None:
+        self._device = device
+        self._chunk_max = chunk_max
 
     def leaves(self, bodies: Sequence[bytes]) -> bytes:
         """The hash of each entry, joined."""
@@ -47,39 +82,29 @@ class Cuda:
 
     def leaves_of(self, data: bytes, ends: array[int]) -> bytes:
         """The same of entries that are joined, where each ends; ``ends`` is of 64 bits."""
-        cupy, view = self._cupy, memoryview(data)
-        out = bytearray(len(ends) * HASH)
-        for begin, end in chunks(ends):
+        device, bytes_, places = self._device, memoryview(data), memoryview(ends)
+        found = []
+        for begin, end in chunks(ends, self._chunk_max):
             base = ends[begin - 1] if begin else 0
-            bytes_ = self._there(view[base : ends[end - 1]])
-            where = self._there(memoryview(ends)[begin:end].cast("B")).view(cupy.uint64) - base
-            made = cupy.empty((end - begin) * HASH, cupy.uint8)
-            self._run(self._leaves, bytes_, where, end - begin, made)
-            out[begin * HASH : end * HASH] = made.get().tobytes()
-        return bytes(out)
+            # Empty ones have no bytes; a device has no memory of none.
+            there = device.put(bytes_[base : ends[end - 1]] or memoryview(b"\0"))
+            made = device.room((end - begin) * HASH)
+            device.run("leaves", end - begin, there, device.put(places[begin:end].cast("B")), base, made)
+            found.append(device.get(made))
+        return b"".join(found)
 
     def fold(self, hashes: bytes, levels: int) -> bytes:
-        """The nodes ``levels`` above these hashes, a multiple of 2**levels that the device has room for."""
-        below = self._there(memoryview(hashes))
+        """The nodes ``levels`` above these hashes, a multiple of 2**levels and not none, all of them at once."""
+        below, size = self._device.put(memoryview(hashes)), len(hashes)
         for _ in range(levels):
-            above = self._cupy.empty(below.size // 2, self._cupy.uint8)
-            self._run(self._nodes, below, above.size // HASH, above)
+            size //= 2
+            above = self._device.room(size)
+            self._device.run("nodes", size // HASH, below, above)
             below = above
-        return bytes(below.get().tobytes())
-
-    def _there(self, data: memoryview) -> Any:
-        """The bytes, on the device."""
-        return self._cupy.asarray(self._numpy.frombuffer(data, self._numpy.uint8))
-
-    def _run(self, kernel: Any, *args: Any) -> None:
-        """Run it once for each of as many as its last but one argument says."""
-        count = args[-2]
-        if count:
-            args = (*args[:-2], self._cupy.uint64(count), args[-1])
-            kernel((-(-count // THREADS),), (THREADS,), args)
+        return self._device.get(below)
 
 
-def chunks(ends: Sequence[int], chunk_max: int = CHUNK_MAX) -> Iterator[tuple[int, int]]:
+def chunks(ends: Sequence[int], chunk_max: int) -> Iterator[tuple[int, int]]:
     """The entries of each chunk, from and to: as many as it has room for, one at least."""
     begin = 0
     while begin < len(ends):

@@ -30,7 +30,7 @@ from rich.console import Console
 from rich.table import Table
 
 from skep.native.trace import HASH, Compiled, hashing
-from skep.native.trace_cuda import Cuda
+from skep.native.trace_cuda import Cuda, Cupy
 from skep.native.trace_twin import Twin
 from skep.trace.entry import OK, Line, canonical, entry_of
 from skep.trace.merkle import Frontier
@@ -160,7 +160,7 @@ def in_memory(entries: list[bytes]) -> dict[str, Callable[[], object]]:
 
 def device() -> Cuda | None:
     try:
-        return Cuda()
+        return Cuda(Cupy())
     except (ImportError, RuntimeError):
         return None
 
@@ -309,7 +309,7 @@ def proofs_told(leaves: int, took_us: dict[str, list[float]]) -> Iterator[str]:
 
 def cuda_told() -> str:
     try:
-        Cuda()
+        Cupy()
     except ImportError:
         return "CUDA did not run: cupy is not here (the extra cuda)"
     except RuntimeError as error:

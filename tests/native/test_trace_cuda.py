@@ -5,10 +5,10 @@ What could not run is skipped, and says what it was: ``pytest -rs tests/native/t
 from __future__ import annotations
 
 import importlib.util
-from array import array
-from collections.abc import Callable
 from itertools import accumulate
+from pathlib import Path
 from random import Random
+from typing import Any
 
 import cffi
 import pytest
@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from nvrtc import compiled, library
 
 from skep.native.trace import HASH
-from skep.native.trace_cuda import HERE, SOURCE, Cuda, chunks
+from skep.native.trace_cuda import HERE, SOURCE, Cuda, Cupy, chunks
 from skep.native.trace_twin import Twin
 
 TWIN = Twin()
@@ -25,73 +25,79 @@ SIZES = [0, 1, 54, 55, 56, 62, 63, 64, 65, 118, 119, 120, 127, 128, 490, 70_000]
 CALLS = """
 typedef unsigned char byte;
 typedef unsigned long long wide;
-void all_leaves(const byte *data, const wide *ends, wide n, byte *out);
-void all_nodes(const byte *hashes, wide n, byte *out);
+void all_leaves(wide n, const byte *data, const wide *ends, wide base, byte *out);
+void all_nodes(wide n, const byte *hashes, byte *out);
 """
 LOOPS = """
 void
-all_leaves(const byte *data, const wide *ends, wide n, byte *out)
+all_leaves(wide n, const byte *data, const wide *ends, wide base, byte *out)
 {
 	for (wide i = 0; i < n; i++)
-		leaf(data, ends, i, out);
+		leaf(data, ends, base, i, out);
 }
 
 void
-all_nodes(const byte *hashes, wide n, byte *out)
+all_nodes(wide n, const byte *hashes, byte *out)
 {
 	for (wide i = 0; i < n; i++)
 		node(hashes, i, out);
 }
 """
-Leaves = Callable[[list[bytes]], bytes]
-Nodes = Callable[[bytes], bytes]
+
+
+class AsC:
+    """A Device that is this processor: the kernels' text, compiled as C."""
+
+    def __init__(self, directory: Path) -> None:
+        ffi = cffi.FFI()
+        ffi.cdef(CALLS)
+        text = "\n".join((HERE / name).read_text() for name in ("sha256.h", "trace.cu"))
+        ffi.set_source("kernels_as_c", "#define DEVICE\n#define CONSTANT\n#define UNROLL\n" + text + LOOPS)
+        spec = importlib.util.spec_from_file_location("kernels_as_c", ffi.compile(tmpdir=str(directory)))
+        assert spec is not None
+        assert spec.loader is not None
+        self._made = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(self._made)
+        self._types = {"leaves": ("byte *", "wide *", "", "byte *"), "nodes": ("byte *", "byte *")}
+
+    def put(self, data: memoryview) -> bytearray:
+        assert len(data)
+        return bytearray(data)
+
+    def room(self, size: int) -> bytearray:
+        return bytearray(size)
+
+    def run(self, kernel: str, count: int, *args: Any) -> None:
+        buffer = self._made.ffi.from_buffer
+        given = [
+            buffer(type, arg) if type else arg for type, arg in zip(self._types[kernel], args, strict=True)
+        ]
+        getattr(self._made.lib, f"all_{kernel}")(count, *given)
+
+    def get(self, memory: bytearray) -> bytes:
+        return bytes(memory)
 
 
 @pytest.fixture(scope="module")
-def as_c(tmp_path_factory: pytest.TempPathFactory) -> tuple[Leaves, Nodes]:
-    """The kernels' text, compiled as C."""
-    ffi = cffi.FFI()
-    ffi.cdef(CALLS)
-    text = "\n".join((HERE / name).read_text() for name in ("sha256.h", "trace.cu"))
-    ffi.set_source("kernels_as_c", "#define DEVICE\n#define CONSTANT\n#define UNROLL\n" + text + LOOPS)
-    spec = importlib.util.spec_from_file_location(
-        "kernels_as_c", ffi.compile(tmpdir=str(tmp_path_factory.mktemp("cuda")))
-    )
-    assert spec is not None
-    assert spec.loader is not None
-    made = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(made)
-
-    def leaves(bodies: list[bytes]) -> bytes:
-        out = bytearray(len(bodies) * HASH)
-        ends = array("Q", accumulate(map(len, bodies)))
-        to = made.ffi.from_buffer
-        made.lib.all_leaves(to(b"".join(bodies)), to("wide *", ends), len(bodies), to("byte *", out))
-        return bytes(out)
-
-    def nodes(hashes: bytes) -> bytes:
-        out = bytearray(len(hashes) // 2)
-        made.lib.all_nodes(
-            made.ffi.from_buffer(hashes), len(out) // HASH, made.ffi.from_buffer("byte *", out)
-        )
-        return bytes(out)
-
-    return leaves, nodes
+def as_c(tmp_path_factory: pytest.TempPathFactory) -> AsC:
+    return AsC(tmp_path_factory.mktemp("cuda"))
 
 
 @pytest.mark.slow
 @settings(deadline=None)
 @given(
-    st.lists(st.one_of(st.sampled_from(SIZES), st.integers(0, 2_000)), max_size=9), st.integers(0, 1 << 32)
+    st.lists(st.one_of(st.sampled_from(SIZES), st.integers(0, 2_000)), max_size=9),
+    st.integers(0, 1 << 32),
+    st.integers(1, 5_000),
 )
-def test_as_c_the_kernels_hash_like_the_twin(as_c: tuple[Leaves, Nodes], sizes: list[int], seed: int) -> None:
-    leaves, nodes = as_c
+def test_as_c_the_kernels_hash_like_the_twin(as_c: AsC, sizes: list[int], seed: int, chunk_max: int) -> None:
     chance = Random(seed)
     bodies = [chance.randbytes(size) for size in sizes]
-    hashes = leaves(bodies)
+    cuda = Cuda(as_c, chunk_max)
+    hashes = cuda.leaves(bodies)
     assert TWIN.leaves(bodies) == hashes
-    hashes *= 2
-    assert TWIN.fold(hashes, 1) == nodes(hashes)
+    for levels in range(4) if hashes else ():
+        assert TWIN.fold(hashes * 8, levels) == cuda.fold(hashes * 8, levels)
 
 
 @pytest.mark.slow
@@ -107,7 +113,7 @@ def test_nvidias_compiler_takes_the_kernels() -> None:
 @pytest.mark.slow
 def test_on_a_device_the_kernels_hash_like_the_twin() -> None:
     try:
-        cuda = Cuda()
+        cuda = Cuda(Cupy())
     except ImportError:
         pytest.skip("did not run: cupy is not here (the extra cuda), nothing was hashed on a device")
     except RuntimeError as error:
