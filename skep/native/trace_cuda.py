@@ -94,7 +94,7 @@ class Cuda:
         return b"".join(found)
 
     def fold(self, hashes: bytes, levels: int) -> bytes:
-        """The nodes ``levels`` above these hashes, a multiple of 2**levels and not none, all of them at once."""
+        """The nodes ``levels`` above some hashes, a multiple of 2**levels; all of them go there at once."""
         below, size = self._device.put(memoryview(hashes)), len(hashes)
         for _ in range(levels):
             size //= 2
