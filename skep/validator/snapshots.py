@@ -33,10 +33,19 @@ class Checks:
     """The snapshots beside a ledger, each to be held against the state that is folded to its size."""
 
     def __init__(self, directory: Path, ledger: Ledger, keys: Collection[bytes]) -> None:
-        self.found: list[Checked] = []
+        self._found: list[Checked] = []
         self._paths = dict(listed(directory))
+        for size in self._paths:
+            # As where a ledger was put back that is older than they are.
+            if ledger.committed_root(size) is None:
+                self._found.append(Checked(size, "no commit of the ledger ends there", wrong=True))
         self._ledger = ledger
         self._keys = keys
+
+    @property
+    def found(self) -> list[Checked]:
+        """By their sizes."""
+        return sorted(self._found, key=lambda each: each.size)
 
     def hold(self, seq: int, state: HiveState) -> None:
         """The ledger's first ``seq`` entries mean ``state``."""
@@ -46,11 +55,11 @@ class Checks:
         try:
             said = self._compared(path, seq, state)
         except OtherCode as error:
-            self.found.append(Checked(seq, f"passed over: {error}", wrong=False))
+            self._found.append(Checked(seq, f"passed over: {error}", wrong=False))
         except SnapshotError as error:
-            self.found.append(Checked(seq, str(error), wrong=True))
+            self._found.append(Checked(seq, str(error), wrong=True))
         else:
-            self.found.append(Checked(seq, said, said != SAME))
+            self._found.append(Checked(seq, said, said != SAME))
 
     def _compared(self, path: Path, seq: int, state: HiveState) -> str:
         found = read_snapshot(path)

@@ -199,6 +199,14 @@ def test_it_may_be_killed_while_it_writes(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_it_writes_nothing_that_nobody_signs(tmp_path: Path) -> None:
+    with queen(tmp_path):
+        done = subprocess.run([*program(tmp_path), "--ask", bytes(32).hex()], cwd=ROOT, input="", text=True)
+    assert 1 == done.returncode
+    assert [] == listed(tmp_path)
+
+
+@pytest.mark.slow
 def test_by_hand_it_is_made_of_a_hive_that_nobody_serves(tmp_path: Path) -> None:
     with queen(tmp_path):
         done = run("snapshot", str(tmp_path))

@@ -145,6 +145,17 @@ def test_a_signed_snapshot_of_the_same_in_another_order_is_found(
     assert "snapshot of entry 30: it has the same state in another order" in lines
 
 
+def test_a_ledger_that_is_older_than_its_snapshots_is_found(
+    hive: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path in hive.glob("ledger.db*"):
+        path.unlink()
+    grow(hive / "ledger.db", list(story()[:20]))
+    assert 0 == run(["replay", str(hive)])
+    lines = said(capsys, str(hive), "--check-snapshots", status=1)
+    assert "snapshot of entry 30: no commit of the ledger ends there" in lines
+
+
 # which are believed
 
 
