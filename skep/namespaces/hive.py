@@ -23,7 +23,7 @@ from skep.namespaces.jobs import adoption, letters, placement, quotas, undecodab
 from skep.namespaces.jobs import core as jobs
 from skep.namespaces.jobs import record as job_record
 from skep.namespaces.jobs import verbs as job_verbs
-from skep.namespaces.jobs.envelope import arguments, scope_of
+from skep.namespaces.jobs.envelope import NONE, arguments, scope_of
 from skep.namespaces.jobs.placement import wanted_of
 from skep.namespaces.jobs.queues import AGEING_NS
 from skep.namespaces.locks import core as locks
@@ -184,6 +184,10 @@ class HiveState:
         except config.ConfigError as error:
             raise refusal(E.CONFLICT, f"config: {error}") from error
 
+    def of_settings(self, key: tuple[str, ...], found: Callable[[], tuple[int, ...]]) -> tuple[int, ...]:
+        """What ``found`` makes of settings and of nothing else, remembered as ``key`` until one changes."""
+        return self.config.made(key, found)
+
     def schema_version(self, reference: str, at: str) -> str:
         """The version that is referred to. Raises Refusal, which begins with ``at``."""
         try:
@@ -257,9 +261,8 @@ class HiveState:
         return self.pools.by_name[pool].refuses
 
     def load(self, pool: str) -> float:
-        queues = self.jobs.queues
-        busy = queues.count_waiting(pool) + queues.count_held(pool)
-        return busy / (self.pools.by_name[pool].capacity or 1)
+        queue = self.jobs.queues.of(pool)
+        return (queue.waiting + queue.held) / (self.pools.by_name[pool].capacity or 1)
 
     def has_node(self, tenant: str, words: frozenset[str]) -> bool:
         return self.nodes.has(tenant, words)
@@ -290,15 +293,23 @@ class HiveState:
         and the pool have. What it has and cannot be read, ends no lease early."""
         pool_ns = self.pools.by_name[request.pool].lease_ns
         scope = scope_of(request.tenant, request.workflow, request.step)
+        key = "lease", scope, request.topic, request.pool
         try:
-            of_topic = self.config.value(scope, f"topics/{request.topic}/lease")
-            of_pool = self.config.value(scope, f"pools/{request.pool}/lease")
+            is_last, least_ns = self.of_settings(key, lambda: self._lease_said(*key[1:]))
         except config.ConfigError:
             return pool_ns
-        said = [each.value for each in (of_pool, of_topic) if each.source.v and isinstance(each.value, int)]
+        if least_ns == NONE:
+            return pool_ns
+        return least_ns if is_last else min(pool_ns, least_ns)
+
+    def _lease_said(self, scope: str, topic: str, pool: str) -> tuple[bool, int]:
+        """Whether the pool has no say, and how long leases last as /config has it. Raises ConfigError."""
+        of_topic = self.config.value(scope, f"topics/{topic}/lease")
+        of_pool = self.config.value(scope, f"pools/{pool}/lease")
         if isinstance(of_topic.value, int) and config.owner(of_topic.source.scope) == HIVE_TENANT:
-            return of_topic.value
-        return min((pool_ns, *said))
+            return True, of_topic.value
+        said = (each.value for each in (of_pool, of_topic) if each.source.v)
+        return False, min((each for each in said if isinstance(each, int)), default=NONE)
 
     def queue_max(self, pool: str, scope: str) -> int:
         most, said = self.pools.by_name[pool].queue_max, self.setting(scope, f"pools/{pool}/waiting")

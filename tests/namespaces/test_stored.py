@@ -22,7 +22,7 @@ from skep.validator.replay import Replay
 from tests.validator.recorded import simulated, story
 
 # What is remembered to be quick, and how it comes back: made anew from what it is of, or empty.
-REMEMBERED = {"Config._layers", "Config._values", "Config.known", "Policy.live"}
+REMEMBERED = {"Config._layers", "Config._made", "Config.known", "Policy.live"}
 # What a state is made of besides dataclasses, Structs and tuples.
 HELD = {
     str,

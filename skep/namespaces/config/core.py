@@ -162,6 +162,7 @@ class Config:
     _layers: dict[str, Layer] = field(default_factory=dict, compare=False, repr=False)
     # What ``value`` would find again. Most lines ask for dozens of values, so it may be looked at first.
     known: dict[tuple[str, str], Said] = field(default_factory=dict, compare=False, repr=False)
+    _made: dict[tuple[str, ...], tuple[int, ...]] = field(default_factory=dict, compare=False, repr=False)
 
     def copy(self) -> Config:
         return Config(self.scopes.copy())
@@ -194,10 +195,19 @@ class Config:
             _remember(self._layers, scope, found)
         return found
 
+    def made(self, key: tuple[str, ...], make: Callable[[], tuple[int, ...]]) -> tuple[int, ...]:
+        """What ``make`` makes of values and of nothing else."""
+        found = self._made.get(key)
+        if found is None:
+            found = make()
+            _remember(self._made, key, found)
+        return found
+
     def changed(self) -> None:
         """Forget what was worked out."""
         self._layers.clear()
         self.known.clear()
+        self._made.clear()
 
 
 def _remember(cache: dict[Any, Any], key: object, found: object) -> None:

@@ -6,7 +6,7 @@ that has not ended is submitted anew under its id, as whoever imports it would s
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from msgspec.structs import replace
@@ -53,6 +53,9 @@ NO_LETTER: Final = "imported: it was no dead letter any more"
 
 class _Unset:
     """Configuration that says nothing: what has ended is not asked how it should be."""
+
+    def of_settings(self, key: tuple[str, ...], found: Callable[[], tuple[int, ...]]) -> tuple[int, ...]:
+        return found()
 
     def setting(self, scope: str, key: str) -> object:
         return None

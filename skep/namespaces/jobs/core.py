@@ -13,8 +13,6 @@ from collections.abc import Callable, Mapping
 from hashlib import sha256
 from typing import Final, Protocol
 
-import msgspec
-
 from skep.fs import ctl
 from skep.fs.errors import E
 from skep.namespaces.jobs import contract, envelope, preemption
@@ -41,6 +39,7 @@ from skep.namespaces.jobs.record import (
 from skep.namespaces.jobs.verbs import CHECKED, SUBMIT, VERSION
 from skep.namespaces.order import HIVE, HIVE_TENANT, Order, refusal
 from skep.trace.clock import duration, parse_duration
+from skep.trace.entry import canonical
 from skep.trace.rules import Decision, Refusal
 
 INPUT_MAX: Final = 16 * 1024  # bytes: it stands twice in an entry of 64 KiB. Longer inputs are artifacts.
@@ -51,7 +50,7 @@ BACKOFF_DOUBLINGS_MAX: Final = 16  # of jobs/backoff: no number grows without bo
 BUDGET: Final = "budget"  # the code of a job that has used up what it had
 
 
-class World(preemption.World, contract.World, Protocol):
+class World(preemption.World, contract.World, envelope.World, Protocol):
     """What the other nouns know of a job's surroundings."""
 
     def defaults_of(self, topic: str, pool: str) -> Mapping[str, str]:
@@ -176,7 +175,7 @@ _MEANT: Final = {
 def body_of(args: Mapping[str, str]) -> str:
     """The hash of what a request says, however it is spelled: what must be the same under the same key."""
     said = [(name, _MEANT[name](value)) for name, value in sorted(args.items()) if name in _MEANT]
-    return sha256(msgspec.json.encode(said, order="sorted")).hexdigest()
+    return sha256(canonical(said)).hexdigest()
 
 
 def input_of(args: Mapping[str, str], tenant: str, world: World) -> tuple[str | None, str]:

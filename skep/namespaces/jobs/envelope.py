@@ -34,6 +34,7 @@ _WORDS: Final[Mapping[str, str]] = {
 _DURATIONS: Final[Mapping[str, str]] = {
     "timeout": "timeout_ns", "deadline": "deadline_ns", "runtime": "runtime_ns",
 }  # fmt: skip
+_NUMBERS: Final[Mapping[str, str]] = {**_DURATIONS, "priority": "priority", "retries": "retries"}
 # Where /config says what a submit, its topic's map and its pool do not; the first that says something.
 _SETTINGS: Final[Mapping[str, tuple[str, ...]]] = {
     "timeout": ("topics/{}/timeout", "jobs/timeout"),
@@ -49,9 +50,15 @@ _LIMITS: Final[Mapping[str, str]] = {
 }  # fmt: skip
 
 
+NONE: Final = -1  # among numbers: there is none
+
+
 class World(Protocol):
     def setting(self, scope: str, key: str) -> object:
         """What /config has for the key in the scope; None: nothing. Raises Refusal when it cannot be read."""
+
+    def of_settings(self, key: tuple[str, ...], found: Callable[[], tuple[int, ...]]) -> tuple[int, ...]:
+        """What ``found`` makes of settings and of nothing else, remembered as ``key`` until one changes."""
 
 
 def scope_of(tenant: str, workflow: str, step: str) -> str:
@@ -71,10 +78,10 @@ def fields(own: Mapping[str, str], defaults: Mapping[str, str], scope: str, worl
     labels = ctl.labels(args["labels"]) if "labels" in args else {}
     _check(args, labels)
     found: dict[str, Any] = {_WORDS[name]: args[name] for name in args.keys() & _WORDS.keys()}
-    for name, field in _DURATIONS.items():
-        found[field] = _bounded(name, own, args, scope, world)
-    found["priority"] = _bounded("priority", own, args, scope, world)
-    found["retries"] = _bounded("retries", own, args, scope, world)
+    topic = args["topic"]
+    bounds = world.of_settings(("bounds", scope, topic), lambda: _bounds(scope, topic, world))
+    for (name, field), unsaid, most in zip(_NUMBERS.items(), bounds[::2], bounds[1::2], strict=True):
+        found[field] = _bounded(name, own, args[name], most) if name in args else unsaid
     found["labels"] = labels
     found["requires"] = _sorted(args, "requires")
     found["risk"] = _sorted(args, "risk")
@@ -83,16 +90,28 @@ def fields(own: Mapping[str, str], defaults: Mapping[str, str], scope: str, worl
     return found
 
 
-def _bounded(name: str, own: Mapping[str, str], args: Mapping[str, str], scope: str, world: World) -> int:
-    """What is said, else configured, and no more than the limit; 0: nothing is said."""
-    read: Callable[[str], int] = parse_duration if name in _DURATIONS else int
-    found = read(args[name]) if name in args else _configured(name, scope, world, args["topic"])
-    most = world.setting(scope, _LIMITS[name]) if name in _LIMITS else None
-    if not isinstance(most, int):
+def _bounds(scope: str, topic: str, world: World) -> tuple[int, ...]:
+    """Two of each number: what is configured (0: nothing is), no more than the limit, and the limit."""
+    found = []
+    for name in _NUMBERS:
+        unsaid = _configured(name, scope, world, topic)
+        most = world.setting(scope, _LIMITS[name]) if name in _LIMITS else None
+        found += [_least(name, unsaid, most), most] if isinstance(most, int) else [unsaid, NONE]
+    return tuple(found)
+
+
+def _bounded(name: str, own: Mapping[str, str], said: str, most: int) -> int:
+    """What is said, and no more than the limit."""
+    found = parse_duration(said) if name in _DURATIONS else int(said)
+    if most == NONE:
         return found
     if name in own and found > most:
         shown = duration(most) if name in _DURATIONS else most
-        raise refusal(E.QUOTA, f"{name} have={own[name]} max={shown}")
+        raise refusal(E.QUOTA, f"{name} have={said} max={shown}")
+    return _least(name, found, most)
+
+
+def _least(name: str, found: int, most: int) -> int:
     # A duration of 0 has no end.
     return min(found or most, most) if name in _DURATIONS else min(found, most)
 

@@ -193,6 +193,8 @@ class Fit:
             needs = self._world.needs(self._pool, tenant)
         except Refusal as unreadable:
             return unreadable.text
+        if not needs and not requires:
+            return ""
         lacks = sorted((needs | frozenset(requires)) - self.offers)
         return f"it has no {','.join(lacks)}" if lacks else ""
 

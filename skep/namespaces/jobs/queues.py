@@ -27,8 +27,11 @@ AGEING_NS: Final = 30 * SECOND  # of waiting outweigh one step of priority, wher
 KINDS_MAX: Final = 2048  # lanes of a tenant in a pool: a lease of anybody's may look at the head of each.
 GONE_MIN: Final = 32  # jobs that left a lane from its middle before it is made anew.
 
-# What a job is in its queue by its state; no state else counts.
-PART: Final = {"queued": "waits", "leased": "held", "running": "held"}
+# What a job is in its queue by its state; "": nothing.
+PART: Final = {
+    "queued": "waits", "leased": "held", "running": "held",
+    "delayed": "", "succeeded": "", "failed": "", "cancelled": "",
+}  # fmt: skip
 
 Band = tuple[int, tuple[str, ...]]  # priority, requires
 Lane = tuple[str, int]  # actor, the time limit of an attempt in ns (0: none)
@@ -116,7 +119,9 @@ class _Band:
         return _Band({name: lane.copy() for name, lane in self.lanes.items()}, self.heads.copy())
 
     def add(self, name: Lane, waiting: Waiting) -> None:
-        lane = self.lanes.setdefault(name, _Lane())
+        lane = self.lanes.get(name)
+        if lane is None:
+            lane = self.lanes[name] = _Lane()
         before = lane.heap[0] if lane.heap else None
         lane.add(waiting)
         self._moved(name, lane, before)
@@ -215,9 +220,9 @@ class _Queue:
             share = self.shares[tenant] = _Share()
         return share
 
-    def stand(self, tenant: str, waiting: int = 0, held: int = 0, served: int = 0) -> None:
-        """Change a share's numbers, and its place among the tenants with them; ``served`` 0: as it was."""
-        share = self.share(tenant)
+    def stand(self, tenant: str, share: _Share, waiting: int, held: int, served: int) -> None:
+        """Change the tenant's share's numbers, and its place among the tenants with them; ``served`` 0: as it
+        was."""
         if share.waiting:
             del self.order[bisect_left(self.order, (share.held, share.served, tenant))]
         share.waiting += waiting
@@ -302,6 +307,10 @@ class Queues:
     def count_held(self, pool: str) -> int:
         return self.by_pool.get(pool, _NONE).held
 
+    def of(self, pool: str) -> _Queue:
+        """The pool's, to be looked at."""
+        return self.by_pool.get(pool, _NONE)
+
     def count_kinds(self, request: Submitted) -> int:
         """How many kinds of its tenant's jobs wait in the pool of a job that would be one more; 0: such wait
         there already."""
@@ -319,46 +328,50 @@ class Queues:
 
     def moved(self, before: Job | None, after: Job) -> None:
         """A job's record was ``before`` (None: it was not there) and is ``after``."""
-        was, now = None if before is None else PART.get(before.state), PART.get(after.state)
-        if was is now:
+        was, now = "" if before is None else PART[before.state], PART[after.state]
+        if was == now:
             return
-        if before is not None and was is not None:
-            (self._remove if was == "waits" else self._drop)(before)
-        if now is not None:
-            (self._add if now == "waits" else self._hold)(after)
+        request = after.request
+        queue = self.by_pool.get(request.pool)
+        if queue is None:
+            queue = self.by_pool[request.pool] = _Queue()
+        share, served = queue.share(request.tenant), 0
+        if before is not None and was == "waits":
+            self._remove(share, before)
+        elif before is not None and was == "held":
+            self._drop(before.node)
+        if now == "waits":
+            self._add(share, after)
+        elif now == "held":
+            self.by_node[after.node] = self.by_node.get(after.node, 0) + 1
+            served = self.number()
+        waits, holds = (now == "waits") - (was == "waits"), (now == "held") - (was == "held")
+        queue.stand(request.tenant, share, waits, holds, served)
 
     def number(self) -> int:
         """The next number."""
         self.last += 1
         return self.last
 
-    def _add(self, job: Job) -> None:
+    def _add(self, share: _Share, job: Job) -> None:
         request = job.request
-        queue = self.by_pool.get(request.pool)
-        if queue is None:
-            queue = self.by_pool[request.pool] = _Queue()
-        band = queue.share(request.tenant).bands.setdefault((request.priority, request.requires), _Band())
-        band.add((request.actor, bound_ns(request)), Waiting(job.queued_ns, job.place, job.id))
-        queue.stand(request.tenant, waiting=1)
+        name = request.priority, request.requires
+        band = share.bands.get(name)
+        if band is None:
+            band = share.bands[name] = _Band()
+        band.add((request.actor, bound_ns(request)), Waiting(job.queued_ns, job.place, request.job))
 
-    def _remove(self, job: Job) -> None:
+    def _remove(self, share: _Share, job: Job) -> None:
         request = job.request
-        queue, name = self.by_pool[request.pool], (request.priority, request.requires)
-        share = queue.shares[request.tenant]
+        name = request.priority, request.requires
         band = share.bands[name]
-        band.remove((request.actor, bound_ns(request)), Waiting(job.queued_ns, job.place, job.id))
+        band.remove((request.actor, bound_ns(request)), Waiting(job.queued_ns, job.place, request.job))
         if not band.lanes:
             del share.bands[name]
-        queue.stand(request.tenant, waiting=-1)
 
-    def _hold(self, job: Job) -> None:
-        self.by_pool[job.request.pool].stand(job.request.tenant, held=1, served=self.number())
-        self.by_node[job.node] = self.by_node.get(job.node, 0) + 1
-
-    def _drop(self, job: Job) -> None:
-        self.by_pool[job.request.pool].stand(job.request.tenant, held=-1)
-        left = self.by_node[job.node] - 1
+    def _drop(self, node: str) -> None:
+        left = self.by_node[node] - 1
         if left:
-            self.by_node[job.node] = left
+            self.by_node[node] = left
         else:
-            del self.by_node[job.node]
+            del self.by_node[node]

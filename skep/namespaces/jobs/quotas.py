@@ -50,12 +50,12 @@ def room(usage: Usage, world: World, tenant: str, actor: str, now_ns: int, bound
     ``bound_ns`` each (0: a moment). Raises Refusal when the limits cannot be read."""
     found = ROOM_MAX
     for who, keys in ((ALL, TENANT), (actor, ACTOR)) if actor != ALL else ((ALL, TENANT),):
-        used = usage.of(tenant, who)
         most = world.limit(tenant, keys.held)
         if most is not None:
-            found = min(found, most - used.held)
+            found = min(found, most - usage.of(tenant, who).held)
         most_ns = world.limit(tenant, keys.runtime)
         if most_ns is not None:
+            used = usage.of(tenant, who)
             left_ns = most_ns - usage.ran_ns(used, now_ns) - used.reserved_ns
             found = min(found, left_ns // max(bound_ns, 1))
     return max(found, 0)
@@ -75,7 +75,8 @@ def admitted(usage: Usage, event: Submitted, now_ns: int, world: World) -> Submi
         if most is not None and used.waiting >= most:
             raise refusal(E.QUOTA, over(_name(keys.waiting), used.waiting, most))
         _check_bound(event, keys, world)
-        costs.append(_cost_ns(used.owed_ns(now_ns), keys.submits, world.limit(event.tenant, keys.submits)))
+        most = world.limit(event.tenant, keys.submits)
+        costs.append(0 if most is None else _cost_ns(used.owed_ns(now_ns), keys.submits, most))
     return msgspec.structs.replace(event, cost_ns=costs[0], actor_cost_ns=costs[1]) if any(costs) else event
 
 
@@ -90,11 +91,9 @@ def _check_bound(event: Submitted, keys: Limits, world: World) -> None:
         raise refusal(E.QUOTA, over(_name(keys.runtime), duration(bound_ns(event)), duration(most_ns)))
 
 
-def _cost_ns(owed_ns: int, key: str, most: int | None) -> int:
+def _cost_ns(owed_ns: int, key: str, most: int) -> int:
     """What a submission costs where ``most`` may come in a second: they may come at once, and then one each
     time that one has been paid for. So in any t seconds no more than ``most`` (1 + t) come."""
-    if most is None:
-        return 0
     if most == 0:
         raise refusal(E.QUOTA, over(_name(key), 0, 0))
     cost_ns = paid_in_ns(most)

@@ -299,7 +299,7 @@ def visible(job: Job, role: str, tenant: str, node: str) -> bool:
 def apply(jobs: Jobs, event: Event, meta: Meta) -> list[str]:
     """Change ``jobs`` by ``event``; the jobs of which nothing but the ledger's index knows any more."""
     fold(jobs, event, meta)
-    gone = [job for job in _buried(event) if job not in jobs.by_id]
+    gone = [] if type(event) not in _ALONE else [job for job in _buried(event) if job not in jobs.by_id]
     past, now_ns = jobs.past, meta.time_ns
     if past.keys and past.keys[0][0] <= now_ns:
         for _, tenant, key in past.free(now_ns):

@@ -24,8 +24,16 @@ if TYPE_CHECKING:  # what is counted here is a part of what is recorded there
 DAY: Final = 24 * HOUR
 OWED_MAX_NS: Final = 2 * SECOND  # more than a second's worth is not lent: the clock was put back.
 # The states that count, as waiting and as held.
-COUNTED: Final = {"queued": (1, 0), "delayed": (1, 0), "leased": (0, 1), "running": (0, 1)}
-NEITHER: Final = (0, 0)
+COUNTED: Final = {
+    "queued": (1, 0), "delayed": (1, 0), "leased": (0, 1), "running": (0, 1),
+    "": (0, 0), "succeeded": (0, 0), "failed": (0, 0), "cancelled": (0, 0),
+}  # fmt: skip
+# What a job that goes from the one state ("": it was not there) to the other changes of them.
+CHANGES: Final = {
+    (was, now): (waits - waited, held - was_held)
+    for was, (waited, was_held) in COUNTED.items()
+    for now, (waits, held) in COUNTED.items()
+}
 ALL: Final = ""  # in an actor's place: all of the tenant's together.
 
 
@@ -68,15 +76,9 @@ class Usage:
         """A job's record was ``before`` (None: it was not there) and is ``after``."""
         if time_ns // MINUTE > self.swept:
             self._turn_to(time_ns)
+        waiting, held = CHANGES["" if before is None else before.state, after.state]
         request = after.request
-        cost_ns = actor_cost_ns = 0
-        if before is None:
-            waited, was_held = NEITHER
-            cost_ns, actor_cost_ns = request.cost_ns, request.actor_cost_ns
-        else:
-            waited, was_held = COUNTED.get(before.state, NEITHER)
-        waits, is_held = COUNTED.get(after.state, NEITHER)
-        waiting, held = waits - waited, is_held - was_held
+        cost_ns, actor_cost_ns = (request.cost_ns, request.actor_cost_ns) if before is None else (0, 0)
         if not (held or waiting or cost_ns or actor_cost_ns):
             return
         ran_ns = attempt_ns(request, after.attempts[-1], self.day) if held < 0 else 0
@@ -120,7 +122,8 @@ class Usage:
 
 def bound_ns(request: Submitted) -> int:
     """How long one attempt of the job may run, at most; 0: there is no limit."""
-    return min(request.timeout_ns, request.runtime_ns) or request.timeout_ns or request.runtime_ns
+    timeout_ns, runtime_ns = request.timeout_ns, request.runtime_ns
+    return min(timeout_ns, runtime_ns) if timeout_ns and runtime_ns else timeout_ns or runtime_ns
 
 
 def attempt_ns(request: Submitted, attempt: Attempt, day: int) -> int:

@@ -99,8 +99,8 @@ class Placed(NamedTuple):
 
 
 class _Concerned(NamedTuple):
-    """The policies that an action of a role concerns. ``seen`` None: decisions are not to be remembered. ``typed``:
-    whether each value that is seen has one type, whatever the request."""
+    """The policies that an action of a role concerns. ``seen`` None: decisions are not to be remembered.
+    ``typed``: whether each value that is seen has one type, whatever the request."""
 
     policies: tuple[Placed, ...]
     handle: cedarpy.PolicySet
