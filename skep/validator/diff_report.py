@@ -11,6 +11,7 @@ from skep.validator.diff_traces import Shown
 
 SHOWN_MAX: Final = 10_000  # differences that a report holds; the rest is counted.
 FIELDS_MAX: Final = 50  # of one of them
+TEXT_MAX: Final = 64 << 20  # characters of all of them: entries of 64 KiB each would be ten times as many.
 SAME, DRIFT, TOO_FEW = 0, 30, 31  # how it ends, and the exit status
 
 
@@ -77,11 +78,16 @@ class Tally:
         self.report = report
         self._may = rules.may
         self._used = [0] * len(rules.may)
+        self._room = TEXT_MAX
 
     @property
     def full(self) -> bool:
         """Whether what comes is only counted."""
-        return len(self.report.changes) >= SHOWN_MAX and not self._may
+        return self._is_over and not self._may
+
+    @property
+    def _is_over(self) -> bool:
+        return len(self.report.changes) >= SHOWN_MAX or self._room <= 0
 
     def count(self, kind: str) -> None:
         self.report.counts[kind] += 1
@@ -93,10 +99,12 @@ class Tally:
             self.report.excused += 1
         else:
             self.count(change.kind)
-        if len(self.report.changes) >= SHOWN_MAX:
+        if self._is_over:
             return False
         told = msgspec.structs.replace(change, fields=change.fields[:FIELDS_MAX], excused=why)
         self.report.changes.append(told)
+        self._room -= sum(len(each.said) + len(each.outcome) for each in (told.a, told.b) if each is not None)
+        self._room -= sum(len(field.a) + len(field.b) for field in told.fields)
         return True
 
     def _excuse(self, change: Change) -> str:

@@ -15,6 +15,7 @@ from skep.validator.diff_report import DRIFT, SAME, TOO_FEW, Change, Report
 from skep.validator.diff_traces import Shown
 
 VALUE_MAX: Final = 2000  # characters of one value on the page; all of it is in the JSON
+PAGE_MAX: Final = 16 << 20  # characters of all rows; browsers are slow with more.
 VERDICTS: Final = {SAME: "the same", DRIFT: "they differ", TOO_FEW: "too few to compare"}
 SIGNS: Final = {"added": "+", "removed": "−", "changed": "~", "moved": "→"}
 
@@ -99,7 +100,14 @@ def _table(changes: list[Change]) -> str:
     if not changes:
         return ""
     head = "<tr><th></th><th>first</th><th>second</th><th>who, where and what</th></tr>"
-    return f"<table><thead>{head}</thead><tbody>\n{''.join(map(_row, changes))}</tbody></table>\n"
+    rows, room = [], PAGE_MAX
+    for change in changes:
+        rows.append(_row(change))
+        room -= len(rows[-1])
+        if room <= 0:
+            rows.append(f'<tr><td colspan="4">… and {len(changes) - len(rows):,} more</td></tr>\n')
+            break
+    return f"<table><thead>{head}</thead><tbody>\n{''.join(rows)}</tbody></table>\n"
 
 
 def _row(change: Change) -> str:

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from logs import KEYS, ORIGIN, as_tiles, bodies, checkpoint
+from msgspec.structs import replace
 from recorded import Recorder, entry_with, forged, ledger, story, tampered
 from talks import BEGIN, recording
 
@@ -22,10 +23,10 @@ from skep.trace.note import sign_note
 from skep.trace.snapshot import Head, state_hash, write_snapshot
 from skep.trace.sqlite import SqliteLedger
 from skep.validator.diff import diff_traces
-from skep.validator.diff_report import Change, Report
+from skep.validator.diff_report import TEXT_MAX, Change, Report, Tally
 from skep.validator.diff_rules import Rules, parse_rules
-from skep.validator.diff_traces import NotTold, opened
-from skep.validator.page import page
+from skep.validator.diff_traces import NotTold, Shown, opened
+from skep.validator.page import PAGE_MAX, page
 from skep.validator.replay import Replay
 from tests.namespaces.hives import W1, W2
 
@@ -289,8 +290,8 @@ def test_rows_of_snapshots_are_compared_by_their_names(
 def snapshot(n: int) -> tuple[bytes, bytes]:
     """What the first entries of the story come to, as a signed note and the state's bytes."""
     replay = Replay()
-    for seq, body in enumerate(story()[:n], 1):
-        replay.fold(replay.decode(seq, body))
+    for seq, each in enumerate(story()[:n], 1):
+        replay.fold(replay.decode(seq, each))
     packed = pack_state(replay.state)
     head = Head(ORIGIN, n, bytes(32), state_hash(packed), replay.digest(), "0" * 64)
     return sign_note(head.text(), ORIGIN, KEYS[:1]), packed
@@ -369,3 +370,14 @@ def test_ten_thousand_differences_are_shown_and_the_rest_is_counted(tmp_path: Pa
     report = found(tmp_path, bodies(2), bodies(10_052))
     assert (10_000, 50, 10_050) == (len(report.changes), report.beyond, report.counts["added"])
     assert "50 more differences are counted" in page(report, "a", "b")
+
+
+@pytest.mark.slow
+def test_a_report_of_large_entries_is_bounded_too() -> None:
+    report = Report("entries", 0, 1500)
+    tally = Tally(report, Rules())
+    for n in range(1500):
+        tally.add(Change("added", None, Shown(n + 1, "", "", "", "<" * 60_000, "")))
+    assert TEXT_MAX // 60_000 + 1 == len(report.changes)
+    assert 1500 - len(report.changes) == report.beyond
+    assert len(page(replace(report, changes=report.changes * 8), "a", "b")) < PAGE_MAX + 100_000
