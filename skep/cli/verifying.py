@@ -43,12 +43,19 @@ class Inconsistent(Failed):
     "checkpoint, must be cosigned.",
 )
 @click.option("--quorum", type=click.IntRange(1), help="By so many of them. Default: a majority.")
+@click.option(
+    "--copy",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="Also keep there what was read: a directory of tiles, to be verified again.",
+)
 @click.argument("target")
 def verify_command(
     checkpoint: Path | None,
     keys: tuple[str, ...],
     witnesses: tuple[str, ...],
     quorum: int | None,
+    copy: Path | None,
     target: str,
 ) -> None:
     """Verify that a log was not changed, cut, forked or rewound. Every entry and hash is looked at, and who
@@ -66,7 +73,7 @@ def verify_command(
       cp n/hive/log/trace/checkpoint ~/kept
       skep verify n/hive
       skep verify --checkpoint ~/kept var/hive/ledger.db
-      skep verify --checkpoint ~/kept tls:hive.example.org:5640
+      skep verify --checkpoint ~/kept --copy ~/evidence tls:hive.example.org:5640
     """
     from skep.trace.note import COSIGNER, NoteError, parse_note, parse_vkey
     from skep.validator.found import Finding
@@ -85,7 +92,7 @@ def verify_command(
         if known and old is None:
             old = parse_note(_agreed(target))
         cosigned = check_witnessed(old, known, need) if known and old is not None else []
-        verified = _verified(target, old, pinned)
+        verified = _verified(target, old, pinned, copy)
     except NoteError as error:
         raise Failed(f"{target}: agreed: {error}") from error
     except Finding as error:
@@ -116,14 +123,16 @@ def _agreed(target: str) -> bytes:
     return found
 
 
-def _verified(target: str, old: Note | None, pinned: list[Vkey]) -> Verified:
+def _verified(target: str, old: Note | None, pinned: list[Vkey], copy: Path | None) -> Verified:
     from skep.validator.sources import LedgerSource
     from skep.validator.verify import verify
 
     path = Path(target)
     if path.is_file():
+        if copy is not None:
+            raise click.UsageError(f"--copy: {target} is a file, which cp copies")
         source = LedgerSource(path)
         if old is not None and not pinned and not source.keys():
             raise Failed(f"{target}: it names no key by which a checkpoint could be told: --key does")
         return verify(source, old, pinned)
-    return of_log(target, lambda source: verify(source, old, pinned))
+    return of_log(target, lambda source: verify(source, old, pinned), copy)
