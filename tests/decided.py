@@ -1,4 +1,5 @@
-"""What a hive of the tests has written down is decided again by the validator: no line comes out other."""
+"""What a hive of the tests has written down is decided again by the validator: no line comes out other. What
+holds in every hive, holds of it."""
 
 from __future__ import annotations
 
@@ -6,11 +7,16 @@ from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
+from skep.roles.outside import outside_of
 from skep.trace.ledger import Ledger, open_ledger
+from skep.validator import rules
+from skep.validator.assertions import check
+from skep.validator.facts import LedgerFacts
 from skep.validator.lines import differences
 from skep.validator.replay import Replay
 from skep.validator.report import Tail, report
 
+DEFAULT = Path(rules.__file__).with_name("default.rules")
 ENTRIES_MAX = 5000  # of one ledger: of long stories the beginning
 
 
@@ -36,3 +42,13 @@ def check_directory(directory: Path) -> None:
     """The ledger of a hive that has ended."""
     with closing(open_ledger(str(directory / "ledger.db"))) as ledger:
         check_decided(ledger)
+    with closing(open_ledger(str(directory / "ledger.db"))) as ledger:
+        check_asserted(ledger)
+
+
+def check_asserted(ledger: Ledger) -> None:
+    """No rule is broken that holds in every hive."""
+    facts = LedgerFacts(outside_of())
+    told = (fact for seq, body in ledger.tail() if seq <= ENTRIES_MAX for fact in facts.of(seq, body))
+    found = check(rules.read(DEFAULT.read_text()), told, talk=False)
+    assert not [each for each in found if each.broken]

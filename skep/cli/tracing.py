@@ -35,7 +35,7 @@ class BadRules(Failed):
 
 @click.group()
 def trace_command() -> None:
-    """Show and check what happened: ledgers, and recorded conversations.
+    """Show and check ledgers and recorded conversations.
 
     \b
     Examples:
