@@ -20,7 +20,7 @@ from skep.namespaces.live import told_as_fs_error
 from skep.namespaces.log.tree import shown
 from skep.namespaces.log.witnesses import Witness, Witnesses
 from skep.trace.checkpoint import parse_checkpoint
-from skep.trace.clock import MS, SECOND, duration, rfc3339
+from skep.trace.clock import MS, SECOND, rfc3339
 from skep.trace.cosignature import Cosignature, cosignatures
 from skep.trace.note import COSIGNER, NoteError, parse_note, parse_vkey
 from skep.trace.whole import write_whole
@@ -162,7 +162,8 @@ class Quorum:
             raise FsError(E.INVALID, f"{witness.name} has cosigned {before.size} entries since")
         found.cosigned[witness.name] = cosignature
         self.heard[witness.name] = Heard(found.size, now_ns, cosignature.time_s)
-        self.grown_ns.pop(witness.name, None)
+        if before is None or found.size > before.size:
+            self.grown_ns.pop(witness.name, None)
 
     # what is agreed
 
@@ -207,15 +208,16 @@ class Quorum:
         now_ns, limit_ns = self.hive.clock.now_ns(), self._limit_ns()
         heard = self.heard.get(witness.name)
         if witness.why and (heard is None or heard.time_ns <= witness.told_ns):
-            return Standing("disagrees", witness.why, False)
+            return Standing("disagrees", f"{witness.why}, told {_at(witness.told_ns)}", False)
         if heard is None:
             since_ns = max(witness.since_ns, self.hive.started_ns)
-            return Standing("missing", "not heard yet", now_ns - since_ns <= limit_ns)
+            return Standing("missing", f"not heard since {_at(since_ns)}", now_ns - since_ns <= limit_ns)
         if now_ns - heard.time_ns > limit_ns:
-            return Standing("missing", f"not heard for more than {duration(limit_ns)}", False)
-        if now_ns - self.grown_ns.get(witness.name, now_ns) > limit_ns:
-            why = f"{self.evidence.size - heard.size} entries, for more than {duration(limit_ns)}"
-            return Standing("behind", why, False)
+            return Standing("missing", f"not heard since {_at(heard.time_ns)}", False)
+        since_ns = self.grown_ns.get(witness.name, now_ns)
+        if now_ns - since_ns > limit_ns:
+            entries = self.evidence.size - heard.size
+            return Standing("behind", f"by {entries} entries since {_at(since_ns)}", False)
         return Standing("agrees", "", True)
 
     def _limit_ns(self) -> int:
@@ -269,6 +271,10 @@ class Quorum:
         except FsError as error:
             # It is said again at the next tick; a full disk has said so itself.
             log.warning("quorum: %s", error)
+
+
+def _at(time_ns: int) -> str:
+    return f"{rfc3339(time_ns)[:19]}Z"
 
 
 def _size(note: bytes) -> int:
