@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from skep.boot.classes import CLASSES
 from skep.fs.errors import E, FsError
 from skep.fs.local import local
 from skep.namespaces.jobs.record import MOVES, TERMINAL
@@ -72,6 +73,12 @@ def test_the_tree_is_that_of_the_code() -> None:
 
 def test_the_life_of_a_job_is_that_of_the_table() -> None:
     generated(ROOT / "docs" / "JOBS.md", "life", life())
+
+
+def test_the_causes_are_those_of_the_table() -> None:
+    rows = [f"| {row.status} | `{cause.value}` | {row.meaning} |\n" for cause, row in CLASSES.items()]
+    head = "| status | cause | |\n|---|---|---|\n"
+    generated(ROOT / "docs" / "BOOT.md", "causes", head + "".join(rows))
 
 
 def test_the_ten_line_program_is_the_example() -> None:

@@ -8,6 +8,7 @@ from typing import Final
 import click
 
 COMMANDS: Final = {
+    "run": "Boot an image: count to its milestones, and say what became of it.",
     "guest": "Build small images to try the boot lab with.",
 }
 

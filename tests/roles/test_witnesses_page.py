@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.daemons import daemon, queen
-from tests.validator.typing_page import check_page
+from tests.pages import check_page
 
 
 @pytest.mark.slow

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 from recorded import ledger, story
-from typing_page import DOCS, check_page
 
 from skep.validator import facts
+from tests.pages import DOCS, check_page
 
 HOUSE = """nobody but operators and the hive writes policies:
     never write where ok and path under /policy and not role in operator, hive

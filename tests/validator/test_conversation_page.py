@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 from conversing import OPERATOR, Recording
 from recorded import ledger
-from typing_page import DOCS, check_page
 
 from skep.fs import messages as m
 from skep.fs.messages import NUMBERS, Dialect
 from skep.fs.ninept import Writer
 from skep.fs.wire import pack
 from skep.validator.volatile import FIELDS, PLACES
+from tests.pages import DOCS, check_page
 
 
 def forged(recording: Recording) -> bytes:

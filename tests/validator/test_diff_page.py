@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 from recorded import Recorder, ledger
-from typing_page import check_page
 
 from skep.trace.clock import ManualClock
+from tests.pages import check_page
 
 RULES = """at_least = 10
 

@@ -1,0 +1,77 @@
+"""Counts that were accepted once. They hold for the same firmware, QEMU and command line: any other has no
+baseline, which is no regression. The images are what is judged, so they are named in it and not compared."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from hashlib import file_digest
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from skep.boot.argv import command
+from skep.boot.manifest import Manifest, files_of
+
+SUFFIX: Final = ".baseline.json"
+
+
+class Key(msgspec.Struct, frozen=True):
+    """``firmware``: SHA-256 by name, where the manifest names it; QEMU's own comes with its version."""
+
+    qemu: str
+    argv: tuple[str, ...]
+    firmware: dict[str, str]
+
+
+class Baseline(msgspec.Struct, frozen=True):
+    """``counts``: instructions by milestone, of the images ``files`` (SHA-256 by name)."""
+
+    key: Key
+    counts: dict[str, int]
+    files: dict[str, str]
+
+
+class BaselineError(Exception):
+    """The file is no baseline."""
+
+
+def hashes(manifest: Manifest, base: Path) -> dict[str, str]:
+    """SHA-256 in hex of each file by name."""
+    found = {}
+    for name in files_of(manifest):
+        with (base / name).open("rb") as file:
+            found[name] = file_digest(file, "sha256").hexdigest()
+    return found
+
+
+def key_of(manifest: Manifest, files: Mapping[str, str], qemu: str) -> Key:
+    """What a count depends on beside the images: those are what is judged."""
+    fixed = {manifest.firmware: files[manifest.firmware]} if manifest.firmware else {}
+    return Key(qemu, tuple(command(manifest, exact=True)), fixed)
+
+
+def load(path: Path) -> Baseline | None:
+    """None when there is none yet. Raises BaselineError."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Baseline)
+    except FileNotFoundError:
+        return None
+    except msgspec.DecodeError as error:
+        raise BaselineError(f"{path}: {error}") from error
+
+
+def save(path: Path, baseline: Baseline) -> None:
+    made = msgspec.json.format(msgspec.json.encode(baseline, order="sorted"), indent=2)
+    path.write_bytes(made + b"\n")
+
+
+def slower(
+    accepted: Mapping[str, int], counts: Sequence[tuple[str, int]], tolerance: float
+) -> list[tuple[str, int, int]]:
+    """(milestone, accepted, now) where now is above accepted by more than ``tolerance`` per cent."""
+    return [
+        (name, accepted[name], now)
+        for name, now in counts
+        if name in accepted and now > accepted[name] * (1 + tolerance / 100)
+    ]

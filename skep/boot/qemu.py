@@ -1,0 +1,268 @@
+"""A QEMU of our own: its serial text, its monitor, its gdb stub, and that nothing of it is left.
+
+The serial port is a pipe with one reader from start to end, which waits for nothing else: a guest whose
+output nobody takes holds QEMU's lock. The monitor and the stub are socket pairs, so that no path is too long
+and none is raced for."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Final
+
+from qemu.qmp import ConnectError, Message, QMPClient, QMPError
+
+from skep.boot.gdb import GdbError, Packets, insert, packet, remove
+
+SERIAL_MAX: Final = 32 << 20  # bytes of a boot's text; what prints more is ended
+REPLY_S: Final = 10.0  # for an answer of the monitor, or of the stub to what is no wait
+END_S: Final = 2.0  # from asking QEMU to end to killing it
+PIECE: Final = 65536
+
+# Kills QEMU with us, whatever ends us.
+GUARD: Final = ("setpriv", "--pdeathsig", "KILL")
+
+
+class LabError(Exception):
+    """QEMU did not do its part."""
+
+
+class NotStarted(LabError):
+    """It ended, or did not answer, before the guest ran."""
+
+
+class Serial:
+    """What the guest prints, with the time of each piece. ``heard`` is called with each."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self.data = bytearray()
+        self.pieces: list[tuple[float, int]] = []  # (monotonic seconds, bytes up to there)
+        self.heard: Callable[[bytes], None] = lambda data: None
+        self.full = asyncio.Event()
+        os.set_blocking(fd, False)
+        asyncio.get_running_loop().add_reader(fd, self._readable)
+
+    def _readable(self) -> None:
+        try:
+            data = os.read(self._fd, PIECE)
+        except BlockingIOError:
+            return
+        if not data:
+            asyncio.get_running_loop().remove_reader(self._fd)
+            return
+        if len(self.data) >= SERIAL_MAX:
+            self.full.set()
+            return
+        self.data += data
+        self.pieces.append((time.monotonic(), len(self.data)))
+        self.heard(data)
+
+    def close(self) -> None:
+        """Take what is still in the pipe."""
+        before = -1
+        while before != len(self.data):
+            before = len(self.data)
+            with contextlib.suppress(OSError):
+                self._readable()
+        asyncio.get_running_loop().remove_reader(self._fd)
+        os.close(self._fd)
+
+
+class Stub:
+    """QEMU's gdb stub."""
+
+    def __init__(self, end: socket.socket) -> None:
+        end.setblocking(False)
+        self._socket = end
+        self._packets = Packets()
+        self._waiting: list[str] = []
+
+    async def ask(self, body: str, seconds: float = REPLY_S) -> str:
+        """Its answer, within ``seconds``. Raises LabError, TimeoutError."""
+        try:
+            async with asyncio.timeout(seconds):
+                return await self._ask(body)
+        except OSError as error:
+            if isinstance(error, TimeoutError):
+                raise
+            raise LabError(f"QEMU's gdb stub: {error.strerror}") from error
+
+    async def _ask(self, body: str) -> str:
+        loop = asyncio.get_running_loop()
+        await loop.sock_sendall(self._socket, packet(body))
+        while not self._waiting:
+            data = await loop.sock_recv(self._socket, PIECE)
+            if not data:
+                raise LabError("QEMU's gdb stub has closed")
+            try:
+                found = self._packets.feed(data)
+            except GdbError as error:
+                raise LabError(f"QEMU's gdb stub: {error}") from error
+            self._waiting += found
+            # For packets alone: any byte that comes while the guest runs, stops it.
+            await loop.sock_sendall(self._socket, b"+" * len(found))
+        return self._waiting.pop(0)
+
+    async def set_break(self, address: int) -> None:
+        await self._ok(insert(address))
+
+    async def clear_break(self, address: int) -> None:
+        await self._ok(remove(address))
+
+    async def go(self, seconds: float) -> str:
+        """Let the guest run until it stops. Raises TimeoutError when it does not."""
+        return await self.ask("c", seconds)
+
+    async def _ok(self, body: str) -> None:
+        answer = await self.ask(body)
+        if answer != "OK":
+            raise LabError(f"QEMU's gdb stub: {body}: {answer or 'not supported'}")
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+class Machine:
+    """A QEMU that has been started and waits for ``go``."""
+
+    def __init__(self, process: asyncio.subprocess.Process, serial: Serial, stub: Stub | None) -> None:
+        self.process = process
+        self.serial = serial
+        self.stub = stub
+        self.monitor = QMPClient("skep")
+        self.stderr = b""
+        self.was_reset = asyncio.Event()
+
+    async def execute(self, command: str, **arguments: object) -> Any:
+        """Raises LabError."""
+        try:
+            async with asyncio.timeout(REPLY_S):
+                return await self.monitor.execute(command, arguments or None)
+        except (QMPError, TimeoutError, OSError) as error:
+            raise LabError(f"{command}: {error or type(error).__name__}") from error
+
+    async def icount(self) -> int:
+        """Instructions since reset."""
+        return int((await self.execute("query-replay"))["icount"])
+
+    async def registers(self) -> str:
+        """As the monitor tells them to people; "" when it no longer does."""
+        with contextlib.suppress(LabError):
+            return str(await self.execute("human-monitor-command", **{"command-line": "info registers"}))
+        return ""
+
+    async def version(self) -> str:
+        said = (await self.execute("query-version"))["qemu"]
+        return f"{said['major']}.{said['minor']}.{said['micro']}"
+
+    async def follow(self) -> None:
+        """Watch for the reset that ends it."""
+        async for event in self.monitor.events:
+            if _is_reset(event):
+                self.was_reset.set()
+
+
+def _is_reset(event: Message) -> bool:
+    data = event.get("data")
+    reason = data.get("reason") if isinstance(data, dict) else ""
+    return event.get("event") == "RESET" or (event.get("event") == "SHUTDOWN" and reason == "guest-reset")
+
+
+@asynccontextmanager
+async def started(
+    argv: Sequence[str], where: Path, seconds: float, debugged: bool = False
+) -> AsyncIterator[Machine]:
+    """QEMU with ``argv`` in directory ``where``, stopped before its first instruction; ended at the end.
+
+    Raises NotStarted."""
+    ours, theirs = socket.socketpair()
+    serial_end, serial_fd = os.pipe()
+    more = [
+        *("-chardev", f"file,id=serial0,path=/dev/fd/{serial_fd}", "-serial", "chardev:serial0"),
+        *("-chardev", f"socket,id=qmp0,fd={theirs.fileno()}", "-mon", "chardev=qmp0,mode=control"),
+    ]
+    passed = [serial_fd, theirs.fileno()]
+    stub_end: socket.socket | None = None
+    stub_theirs: socket.socket | None = None
+    if debugged:
+        stub_end, stub_theirs = socket.socketpair()
+        more += ["-chardev", f"socket,id=gdb0,fd={stub_theirs.fileno()}", "-gdb", "chardev:gdb0"]
+        passed.append(stub_theirs.fileno())
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *(*GUARD, *argv, "-S", *more),
+            cwd=where,
+            pass_fds=passed,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE,
+        )
+    except OSError as error:
+        for end in (ours, stub_end):
+            if end is not None:
+                end.close()
+        os.close(serial_end)
+        raise NotStarted(f"{GUARD[0]}: {error.strerror}") from error
+    finally:
+        theirs.close()
+        os.close(serial_fd)
+        if stub_theirs is not None:
+            stub_theirs.close()
+    machine = Machine(process, Serial(serial_end), Stub(stub_end) if stub_end is not None else None)
+    errors = asyncio.ensure_future(_errors(machine))
+    follower: asyncio.Task[None] | None = None
+    try:
+        try:
+            async with asyncio.timeout(seconds):
+                await machine.monitor.connect(ours)
+        # Which of them it is when QEMU ends at once, is a race.
+        except (ConnectError, OSError, EOFError, TimeoutError) as error:
+            await _end(machine, at_once=True)
+            await errors
+            told = machine.stderr.decode("utf-8", "replace").strip()
+            raise NotStarted(told or f"QEMU did not answer within {seconds:g} s") from error
+        follower = asyncio.ensure_future(machine.follow())
+        yield machine
+    finally:
+        await _end(machine)
+        await errors
+        if follower is not None:
+            follower.cancel()
+            await asyncio.gather(follower, return_exceptions=True)
+        machine.serial.close()
+        if machine.stub is not None:
+            machine.stub.close()
+
+
+async def _errors(machine: Machine) -> None:
+    """The end of what QEMU itself says."""
+    assert machine.process.stderr is not None
+    while piece := await machine.process.stderr.read(PIECE):
+        machine.stderr = (machine.stderr + piece)[-PIECE:]
+
+
+async def _end(machine: Machine, at_once: bool = False) -> None:
+    """Ask, then terminate, then kill; always wait for it."""
+    process = machine.process
+    if not at_once:
+        with contextlib.suppress(Exception):
+            async with asyncio.timeout(END_S):
+                await machine.monitor.execute("quit")
+    with contextlib.suppress(Exception):
+        async with asyncio.timeout(END_S):
+            await machine.monitor.disconnect()
+    for stop in (None, process.terminate, process.kill):
+        if stop is not None and process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                stop()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(None if stop == process.kill else (0.05 if at_once else END_S)):
+                await process.wait()
+                return

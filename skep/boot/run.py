@@ -1,0 +1,283 @@
+"""Booting: exactly, counting instructions to each symbol; and by the clock on the wall, as often as asked.
+
+Source of the method: QEMU's documentation of -icount and query-replay; what is exact was measured."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from skep.boot.argv import command
+from skep.boot.classes import Class, Verdict
+from skep.boot.diagnose import Observed, diagnose, registers
+from skep.boot.grammar import Grammar, Lines
+from skep.boot.manifest import Manifest, Milestone
+from skep.boot.qemu import LabError, Machine, NotStarted, started
+from skep.boot.symbols import Symbols
+
+AFTERMATH_S: Final = 0.3  # what is still printed after a line that tells why
+LOOKS: Final = 5  # at a processor, to see whether it stays at one instruction
+ATTEMPTS: Final = 2  # of what may end otherwise: QEMU that did not start, the lab's own failures
+
+
+class Reached(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A milestone. Exact runs have ``instructions`` and ``virtual_ms`` from reset, others ``wall_ms``."""
+
+    name: str
+    instructions: int | None = None
+    virtual_ms: float | None = None
+    wall_ms: float | None = None
+
+
+class Boot(msgspec.Struct, omit_defaults=True):
+    """One boot. ``verdict`` None: as expected of it."""
+
+    exact: bool
+    reached: list[Reached]
+    verdict: Verdict | None
+    serial: bytes = b""
+    stamps: list[tuple[float, int]] = []  # (ms since cont, bytes printed until then)
+    qemu: str = ""
+
+
+class SymbolError(Exception):
+    """A milestone's symbol is not in its file."""
+
+
+def addresses(manifest: Manifest, base: Path) -> dict[str, int]:
+    """Of each milestone that is counted to. Raises SymbolError."""
+    found = {}
+    for each in manifest.counted:
+        symbols = Symbols(base / (each.elf or each.entry))
+        address = symbols.by_name.get(each.symbol) if each.symbol else symbols.entry
+        if not address:
+            what = each.symbol or "an entry"
+            raise SymbolError(f"milestone {each.name}: {each.elf or each.entry} has no {what}")
+        found[each.name] = address
+    return found
+
+
+async def exact(manifest: Manifest, base: Path) -> Boot:
+    """Count to each symbol, and end there. Raises SymbolError."""
+    return await _tried(_Exact(manifest, base))
+
+
+async def wall(manifest: Manifest, base: Path) -> Boot:
+    """Boot to the expected end, by the clock. Raises SymbolError."""
+    return await _tried(_Wall(manifest, base))
+
+
+async def _tried(run: _Run) -> Boot:
+    for attempt in range(ATTEMPTS):
+        boot = await run.boot()
+        if boot.verdict is None or not boot.verdict.cause.row.retried or attempt == ATTEMPTS - 1:
+            break
+    return boot
+
+
+class _Run:
+    """What both kinds of boot share: QEMU's life, and what is seen when it ends."""
+
+    exact = False
+
+    def __init__(self, manifest: Manifest, base: Path) -> None:
+        self.manifest = manifest
+        self.base = base
+        self.addresses = addresses(manifest, base)
+        names = dict.fromkeys(each.elf or each.entry for each in manifest.counted)
+        self.symbols = [Symbols(base / name) for name in names]
+
+    async def boot(self) -> Boot:
+        self.reached: list[Reached] = []
+        self.waiting: Milestone | None = self._milestones()[0] if self._milestones() else None
+        argv = command(self.manifest, self.exact)
+        boot = Boot(self.exact, self.reached, None)
+        try:
+            async with (
+                asyncio.timeout(self.manifest.deadline.total) as total,
+                started(argv, self.base, self.manifest.deadline.start, self.exact) as machine,
+            ):
+                boot.qemu = await machine.version()
+                begun = time.monotonic()
+                try:
+                    ended = await self._follow(machine)
+                except TimeoutError:
+                    ended = "deadline"
+                    if total.expired():
+                        raise
+                told = await _looked_at(machine) if ended == "deadline" else {}
+        except NotStarted as error:
+            boot.verdict = diagnose(
+                Observed(b"", "exited", started=False, stderr=str(error)), self.manifest.arch
+            )
+            return boot
+        except (LabError, TimeoutError, OSError) as error:
+            boot.verdict = Verdict(Class.HARNESS_ERROR, str(error) or "its total deadline has passed")
+            return boot
+        boot.serial = bytes(machine.serial.data)
+        boot.stamps = [((at - begun) * 1000, size) for at, size in machine.serial.pieces]
+        boot.verdict = self._judge(machine, ended, boot.serial, told)
+        return boot
+
+    def _milestones(self) -> Sequence[Milestone]:
+        raise NotImplementedError
+
+    async def _follow(self, machine: Machine) -> str:
+        raise NotImplementedError
+
+    def _judge(self, machine: Machine, ended: str, serial: bytes, told: dict[str, str]) -> Verdict | None:
+        """What became of it, beside what was expected."""
+        seen = Observed(
+            serial,
+            ended,
+            self.waiting.name if self.waiting is not None else "",
+            self.reached[-1].name if self.reached else "",
+            machine.process.returncode,
+            machine.stderr.decode("utf-8", "replace"),
+            registers=told,
+        )
+        if ended == "reached":
+            return self._forbidden(serial)
+        verdict = diagnose(seen, self.manifest.arch, self.symbols)
+        return None if verdict.cause.value == self.manifest.expect else verdict
+
+    def _forbidden(self, serial: bytes) -> Verdict | None:
+        lines = list(Lines().feed(serial + b"\n"))
+        for pattern in self.manifest.forbid:
+            for i, line in enumerate(lines):
+                if re.search(pattern, line):
+                    shown = tuple(lines[max(i - 15, 0) : i + 6])
+                    return Verdict(Class.KERNEL_PANIC, f"forbidden: {line}", self.reached[-1].name, shown)
+        if self.manifest.expect != "reached":
+            return Verdict(
+                Class.TEST_TIMEOUT, f"all milestones were reached, {self.manifest.expect} was expected"
+            )
+        return None
+
+
+async def _looked_at(machine: Machine) -> dict[str, str]:
+    """The registers of a guest that does not go on; PC only where it stays."""
+    told = registers(await machine.registers())
+    for _ in range(LOOKS):
+        again = registers(await machine.registers())
+        if told.get("PC") != again.get("PC"):
+            told.pop("PC", None)
+    return told
+
+
+class _Watch:
+    """Reads what is printed: ``told`` is set when a line says why it will not go on."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._lines, self._grammar = Lines(), Grammar()
+        self.told = asyncio.Event()
+        self.each: Callable[[str], None] = lambda line: None
+        machine.serial.heard = self._heard
+
+    def _heard(self, data: bytes) -> None:
+        for line in self._lines.feed(data):
+            self._grammar.read(line)
+            self.each(line)
+        self.each(self._lines.rest)
+        if self._grammar.found:
+            self.told.set()
+
+
+class _Ends:
+    """What ends a boot beside what it is waited for. Used as a context, so that no wait is left."""
+
+    def __init__(self, machine: Machine, watch: _Watch) -> None:
+        self._machine = machine
+        self._waits = {
+            "reset": machine.was_reset.wait(),
+            "exited": machine.process.wait(),
+            "full": machine.serial.full.wait(),
+            "told": watch.told.wait(),
+        }
+        self._tasks: dict[asyncio.Future[Any], str] = {}
+
+    def __enter__(self) -> _Ends:
+        self._tasks = {asyncio.ensure_future(wait): name for name, wait in self._waits.items()}
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for each in self._tasks:
+            each.cancel()
+
+    async def before(self, wanted: asyncio.Future[Any], seconds: float) -> str:
+        """ "" when ``wanted`` is done first; else how it ended: "reset", "exited", "told" or "deadline"."""
+        await asyncio.wait({wanted, *self._tasks}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        if wanted.done() and not wanted.cancelled() and wanted.exception() is None:
+            return ""
+        wanted.cancel()
+        await asyncio.gather(wanted, return_exceptions=True)
+        # What is printed after the line that tells, and the event by which QEMU ends, are on their way.
+        await asyncio.sleep(AFTERMATH_S)
+        if self._machine.was_reset.is_set():
+            return "reset"
+        ended = [name for task, name in self._tasks.items() if task.done() and name != "full"]
+        return "told" if "told" in ended else ended[0] if ended else "deadline"
+
+
+class _Exact(_Run):
+    exact = True
+
+    def _milestones(self) -> Sequence[Milestone]:
+        return self.manifest.counted
+
+    async def _follow(self, machine: Machine) -> str:
+        stub = machine.stub
+        assert stub is not None
+        with _Ends(machine, _Watch(machine)) as ends:
+            for each in self.manifest.counted:
+                self.waiting = each
+                address = self.addresses[each.name]
+                await stub.set_break(address)
+                going = asyncio.ensure_future(stub.go(self.manifest.deadline.milestone))
+                if ended := await ends.before(going, self.manifest.deadline.milestone):
+                    return ended
+                if not going.result().startswith("T05"):
+                    await asyncio.sleep(AFTERMATH_S)
+                    return "reset" if machine.was_reset.is_set() else "exited"
+                count = await machine.icount()
+                self.reached.append(Reached(each.name, count, (count << self.manifest.shift) / 1e6))
+                await stub.clear_break(address)
+        self.waiting = None
+        return "reached"
+
+
+class _Wall(_Run):
+    def _milestones(self) -> Sequence[Milestone]:
+        return [each for each in self.manifest.milestones if each.line]
+
+    async def _follow(self, machine: Machine) -> str:
+        """Read lines as they come, to the last milestone or to a line that says why not."""
+        coming = list(self._milestones())
+        watch = _Watch(machine)
+        step = asyncio.Event()
+
+        def each(line: str) -> None:
+            while coming and re.search(coming[0].line, line):
+                ms = (time.monotonic() - begun) * 1000
+                self.reached.append(Reached(coming.pop(0).name, wall_ms=ms))
+                step.set()
+            self.waiting = coming[0] if coming else None
+
+        watch.each = each
+        begun = time.monotonic()
+        await machine.execute("cont")
+        with _Ends(machine, watch) as ends:
+            while coming:
+                step.clear()
+                going = asyncio.ensure_future(step.wait())
+                if ended := await ends.before(going, self.manifest.deadline.milestone):
+                    return ended
+            if self.manifest.expect == "reached":
+                return "reached"
+            return await ends.before(asyncio.Future(), self.manifest.deadline.end)

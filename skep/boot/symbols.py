@@ -1,0 +1,59 @@
+"""Addresses and names of an ELF file's functions. What cannot be read has none."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from pathlib import Path
+from typing import Final
+
+from elftools.common.exceptions import ELFError
+from elftools.elf.elffile import ELFFile
+from elftools.elf.sections import SymbolTableSection
+
+SYMBOLS_MAX: Final = 1 << 18  # of one file; a kernel has some thousands
+FILE_MAX: Final = 1 << 30
+
+
+class Symbols:
+    """Of one file: ``entry``, ``machine`` (EM_…) and the addresses by name."""
+
+    def __init__(self, path: Path) -> None:
+        self.entry = 0
+        self.by_name: dict[str, int] = {}
+        self._functions: list[tuple[int, int, str]] = []
+        if path.stat().st_size > FILE_MAX:
+            return
+        with path.open("rb") as file:
+            try:
+                self._read(ELFFile(file))
+            # Sizes and offsets of a file are not to be trusted; pyelftools raises these over them.
+            except (ELFError, ValueError, LookupError, TypeError, AttributeError, OverflowError, MemoryError):
+                return
+
+    def _read(self, elf: ELFFile) -> None:
+        self.entry = elf.header["e_entry"]
+        table = elf.get_section_by_name(".symtab")
+        if not isinstance(table, SymbolTableSection) or table.num_symbols() > SYMBOLS_MAX:
+            return
+        for symbol in table.iter_symbols():
+            kind, value = symbol["st_info"]["type"], symbol["st_value"]
+            if (
+                symbol.name
+                and kind in ("STT_FUNC", "STT_NOTYPE", "STT_OBJECT")
+                and symbol["st_shndx"] != "SHN_UNDEF"
+            ):
+                self.by_name.setdefault(symbol.name, value)
+                if kind != "STT_OBJECT":
+                    self._functions.append((value, symbol["st_size"], symbol.name))
+        self._functions.sort()
+
+    def place(self, address: int) -> str:
+        """``function+0x12``; "": in none."""
+        at = bisect_right(self._functions, (address, 1 << 64, "")) - 1
+        if at < 0:
+            return ""
+        begin, size, name = self._functions[at]
+        # Written in assembly, a function has no size: up to the next one.
+        if (size and address >= begin + size) or address - begin > 1 << 20:
+            return ""
+        return f"{name}+{address - begin:#x}"

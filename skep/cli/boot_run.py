@@ -1,0 +1,217 @@
+"""``skep boot run``: boot an image, count to its milestones, and say what became of it."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+import msgspec
+
+from skep.cli.connect import json_option
+from skep.cli.exits import Failed
+
+if TYPE_CHECKING:  # these take a while to import
+    from skep.boot.baseline import Baseline
+    from skep.boot.classes import Verdict
+    from skep.boot.manifest import Manifest
+    from skep.boot.report import Report
+    from skep.boot.run import Boot
+
+
+WIDTH = 120  # of the table, where nobody looks at a terminal
+
+
+class NotAsExpected(Failed):
+    """The boot did not end as its manifest says; the status is its cause's."""
+
+    def __init__(self, text: str, status: int) -> None:
+        super().__init__(text)
+        self.status = status
+
+
+@click.command()
+@click.option(
+    "--boots", type=click.IntRange(0), default=1, show_default=True, help="Boots by the clock on the wall."
+)
+@click.option(
+    "--max-ms",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Budget of the last milestone, virtual ms less waits.",
+)
+@click.option(
+    "--baseline", type=click.Path(dir_okay=False, path_type=Path), help="Default: beside the manifest."
+)
+@click.option("--accept", is_flag=True, help="Write what is counted now as the baseline.")
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Keep serial logs, JSON, JUnit XML and an SVG in this directory.",
+)
+@json_option
+@click.argument("manifest", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+def run_command(
+    boots: int,
+    max_ms: float | None,
+    baseline: Path | None,
+    accept: bool,
+    out: Path | None,
+    as_json: bool,
+    manifest: Path,
+) -> None:
+    """Boot what MANIFEST says in QEMU: once exactly, counting instructions to each symbol, then by the clock.
+
+    Counts are compared with the baseline, budgets with virtual milliseconds. Wall times are told, and judge
+    nothing.
+
+    \b
+    Exit status: 0 as expected, 2 usage; else the cause: 40 qemu_start_failed, 41 firmware_stuck,
+    42 no_output, 43 kernel_reject, 44 kernel_panic, 45 user_fault, 46 reset, 47 kernel_halted,
+    48 boot_timeout, 49 test_timeout, 50 over_budget, 51 layout_invalid, 52 signature_invalid,
+    53 harness_error.
+
+    \b
+    Examples:
+      skep boot run boot.toml --accept
+      skep boot run boot.toml --max-ms 200 --out build/boot
+    """
+    from skep.boot.baseline import SUFFIX, BaselineError, load
+    from skep.boot.manifest import ManifestError, read
+    from skep.boot.run import SymbolError
+
+    kept = baseline or manifest.with_suffix(SUFFIX)
+    try:
+        said = _bounded(read(manifest), max_ms)
+        report, done = asyncio.run(_booted(said, manifest.resolve().parent, load(kept), boots))
+    except (ManifestError, BaselineError, SymbolError) as error:
+        raise click.UsageError(str(error)) from error
+    if accept and report.stages and (report.verdict is None or report.gate == "slower"):
+        report = _accepted(report, kept)
+    if out is not None:
+        _keep(out, report, done)
+    if as_json:
+        click.echo(msgspec.json.encode(report))
+    else:
+        _tell(report)
+    if report.verdict is not None:
+        raise NotAsExpected(_cause(report.verdict), report.verdict.cause.row.status)
+
+
+def _bounded(manifest: Manifest, max_ms: float | None) -> Manifest:
+    """With the budget of the command line at its last milestone."""
+    if max_ms is None:
+        return manifest
+    if not manifest.counted:
+        raise click.UsageError("--max-ms: the manifest has no milestone with symbol or entry to count to")
+    last = manifest.counted[-1].name
+    milestones = tuple(
+        msgspec.structs.replace(each, max_ms=max_ms) if each.name == last else each
+        for each in manifest.milestones
+    )
+    return msgspec.structs.replace(manifest, milestones=milestones)
+
+
+async def _booted(
+    manifest: Manifest, base: Path, kept: Baseline | None, boots: int
+) -> tuple[Report, list[Boot]]:
+    from skep.boot.baseline import hashes, key_of
+    from skep.boot.report import Report, gated, stages_of, wall_of
+    from skep.boot.run import exact, wall
+
+    done: list[Boot] = []
+    verdict: Verdict | None = None
+    if manifest.counted:
+        done.append(await exact(manifest, base))
+        verdict = done[0].verdict
+    for _ in range(boots if verdict is None else 0):
+        done.append(await wall(manifest, base))
+        verdict = done[-1].verdict
+        if verdict is not None:
+            break
+    files = hashes(manifest, base)
+    key = key_of(manifest, files, done[0].qemu if done else "")
+    accepted = kept if kept is not None and kept.key == key else None
+    stages = stages_of(manifest, done[0].reached, accepted) if manifest.counted else []
+    gate, over = gated(stages, accepted, manifest.tolerance)
+    walls = wall_of([boot for boot in done if not boot.exact])
+    return Report(
+        manifest.name, key.qemu, manifest.shift, stages, walls, files, key, gate, verdict or over
+    ), done
+
+
+def _accepted(report: Report, path: Path) -> Report:
+    from skep.boot.baseline import Baseline, save
+
+    counts = {stage.name: stage.from_reset for stage in report.stages}
+    save(path, Baseline(report.key, counts, report.files))
+    over = any(stage.over for stage in report.stages)
+    return msgspec.structs.replace(report, gate="accepted", verdict=report.verdict if over else None)
+
+
+def _keep(out: Path, report: Report, done: list[Boot]) -> None:
+    from skep.boot.report import junit, waterfall
+
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "boot.json").write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n")
+    (out / "junit.xml").write_bytes(junit(report))
+    (out / "stages.svg").write_text(waterfall(report))
+    walls = count(1)
+    for boot in done:
+        name = "exact" if boot.exact else f"wall-{next(walls)}"
+        (out / f"serial-{name}.log").write_bytes(boot.serial)
+        times = "".join(f"{ms:.3f} {size}\n" for ms, size in boot.stamps)
+        (out / f"serial-{name}.times").write_text(times)
+
+
+def _tell(report: Report) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
+    table = Table(
+        "stage", "instructions", "virtual ms", "from reset", "less waits", "budget", "baseline", box=None
+    )
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for stage in report.stages:
+        budget = f"{stage.max_ms:g}" if stage.max_ms is not None else ""
+        was = (
+            ""
+            if stage.baseline is None
+            else "same"
+            if stage.baseline == stage.from_reset
+            else f"{stage.from_reset - stage.baseline:+d}"
+        )
+        style = "red" if stage.over else "dim" if stage.wait else None
+        table.add_row(
+            stage.name + (" (wait)" if stage.wait else ""),
+            str(stage.instructions),
+            f"{stage.virtual_ms:.3f}",
+            f"{stage.from_reset_ms:.3f}",
+            f"{stage.less_waits_ms:.3f}",
+            budget,
+            was,
+            style=style,
+        )
+    if report.stages:
+        with console.capture() as shown:
+            console.print(table)
+        click.echo("\n".join(line.rstrip() for line in shown.get().splitlines()))
+    for each in report.wall:
+        click.echo(
+            f"wall {each.name}: median {each.median:.1f} ms, {each.least:.1f} to {each.most:.1f}, "
+            f"{each.boots} boot{'s' if each.boots > 1 else ''}"
+        )
+    if report.stages:
+        click.echo(f"baseline: {report.gate}")
+    if report.verdict is not None:
+        for line in report.verdict.evidence:
+            click.echo(f"  | {line}")
+
+
+def _cause(verdict: Verdict) -> str:
+    after = f" (after {verdict.milestone})" if verdict.milestone else ""
+    return f"{verdict.cause.value}: {verdict.message}{after}"
