@@ -118,6 +118,11 @@ def replayed(bodies: tuple[bytes, ...], step: int) -> None:
 
 
 def test_a_state_that_came_back_decides_and_folds_as_the_one_that_went() -> None:
+    replayed(story(), 9)
+
+
+@pytest.mark.slow
+def test_it_does_so_wherever_it_was_cut() -> None:
     replayed(story(), 1)
 
 

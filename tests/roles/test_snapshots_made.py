@@ -78,6 +78,7 @@ def test_one_is_due_when_enough_has_come_and_nobody_is_kept_waiting(tmp_path: Pa
     made(tmp_path, story)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("script", "why"),
     [
@@ -114,6 +115,7 @@ def test_the_hive_signs_what_is_of_its_own_ledger_alone(tmp_path: Path) -> None:
     made(tmp_path, story)
 
 
+@pytest.mark.slow
 def test_who_ends_its_maker_waits_for_nothing(tmp_path: Path) -> None:
     async def story(alive: Living, maker: Maker) -> None:
         making = asyncio.ensure_future(maker.make())
@@ -161,6 +163,27 @@ def test_a_queen_begins_from_the_newest_good_one(tmp_path: Path) -> None:
     for _, each in listed(tmp_path):
         each.unlink()
     assert "" == begun(tmp_path)
+
+
+@pytest.mark.slow
+def test_keys_that_take_over_and_are_sealed_sign_and_are_believed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SKEP_KMS", f"file:{tmp_path}/kek")
+    directory = tmp_path / "hive"
+    with queen(directory, "--snapshot-every", "1") as hive:
+        hive.submit("topic=sha256 input=a")
+        hive.ask("write", "/trust/ctl", "rotate what=merkle")
+        wait_for(lambda: bool(listed(directory)) and len(signers(directory)) == 2, "a snapshot by both keys")
+        assert 2 == len(hive.ask("cat", "/log/trace/keys").splitlines())
+    assert "skep: " not in run("snapshot", str(directory)).stderr
+    assert 0 == run("replay", str(directory), "--check-snapshots").returncode
+    monkeypatch.delenv("SKEP_KMS")
+    assert "was kept under another SKEP_KMS" in run("snapshot", str(directory)).stderr
+
+
+def signers(directory: Path) -> tuple[tuple[str, bytes], ...]:
+    return read_snapshot(listed(directory)[0][1]).note.signatures
 
 
 @pytest.mark.slow
