@@ -17,7 +17,6 @@ from skep.boot.manifest import Manifest
 from skep.boot.run import Boot, Reached
 
 
-
 class Stage(msgspec.Struct, frozen=True, omit_defaults=True):
     """From the milestone before to ``name``: instructions and virtual ms, and both counted from reset.
 
