@@ -52,6 +52,7 @@ def play(
 
 def _played_again(path: Path, header: Header, said: list[Said], to_end: bool) -> Played:
     from skep.roles.again import past_wire
+    from skep.roles.sealed import ManifestError
     from skep.validator.wire import Player, first_seq
 
     with ledger_at(path) as ledger:
@@ -60,7 +61,10 @@ def _played_again(path: Path, header: Header, said: list[Said], to_end: bool) ->
             async with past_wire(header, ledger, first_seq(header, said)) as wire:
                 return await Player(header, said, wire, to_end, wire.tree).play()
 
-        return asyncio.run(run())
+        try:
+            return asyncio.run(run())
+        except ManifestError as error:
+            raise Failed(f"role {header.role!r}: {error}") from error
 
 
 async def _played_at(address: str, header: Header, said: list[Said], to_end: bool) -> Played:

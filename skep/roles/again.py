@@ -20,6 +20,7 @@ from skep.fs.errors import E, FsError
 from skep.fs.messages import NUMBERS, Tflush, Tread
 from skep.fs.ninept import Header
 from skep.fs.node import Caller, Node
+from skep.fs.wire import WireError
 from skep.namespaces.live import Hive
 from skep.namespaces.order import actor_of
 from skep.namespaces.sessions.core import Session
@@ -102,6 +103,7 @@ class PastWire:
         self._answers: defaultdict[int, deque[bytes]] = defaultdict(deque)
         self._asked: dict[int, int] = {}  # types of messages that are not answered, by tag
         self._came = asyncio.Event()
+        self._broken = False
         self._conversation = Conversation(door, Peer("local"), self._take)
 
     def close(self) -> None:
@@ -142,13 +144,16 @@ class PastWire:
 
     def send(self, frame: bytes) -> None:
         self._asked[int.from_bytes(frame[5:7], "little")] = frame[4]
-        self._conversation.receive(frame)
+        try:
+            self._conversation.receive(frame)
+        except WireError:
+            self._broken = True  # no connection would go on: nothing more is answered
 
     async def answer(self, tag: int) -> bytes | None:
         await self._spin(lambda: bool(self._answers[tag]))
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(PATIENCE_S):
-                while not self._answers[tag]:
+                while not self._answers[tag] and not self._broken:
                     self._came.clear()
                     await self._came.wait()
         return self._answers[tag].popleft() if self._answers[tag] else None

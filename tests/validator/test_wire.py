@@ -398,6 +398,30 @@ def test_a_recording_that_was_changed_is_not_played(hive: Path, capsys: pytest.C
     assert f"record {n}: its link is not that of what comes before it" in capsys.readouterr().err
 
 
+@pytest.mark.slow
+def test_what_cannot_be_played_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recording = OPERATOR()
+    (tmp_path / "ann.9pt").write_bytes(recording.data)
+    ledger(tmp_path / "ledger.db", recording.bodies[:8])
+    assert 1 == run(["replay", "--wire", str(tmp_path / "ann.9pt")])
+    assert "it ends at entry 8, expected 9" in capsys.readouterr().err
+    header = replace(recording.header, role="nobody")
+    (tmp_path / "nobody.9pt").write_bytes(written(recording, recording.records(), header).data)
+    assert 1 == run(["replay", "--wire", str(tmp_path / "nobody.9pt")])
+    assert "role 'nobody': " in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_frame_that_no_connection_would_take_ends_what_is_answered() -> None:
+    recording = OPERATOR()
+    header = replace(recording.header, msize=64)
+    version = [each for each in recording.records() if each.body[4] not in (100, 101)]
+    long = next(n for n, each in enumerate(version) if each.kind == "T" and len(each.body) > 64)
+    records = version[: long + 2]
+    found = play(written(recording, records, header))
+    assert (long + 2, "no answer") == (found.differences[-1].record, found.differences[-1].played)
+
+
 async def _looks(served: Served) -> str:
     async with await served.operator() as ann:
         session = await session_of(ann)
