@@ -89,6 +89,9 @@ class Source(Protocol):
     def row(self, seq: int) -> Row | None: ...
 
 
+MISSING_MAX: Final = 64  # bundles in a row; who signs that there are a trillion need not be asked for each.
+
+
 class TileSource:
     """A log in tiles, read through ``read``. Raises Finding when it has no checkpoint."""
 
@@ -133,8 +136,12 @@ class TileSource:
 
     def _tiles(self) -> Iterator[list[Row]]:
         above = bytearray()  # what the whole tiles of level 0 hash to
+        missing = 0  # bundles in a row
         for number in range(-(-self.head.size // WIDTH)):
             rows, found = self._rows(number)
+            missing = 0 if rows else missing + 1
+            if missing > MISSING_MAX:
+                return
             if rows:
                 yield rows
             if found is not None:

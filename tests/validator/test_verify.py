@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from logs import (
     KEYS,
+    ORIGIN,
     VKEYS,
     as_tiles,
     bodies,
@@ -28,17 +29,18 @@ from logs import (
     write_ledger,
 )
 
-from skep.trace.checkpoint import handover_text
+from skep.trace.checkpoint import Checkpoint, handover_text
 from skep.trace.entry import leaf_hash
 from skep.trace.note import Note, parse_note, sign_note
 from skep.trace.tiles import WIDTH, Tile, pack_entries
 from skep.validator.found import Finding, Kind
-from skep.validator.sources import LedgerSource, Source
+from skep.validator.sources import LedgerSource, Source, TileSource
 from skep.validator.verify import verify
 
 SIZE = 700
 ENTRIES = bodies(SIZE)
 TILES = as_tiles(ENTRIES)
+PART = f"tile/{Tile(None, 2, SIZE - 2 * WIDTH).path()}"
 OLD = note(ENTRIES[:300])
 BATCH = 7
 places = st.integers(3, SIZE - 3)
@@ -274,6 +276,21 @@ def test_tiles_that_were_made_anew_without_the_key_are_a_fork() -> None:
     files = as_tiles(other) | {"checkpoint": TILES["checkpoint"]}
     found = finding(lambda: tile_source(files))
     assert "integrity: the tree of these 700 entries is not the one that was signed (forked)" == str(found)
+
+
+def test_a_head_of_very_many_entries_is_not_looked_for_forever() -> None:
+    asked: list[str] = []
+    head = Checkpoint(ORIGIN, 10**12, bytes(32)).text()
+    files = {**TILES, "checkpoint": sign_note(head, ORIGIN, KEYS[:1])}
+    # Of what was its end, a part is no part any more.
+    files["tile/entries/002"], files["tile/0/002"] = TILES[PART], TILES[PART.replace("entries", "0")]
+
+    def read(name: str) -> bytes | None:
+        asked.append(name)
+        return files.get(name)
+
+    assert (Kind.TRUNCATED, SIZE + 1) == told(finding(lambda: TileSource(read)))
+    assert len(asked) < 300
 
 
 # the signature
