@@ -109,7 +109,7 @@ class Follower:
         try:
             cosigned = self.witness.add_checkpoint(body)
         except (Contradiction, Frozen):
-            return 0
+            return self.every_s
         except Declined as error:
             return await self._declined(seen, body, error)
         text = parse_shown(body).note.text
@@ -123,7 +123,7 @@ class Follower:
                 return 0
             case Answer.UNPROVEN:
                 await self._demand(seen, parse_shown(body))
-                return 0
+                return self.every_s
         self._say(str(error))
         await self._disagree(str(error))
         return self.every_s

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import shutil
@@ -13,6 +14,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from skep.fs.dial import Client
+from skep.fs.errors import E, FsError
 from skep.trace.note import parse_note, parse_vkey
 from skep.trace.witness import Split, is_evidence
 from tests.daemons import Daemon, Hive, daemon, queen, run, wait_for
@@ -46,11 +49,30 @@ class Witness:
             self.process.end(number)
         self.process = None
 
-    def cat(self, path: str) -> str:
-        return run("cat", "-H", self.socket, f"{HERE}/{path}").stdout
+    def splits(self) -> list[Split]:
+        """What it holds against anybody."""
 
-    def splits(self) -> list[str]:
-        return run("ls", "-H", self.socket, f"{HERE}/splits").stdout.split()
+        async def found() -> list[Split]:
+            async with await Client.connect(self.socket) as client:
+                places = [f"{HERE}/splits/{each.name}" for each in await client.listdir(f"{HERE}/splits")]
+                return [msgspec.json.decode(await client.read_file(place), type=Split) for place in places]
+
+        return asyncio.run(found())
+
+
+def cat(hive: Hive, path: str) -> str:
+    """What a file has; "": it is not there."""
+
+    async def read() -> bytes:
+        async with await Client.connect(hive.address) as client:
+            return await client.read_file(path)
+
+    try:
+        return asyncio.run(read()).decode().rstrip("\n")
+    except FsError as error:
+        if error.kind is not E.MISSING:
+            raise
+        return ""
 
 
 @contextlib.contextmanager
@@ -74,12 +96,12 @@ def tell(hive: Hive, *found: Witness, need: int = 2) -> None:
 
 def agreed(hive: Hive) -> int:
     """How many entries are agreed upon; 0: none."""
-    done = hive.skep("cat", "/log/trace/agreed")
-    return int(done.stdout.split("\n")[1]) if done.returncode == 0 else 0
+    found = cat(hive, "/log/trace/agreed")
+    return int(found.split("\n")[1]) if found else 0
 
 
 def size(hive: Hive) -> int:
-    return int(hive.ask("cat", "/log/trace/checkpoint").split("\n")[1])
+    return int(cat(hive, "/log/trace/checkpoint").split("\n")[1])
 
 
 def catches_up(hive: Hive) -> bool:
@@ -87,7 +109,7 @@ def catches_up(hive: Hive) -> bool:
 
 
 def standings(hive: Hive) -> dict[str, str]:
-    lines = hive.ask("cat", f"{HERE}/status").splitlines()[1:]
+    lines = cat(hive, f"{HERE}/status").splitlines()[1:]
     return {name: word for name, word, *_ in (line.split(" ") for line in lines)}
 
 
@@ -103,22 +125,22 @@ def test_witnesses_are_lost_and_come_back(tmp_path: Path) -> None:
             wait_for(lambda: catches_up(hive), "it is agreed by two")
             missed = {"w1": "agrees", "w2": "agrees", "w3": "missing"}
             wait_for(lambda: standings(hive) == missed, "w3 is missed")
-            assert "online" == hive.ask("cat", "/state")
+            assert "online" == cat(hive, "/state")
             # The majority is.
             w2.end(signal.SIGKILL)
             says = "degraded: quorum 1/3, need 2: w2 missing"
-            wait_for(lambda: hive.ask("cat", "/state").startswith(says), "it says so")
-            assert "w3 missing" in hive.ask("cat", "/state")
-            assert "ok" == hive.ask("cat", "/health/ready")
+            wait_for(lambda: cat(hive, "/state").startswith(says), "it says so")
+            assert "w3 missing" in cat(hive, "/state")
+            assert "ok" == cat(hive, "/health/ready")
             before = agreed(hive)
             hive.submit("topic=sha256 input=b")
             assert before == agreed(hive) < size(hive)
-            assert "witness.lost" in hive.ask("cat", "/events")
+            assert "witness.lost" in cat(hive, "/events")
         with witnesses(*(Witness(tmp_path / f"w{n}", *first) for n in (2, 3))) as (w2, w3):
-            wait_for(lambda: hive.ask("cat", "/state") == "online", "it heals")
+            wait_for(lambda: cat(hive, "/state") == "online", "it heals")
             wait_for(lambda: catches_up(hive), "it is agreed again")
-            assert "witness.regained" in hive.ask("cat", "/events")
-            note = parse_note((hive.ask("cat", "/log/trace/agreed") + "\n").encode())
+            assert "witness.regained" in cat(hive, "/events")
+            note = parse_note((cat(hive, "/log/trace/agreed") + "\n").encode())
             assert {"w2.example", "w3.example"} == {name for name, _ in note.signatures[1:]}
             keys = [word for each in (w1, w2, w3) for word in ("--witness", each.key)]
             done = run("verify", *keys, "--quorum", "2", hive.address)
@@ -134,7 +156,7 @@ def test_a_hive_that_shows_two_views_is_caught_by_all(tmp_path: Path) -> None:
     other."""
     (tmp_path / "w").mkdir()
     with queen(tmp_path / "hive", "--name", "apiary") as hive:
-        key = hive.ask("cat", "/log/trace/keys").split(" ")[0]
+        key = cat(hive, "/log/trace/keys").split(" ")[0]
         log = ("--log", key, hive.address)
         with witnesses(*(Witness(tmp_path / f"w{n}", *log) for n in (1, 2, 3))) as found:
             tell(hive, *found)
@@ -151,16 +173,12 @@ def test_a_hive_that_shows_two_views_is_caught_by_all(tmp_path: Path) -> None:
             other.submit("topic=sha256 input=theirs")
             hive.submit("topic=sha256 input=ours2")
             wait_for(lambda: all(each.splits() for each in found), "each has recorded it")
-            vkey = [parse_vkey(key)]
-            for each in found:
-                for id in each.splits():
-                    split = msgspec.json.decode(each.cat(f"splits/{id}"), type=Split)
-                    assert is_evidence(split, vkey)
+            assert all(is_evidence(split, [parse_vkey(key)]) for each in found for split in each.splits())
             wait_for(lambda: "disagrees" in standings(hive).values(), "the hive is told")
-            wait_for(lambda: hive.ask("cat", "/state").startswith("degraded: quorum"), "it says so")
-            assert "disagrees: it" in hive.ask("cat", "/state")
+            wait_for(lambda: cat(hive, "/state").startswith("degraded: quorum"), "it says so")
+            assert "disagrees: it" in cat(hive, "/state")
             # Two of three never agreed upon both.
-            notes = [at.skep("cat", "/log/trace/agreed").stdout for at in (hive, other)]
+            notes = [cat(at, "/log/trace/agreed") for at in (hive, other)]
             checkpoints = [note.split("\n\n")[0] for note in notes]
             common = agreed(other)
             assert common <= agreed(hive)
@@ -197,11 +215,28 @@ def test_a_witness_on_a_full_disk_cosigns_nothing_until_there_is_space(
                     file.write(bytes(4096))
             before = agreed(hive)
             hive.submit("topic=sha256 input=a")
-            wait_for(lambda: hive.ask("cat", "/state").startswith("degraded: quorum 0/1"), "it says so")
+            wait_for(lambda: cat(hive, "/state").startswith("degraded: quorum 0/1"), "it says so")
             assert before == agreed(hive)
             ballast.unlink()
-            wait_for(lambda: hive.ask("cat", "/state") == "online", "it heals")
+            wait_for(lambda: cat(hive, "/state") == "online", "it heals")
             wait_for(lambda: catches_up(hive), "it is agreed again")
+
+
+def test_a_hive_that_was_killed_has_what_was_agreed_and_its_witness_finds_it_again(tmp_path: Path) -> None:
+    hive = Hive(tmp_path / "hive")
+    serve = ("ready", "serve", "--dir", str(hive.directory))
+    with daemon(*serve) as first, witnesses(Witness(tmp_path / "w1", "--trust-first", hive.address)) as (w1,):
+        tell(hive, w1, need=1)
+        wait_for(lambda: catches_up(hive), "it is agreed")
+        before = agreed(hive)
+        first.end(signal.SIGKILL)
+        with daemon(*serve):
+            assert before <= agreed(hive)
+            hive.submit("topic=sha256 input=a")
+            wait_for(lambda: catches_up(hive), "it is agreed again")
+            assert before < agreed(hive)
+            assert "online" == cat(hive, "/state")
+            assert not w1.splits()
 
 
 def test_witnesses_of_other_machines_come_with_a_certificate_of_a_validator(tmp_path: Path) -> None:

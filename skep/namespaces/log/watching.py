@@ -62,6 +62,8 @@ def _added(
         for id in cleared:
             if id in witness.splits and not witness.splits[id].cleared_s:
                 witness.clear(id)
+    except WitnessError as error:
+        raise FsError(E.QUOTA, str(error)) from error
     except OSError as error:
         raise from_oserror(error) from error
     origin = said.partition(b"\n\n")[2].partition(b"\n")[0].decode("utf-8", "replace")

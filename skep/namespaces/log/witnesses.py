@@ -23,6 +23,7 @@ from skep.trace.rules import Decision, Meta
 
 WITNESSES_MAX: Final = 32  # with the hive's own keys, a note's signatures
 WATCHED_MAX: Final = 256  # logs that a hive is a witness of
+CLEARED_MAX: Final = 1024  # splits that were let go of: each is a log that lied
 KEYS_MAX: Final = 16  # of one of them: each rotation is one more
 NOTE_MAX: Final = 6 * 1024  # bytes of each note of a disagreement: its line stays below 20 KiB
 
@@ -183,6 +184,8 @@ def decide(witnesses: Witnesses, order: Order) -> Decision[Event, str]:
         case "unwatch":
             raise refusal(E.MISSING, f"log {order.args['origin']}")
         case "clear":
+            if len(witnesses.cleared) >= CLEARED_MAX:
+                raise refusal(E.QUOTA, f"splits cleared max={CLEARED_MAX}")
             return Decision((Cleared(order.args["split"]),), order.args["split"])
         case "disagree":
             return _disagreed(witnesses, order.args)
