@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from collections import defaultdict, deque
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from skep.fs.address import Address
 from skep.fs.connection import ConnectionLost
@@ -22,14 +22,13 @@ class Dialed(asyncio.Protocol):
     """It lives at its own time: what others write there comes when it comes."""
 
     def __init__(self) -> None:
-        self._transport: asyncio.WriteTransport | None = None
+        self._transport: Any = None  # None: the connection has not been made
         self._data = b""
         self._answers: defaultdict[int, deque[bytes]] = defaultdict(deque)
         self._came = asyncio.Event()
         self._gone: str | None = None  # why; None: it is there
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.WriteTransport)
         self._transport = transport
 
     def data_received(self, data: bytes | memoryview) -> None:
