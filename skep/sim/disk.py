@@ -24,6 +24,7 @@ class Disk:
 
     def __init__(self) -> None:
         self.bodies: list[bytes] = []
+        self.snapshot: tuple[bytes, int] | None = None  # the state of so many of them; None: there is none
         self.full = False
         self.failing: str = ""  # the next commit raises: "lost" or "kept" says what becomes of its entries
         self.user: SimLedger | None = None  # whose turn it is

@@ -17,6 +17,7 @@ from skep.fs.server import listen
 from skep.namespaces.hive import OPERATOR, UNRECORDED, WORKER, HiveRules
 from skep.namespaces.live import Hive
 from skep.namespaces.policy.keys import Signer
+from skep.namespaces.stored import pack_state, unpack_state
 from skep.namespaces.tree import hive_tree
 from skep.roles.gate import Doorkeeper
 from skep.roles.manifest import Manifest, load
@@ -58,8 +59,13 @@ def manifest(role: str) -> Manifest:
 async def reign(
     process: Process, disk: Disk, directory: Path, made: Made, up: Callable[[Hive], None]
 ) -> None:
-    """One life of the queen; ``up`` is told when it serves. Ends when its ledger has failed."""
-    turn = made.turn(SimLedger(disk), made.rules(), UNRECORDED, made.commits)
+    """One life of the queen; ``up`` is told when it serves. Ends when its ledger has failed.
+
+    It goes on from the snapshot that the life before left behind, and leaves one itself."""
+    packed, known = disk.snapshot or (b"", 0)
+    begun = unpack_state(packed) if packed else None
+    turn = made.turn(SimLedger(disk), made.rules(), UNRECORDED, made.commits, begun, known)
+    disk.snapshot = pack_state(turn.state), turn.seq
     hive = Hive(turn, process, directory, "sim")
     hive.signer = SIGNER
     try:
