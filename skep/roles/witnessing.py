@@ -8,6 +8,7 @@ hive how the one continues the other: it cannot say, or what it says is the proo
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 from collections.abc import Callable, Sequence
@@ -138,13 +139,12 @@ class Follower:
         """The hive has shown ``shown``, and no proof that it continues ``seen``: what it says of as many
         entries proves it, or that it will not say is kept."""
         try:
-            again = parse_shown(await self._between(seen.size, seen.size))
-            again.note.signers(seen.vkeys)
-            check_same(seen, again)
+            with contextlib.suppress(Declined, NoteError, FsError):
+                again = parse_shown(await self._between(seen.size, seen.size))
+                again.note.signers(seen.vkeys)
+                check_same(seen, again)
         except Contradiction as error:
             self.witness.keep_split(error.split)
-        except (Declined, NoteError, FsError):
-            self.witness.keep_split(unproven(seen, shown))
         else:
             self.witness.keep_split(unproven(seen, shown))
 
