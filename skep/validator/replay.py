@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import msgspec
 
-from skep.namespaces.hive import Event, HiveRules
+from skep.namespaces.hive import Event, HiveRules, HiveState
 from skep.namespaces.stored import Begun
 from skep.trace.digest import digest, parts
 from skep.trace.entry import (
@@ -27,7 +27,6 @@ from skep.trace.entry import (
     entry_of,
     events_decoder,
 )
-from skep.trace.fold import apply_entry
 from skep.trace.ledger import LedgerTampered
 from skep.trace.rules import Meta, Refusal
 from skep.validator.changes import declared
@@ -64,8 +63,9 @@ class Replay:
     def __init__(self, rules: HiveRules | None = None, begun: Begun | None = None) -> None:
         self.rules = rules or HiveRules()
         self.state, self.seq = begun or (self.rules.fresh(), 0)
-        # The same entries, upon which nothing is ever decided: deciding must change nothing.
-        self._untouched = self.rules.copy(self.state)
+        # The same entries, upon which nothing is ever decided: deciding must change nothing. None: nothing was
+        # decided yet.
+        self._untouched: HiveState | None = None
         self._entries: msgspec.json.Decoder[Entry[Event]] = entry_decoder(Event)
         self._events: msgspec.json.Decoder[tuple[Event, ...]] = events_decoder(Event)
 
@@ -85,6 +85,8 @@ class Replay:
 
     def judge(self, entry: Entry[Event], body: bytes) -> Difference | None:
         """Decide the entry again, then believe what it says; how it differs. Raises Unfoldable."""
+        if self._untouched is None:
+            self._untouched = self.rules.copy(self.state)
         line = entry.written()
         applied = 0
         if len(line.lines) == 1:
@@ -104,7 +106,7 @@ class Replay:
 
     def touched(self, now: str) -> Difference | None:
         """Whether deciding has changed the state, which is for events alone to do. ``now``: its digest."""
-        if now == digest(self._untouched):
+        if self._untouched is None or now == digest(self._untouched):
             return None
         there, here = parts(self._untouched), parts(self.state)
         noun = next(name for name in there if there[name] != here[name])
@@ -148,12 +150,13 @@ class Replay:
 
     def _apply(self, entry: Entry[Event], applied: int) -> None:
         """Apply the recorded events, those after the first ``applied`` ones."""
+        meta, apply = Meta(entry.seq, entry.time, entry.trace), self.rules.apply
         try:
-            apply_entry(self.rules, self._untouched, entry)
-            if applied < len(entry.events):
-                meta = Meta(entry.seq, entry.time, entry.trace)
-                for event in entry.events[applied:]:
-                    self.rules.apply(self.state, event, meta)
+            if self._untouched is not None:
+                for event in entry.events:
+                    apply(self._untouched, event, meta)
+            for event in entry.events[applied:]:
+                apply(self.state, event, meta)
         except Exception as error:
             raise Unfoldable(f"entry {entry.seq}: its events cannot be applied: {error!r}") from error
         self.seq = entry.seq
