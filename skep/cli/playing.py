@@ -53,18 +53,24 @@ def play(
 def _played_again(path: Path, header: Header, said: list[Said], to_end: bool) -> Played:
     from skep.roles.again import past_wire
     from skep.roles.sealed import ManifestError
+    from skep.validator.found import Finding
+    from skep.validator.snapshots import Beside
     from skep.validator.wire import Player, first_seq
 
     with ledger_at(path) as ledger:
+        seq = first_seq(header, said)
 
         async def run() -> Played:
-            async with past_wire(header, ledger, first_seq(header, said)) as wire:
+            begun = Beside(path, ledger).before(seq + 1)
+            async with past_wire(header, ledger, seq, begun) as wire:
                 return await Player(header, said, wire, to_end, wire.tree).play()
 
         try:
             return asyncio.run(run())
         except ManifestError as error:
             raise Failed(f"role {header.role!r}: {error}") from error
+        except Finding as error:
+            raise Failed(f"{path}: {error}") from error
 
 
 async def _played_at(address: str, header: Header, said: list[Said], to_end: bool) -> Played:

@@ -24,6 +24,7 @@ from skep.fs.wire import WireError
 from skep.namespaces.live import Hive
 from skep.namespaces.order import actor_of
 from skep.namespaces.sessions.core import Session
+from skep.namespaces.stored import Begun
 from skep.namespaces.tokens.afid import Afids
 from skep.namespaces.tree import hive_tree
 from skep.roles.gate import NO_ANAME, names
@@ -184,12 +185,14 @@ class PastWire:
 
 
 @contextlib.asynccontextmanager
-async def past_wire(header: Header, ledger: Ledger, seq: int | None = None) -> AsyncIterator[PastWire]:
-    """The other end, when the ledger had ``seq`` entries (None: as many as the header says). Raises
-    LedgerError."""
+async def past_wire(
+    header: Header, ledger: Ledger, seq: int, begun: Begun | None = None
+) -> AsyncIterator[PastWire]:
+    """The other end, when the ledger had ``seq`` entries. ``begun``: what some of them mean; None: all are
+    folded. Raises LedgerError."""
     clock = PastClock(header.time)
-    past = PastLedger(ledger, header.seq if seq is None else seq)
-    turn = PastTurn(past)
+    past = PastLedger(ledger, seq, 0 if begun is None else begun.seq)
+    turn = PastTurn(past, begun)
     try:
         with TemporaryDirectory(prefix="skep-again-") as directory:
             hive = PastHive(turn, clock, Path(directory), header.release, _NEVER_S)
@@ -197,6 +200,8 @@ async def past_wire(header: Header, ledger: Ledger, seq: int | None = None) -> A
             door = _Door(hive, hive_tree(hive), header)
             wire = PastWire(hive, turn, clock, door, header)
             try:
+                # What has left memory takes a while to be found.
+                await hive.wait_history()
                 yield wire
             finally:
                 wire.close()

@@ -15,8 +15,9 @@ import msgspec
 from skep.fs.errors import E
 from skep.namespaces.hive import UNRECORDED, Event, HiveRules
 from skep.namespaces.order import HIVE
+from skep.namespaces.stored import Begun
 from skep.trace.clock import ulid
-from skep.trace.entry import OK, Entry, Line, Outcome, canonical, entry_decoder, entry_of, leaf_hash
+from skep.trace.entry import OK, Entry, Line, Outcome, canonical, entry_decoder, entry_of
 from skep.trace.ledger import READ_MAX, Ledger, LedgerTampered
 from skep.trace.merkle import Frontier
 from skep.trace.rules import Meta, Refusal
@@ -27,18 +28,22 @@ AHEAD_MAX: Final = 65536  # entries that are looked at ahead of the moment: thos
 
 
 class PastLedger:
-    """The entries of ``ledger`` up to ``limit``. Nothing is appended to it."""
+    """The entries of ``ledger``, which has not been read yet, up to ``limit``; those up to ``known`` are
+    verified and not given. Nothing is appended to it."""
 
-    def __init__(self, ledger: Ledger, limit: int) -> None:
+    def __init__(self, ledger: Ledger, limit: int, known: int = 0) -> None:
         self.limit = limit
-        self.size = 0
+        self.size = known
         self._ledger = ledger
-        self._tail = cast(Generator[tuple[int, bytes], None, None], ledger.tail())
-        self._ahead: deque[tuple[int, bytes]] = deque()
+        self._tail = cast(Generator[tuple[int, bytes], None, None], ledger.tail(known))
+        first = next(self._tail, None)
+        self._ahead = deque([] if first is None else [first])
         self._tree = Frontier()
 
     @property
     def root(self) -> bytes:
+        if self._tree.size < self.size:
+            self._tree.extend(self.leaves(self._tree.size, self.size - self._tree.size))
         return self._tree.root()
 
     def ahead(self) -> Iterator[tuple[int, bytes]]:
@@ -57,7 +62,6 @@ class PastLedger:
             if found is None:
                 raise LedgerTampered(f"it ends at entry {self.size}, expected {self.limit}")
             self.size = found[0]
-            self._tree.append(leaf_hash(found[1]))
             if found[0] > known:
                 yield found
 
@@ -115,8 +119,10 @@ class PastTurn(Turn[Any, Event, str]):
 
     ledger: PastLedger
 
-    def __init__(self, ledger: PastLedger, rules: HiveRules | None = None) -> None:
-        super().__init__(ledger, rules or HiveRules(), UNRECORDED, _NoCommits)
+    def __init__(self, ledger: PastLedger, begun: Begun | None = None) -> None:
+        """``begun``: what the entries mean that the ledger does not give; None: it gives all."""
+        state, seq = (None, 0) if begun is None else begun
+        super().__init__(ledger, HiveRules(), UNRECORDED, _NoCommits, state, seq)
         self.horizon = ledger.limit
         self.strange: list[Strange] = []
         self._ahead_decoder: msgspec.json.Decoder[Entry[Event]] = entry_decoder(Event)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from random import Random
 
@@ -28,8 +29,13 @@ from skep.fs.ninept import Record, Writer, read
 from skep.fs.spiffe import Spiffe
 from skep.fs.transcript import show
 from skep.fs.wire import pack, unpack
+from skep.namespaces.evidence import KEY_FILE
+from skep.namespaces.policy.keys import load_or_create
 from skep.namespaces.trust.authority import Authority
+from skep.trace.clock import HOUR
+from skep.trace.sqlite import SqliteLedger
 from skep.validator.compared import Difference
+from skep.validator.snapshots import Beside
 from skep.validator.volatile import NUMBERED
 
 replace = msgspec.structs.replace
@@ -307,6 +313,25 @@ def test_what_the_ledger_does_not_know_is_declared() -> None:
     assert "what a job printed is not in the ledger" in found.volatile
 
 
+async def _old(served: Served) -> str:
+    """Looks at a job that has left memory."""
+    job = await served.alive.submit("input=old key=k")
+    await served.alive.write("/jobs/ctl", f"cancel job={job}")
+    served.alive.clock.advance(96 * HOUR)
+    await served.alive.submit("input=new")
+    assert job not in served.alive.state.jobs.by_id
+    async with await served.operator() as ann:
+        session = await session_of(ann)
+        assert b"cancelled\n" == await ann.read_file(f"/jobs/{job}/state")
+        await ann.listdir(f"/jobs/{job}")
+    return session
+
+
+@pytest.mark.slow
+def test_what_has_left_memory_is_found_again() -> None:
+    assert [] == play(record(_old)).differences
+
+
 async def _token(served: Served) -> str:
     """Mints a token, comes with it, and writes."""
     authority = Authority.open(served.directory, clock=served.alive.clock)
@@ -396,6 +421,26 @@ def test_a_recording_that_was_changed_is_not_played(hive: Path, capsys: pytest.C
     n = find(OPERATOR(), m.Rread, "queued")[0]
     assert 1 == run(["replay", "--wire", str(path)])
     assert f"record {n}: its link is not that of what comes before it" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_it_begins_from_a_snapshot(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recording = OPERATOR()
+    load_or_create(tmp_path / KEY_FILE)
+    path = ledger(tmp_path / "ledger.db", recording.bodies[:5])
+    assert 0 == run(["snapshot", str(tmp_path)])
+    with closing(SqliteLedger(str(path))) as opened:
+        opened.begin()
+        list(opened.tail())
+        opened.append(recording.bodies[5:])
+        opened.commit()
+    with closing(SqliteLedger(str(path))) as opened:
+        begun = Beside(path, opened).before(7)
+        assert begun is not None
+        assert 5 == begun.seq
+    (tmp_path / "ann.9pt").write_bytes(recording.data)
+    assert 0 == run(["replay", "--wire", str(tmp_path / "ann.9pt")])
+    assert "89 answers: the same\n" in capsys.readouterr().out
 
 
 @pytest.mark.slow
