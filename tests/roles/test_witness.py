@@ -205,6 +205,7 @@ def test_a_view_for_each_is_found_by_all_who_talk_to_each_other(
     play(story)
 
 
+@pytest.mark.slow
 def test_witnesses_of_one_view_find_nothing_in_each_other(tmp_path: Path) -> None:
     async def story() -> None:
         liars = [Liar(leaves(n)) for n in (5, 8, 13)]

@@ -68,7 +68,7 @@ sizes = st.integers(0, 40)
 
 
 @given(sizes, sizes)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_what_continues_the_last_may_be_cosigned(a: int, b: int) -> None:
     old, new = sorted((a, b))
     view = View(new)
