@@ -63,8 +63,8 @@ class Replay:
     def __init__(self, rules: HiveRules | None = None, begun: Begun | None = None) -> None:
         self.rules = rules or HiveRules()
         self.state, self.seq = begun or (self.rules.fresh(), 0)
-        # The same entries, upon which nothing is ever decided: deciding must change nothing. None: nothing was
-        # decided yet.
+        # The same entries, upon which nothing is ever decided: deciding must change nothing. None: no
+        # entry was decided yet.
         self._untouched: HiveState | None = None
         self._entries: msgspec.json.Decoder[Entry[Event]] = entry_decoder(Event)
         self._events: msgspec.json.Decoder[tuple[Event, ...]] = events_decoder(Event)
