@@ -15,6 +15,7 @@ _CHANGE: Final = Right.WRITE | Right.CREATE | Right.REMOVE
 _WAYS: Final = (
     ("/pools/*/next", "{}", Right.READ),
     ("/jobs/ctl", "/jobs/clone", Right.READ),
+    ("/jobs/ctl", "/validator/ctl", _CHANGE),
     ("/trust/tokens/clone", "{}", Right.READ),
     ("/ctl", "/sessions/x/ctl", _CHANGE),
     ("/dlq/ctl", "/jobs/ctl", _CHANGE),

@@ -21,6 +21,7 @@ from skep.namespaces.policy.bundle import shipped
 from skep.trace.entry import leaf_hash
 from skep.trace.merkle import Frontier
 from tests.daemons import Daemon, Hive, daemon, queen, wait_for
+from tests.networked import networked
 
 LOG = "/log/net_trace_secure9p.log"
 pytestmark = pytest.mark.slow  # processes begin and end
@@ -197,28 +198,41 @@ def test_who_is_no_validator_takes_no_run(hive: Hive) -> None:
     assert "cancelled" == hive.ask("cat", f"/validator/{run}/verdict")
 
 
-def test_two_files_of_the_log_are_compared(tmp_path: Path) -> None:
-    with hive_in(tmp_path / "hive", "--snapshot-every", "20") as hive:
-        names: list[str] = []
+def test_two_conversations_of_the_log_are_compared(hive: Hive) -> None:
+    said = [f"record principal={hive.ask('cat', '/whoami').split()[1]} {word}" for word in ("on", "off")]
+    hive.ask("write", "/log/trace/ctl", said[0])
+    for path in ("/state", "/state", "/version"):
+        hive.ask("cat", path)
+    hive.ask("write", "/log/trace/ctl", said[1])
+    first, again, other = sorted(hive.ask("ls", "/log/trace/sessions").split())[:3]
+    with validator(hive):
+        run = ask(hive, f"diff a=sessions/{first} b=sessions/{again}")
+        assert verdict(hive, run).startswith("same: ")
+        assert "" == hive.ask("cat", f"/validator/{run}/diff")
+        run = ask(hive, f"diff a=sessions/{first} b=sessions/{other}")
+        assert verdict(hive, run).startswith("different: ")
+        lines = hive.ask("cat", f"/validator/{run}/diff").splitlines()
+        assert verdict(hive, run) == f"different: {lines[-1]}"
+        assert (False, "messages") == (report(hive, run)["good"], report(hive, run)["diff"]["noun"])
+        gone = ask(hive, f"diff a=sessions/{first} b=snapshots/1")
+        assert "failed" == hive.ask("cat", f"/validator/{gone}/wait")
+        why = hive.ask("cat", f"/validator/{gone}/verdict")
+        assert "failed: snapshots/1: there is no such file in /log/trace" == why
+    done = hive.skep("write", "/validator/ctl", "diff a=../../etc/passwd b=checkpoint")
+    assert (1, True) == (done.returncode, "expected sessions/<id>.9pt or snapshots/<n>" in done.stderr)
 
-        def two() -> bool:
-            asyncio.run(grow(hive, 5))
-            names[:] = hive.ask("ls", "/log/trace/snapshots").split()
-            return len(names) == 2
 
-        wait_for(two, "two snapshots")
-        a, b = sorted(names, key=int)
-        with validator(hive):
-            run = ask(hive, f"diff a=snapshots/{a} b=snapshots/{b}")
-            assert verdict(hive, run).startswith("different: ")
-            lines = hive.ask("cat", f"/validator/{run}/diff").splitlines()
-            assert any(line.startswith("+ ") for line in lines)
-            assert verdict(hive, run) == f"different: {lines[-1]}"
-            found = report(hive, run)
-            assert (False, "rows") == (found["good"], found["diff"]["noun"])
-            gone = ask(hive, f"diff a=snapshots/{a} b=snapshots/1")
-            assert "failed" == hive.ask("cat", f"/validator/{gone}/wait")
-            said = hive.ask("cat", f"/validator/{gone}/verdict")
-            assert "failed: snapshots/1: there is no such file in /log/trace" == said
-        done = hive.skep("write", "/validator/ctl", "diff a=../../etc/passwd b=checkpoint")
-        assert (1, True) == (done.returncode, "expected sessions/<id>.9pt or snapshots/<n>" in done.stderr)
+def test_a_validator_comes_by_tls_with_a_certificate_of_the_role(tmp_path: Path) -> None:
+    with networked(tmp_path) as hive:
+        audit = hive.enroll("validator", "audit")
+        place = ("--dir", str(tmp_path / "kept"))
+        with daemon("ready audit", "validator", *place, env=audit.env):
+            # Who does runs may ask for them, too.
+            run = audit.ask("write", "/validator/ctl", "replay").split()[0]
+            assert verdict(hive, run).startswith("same: entries 1 to ")
+            assert audit.ask("cat", f"/validator/{run}/verdict").startswith("same: ")
+            assert json.loads(audit.ask("cat", f"/log/validator/{run}.json"))["good"]
+        assert (tmp_path / "kept" / "checkpoint").read_text().startswith("testhive/log/trace\n")
+        # Other jobs are none of its business, nor is anything else that a worker may.
+        other = hive.submit("topic=sha256 input=x")
+        assert 1 == audit.skep("cat", f"/jobs/{other}/state").returncode
