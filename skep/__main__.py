@@ -25,7 +25,7 @@ COMMANDS: Final = {
     "down": Row("local", "Drain, unmount and stop what `skep up` started."),
     "serve": Row("serving", "Run a queen: serve a hive."),
     "worker": Row("serving", "Run a worker: do the jobs of its pools."),
-    "validator": Row("validating", "Run a validator: verify and replay a hive's log when it is asked."),
+    "validator": Row("validating", "Run a validator: do what was asked of /validator."),
     "export": Row("serving", "Serve a directory of this machine over 9P."),
     "invite": Row("trust", "Invite a node into the hive."),
     "enroll": Row("trust", "Enroll this machine in a hive."),

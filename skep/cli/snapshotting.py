@@ -29,8 +29,7 @@ NICE: Final = 19  # beside a hive that is served, nobody waits for it
     "the standard output, its note is read from the standard input. Again for more keys.",
 )
 def snapshot_command(directory: Path, ledger: str, keys: tuple[str, ...]) -> None:
-    """Write down the state that a hive's ledger means, so that the hive's next start, and a replay, need not
-    begin at its first entry.
+    """Write down the state that a ledger means, for the next start. A replay may begin there as well.
 
     DIRECTORY is that of a hive that nobody serves now; a queen makes her own. Only the newest two are kept.
     They may be deleted at any time: the ledger alone counts.
