@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from recorded import simulated, story
 from talks import BEGIN, HEADER, recording
 
@@ -255,3 +258,18 @@ def test_a_rule_goes_on_where_it_is_indented_further() -> None:
     (first, second) = read("t:\n  every write\n     has write\n     with the same path\n  never write\n")
     assert "every write has write with the same path" == first.text
     assert ("never write", 5) == (second.text, second.number)
+
+
+WORDS = [
+    "never", "every", "has", "follows", "is", "followed", "by", "with", "the", "same", "within", "before", "for",
+    "rises", "falls", "where", "and", "or", "not", "in", "under", "like", "of", "as", "(", ")", ",", "=", "!=",
+    "<", "job", "write", "job.leased", "job.*", "Twrite", "fence", "path", "ok", "30s", "7", "/jobs", '"a b"',
+    "outside", "its", "namespace",
+]  # fmt: skip
+
+
+@given(st.lists(st.sampled_from(WORDS), max_size=14))
+def test_whatever_stands_there_is_a_rule_or_told(words: list[str]) -> None:
+    with contextlib.suppress(RuleError):
+        rules = read(f"t:\n    {' '.join(['never', *words])}\nu:\n    {' '.join(['every', *words])}\n")
+        assert 2 == len(check(rules, facts(leases("leased a 1", "started a 1"))))

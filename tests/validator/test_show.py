@@ -36,6 +36,11 @@ def test_an_entry_is_a_line_with_what_followed() -> None:
     ) == entry_line(decoded(13, body))
 
 
+def test_on_a_terminal_it_has_colours() -> None:
+    line = entry_line(decoded(8, story()[7]), lambda text, colour: f"<{colour}>{text}")
+    assert "<yellow>8 <cyan>unix:eye (observer) /jobs/ctl submit topic=sum input=a: <red>DENIED" in line
+
+
 def test_what_is_recorded_does_not_speak_to_the_terminal() -> None:
     assert "\\x1b[2Jgone | away" == cut("\x1b[2Jgone\naway")
     assert 161 == len(cut("x" * 500))
