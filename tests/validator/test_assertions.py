@@ -261,10 +261,10 @@ def test_a_rule_goes_on_where_it_is_indented_further() -> None:
 
 
 WORDS = [
-    "never", "every", "has", "follows", "is", "followed", "by", "with", "the", "same", "within", "before", "for",
-    "rises", "falls", "where", "and", "or", "not", "in", "under", "like", "of", "as", "(", ")", ",", "=", "!=",
-    "<", "job", "write", "job.leased", "job.*", "Twrite", "fence", "path", "ok", "30s", "7", "/jobs", '"a b"',
-    "outside", "its", "namespace",
+    "never", "every", "has", "follows", "is", "followed", "by", "with", "the", "same", "within", "before",
+    "for", "rises", "falls", "where", "and", "or", "not", "in", "under", "like", "of", "as", "(", ")", ",",
+    "=", "!=", "<", "job", "write", "job.leased", "job.*", "Twrite", "fence", "path", "ok", "30s", "7",
+    "/jobs", '"a b"', "outside", "its", "namespace",
 ]  # fmt: skip
 
 
