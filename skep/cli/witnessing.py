@@ -58,8 +58,8 @@ def witness_command(
     every: int,
     hives: tuple[Address, ...],
 ) -> None:
-    """Be a witness of the HIVES: cosign each checkpoint that continues the last one, and remember those that
-    do not. It ends at SIGTERM.
+    """Be a witness: follow hives, and cosign what continues what was seen. What does not continue it is kept.
+    It ends at SIGTERM.
 
     Prints its key, a line for each address it serves, then `ready`. A hive takes its cosignatures when it is
     told the key: add name=w1 key=KEY > /log/trace/witness/ctl.
