@@ -48,7 +48,7 @@ COMMANDS: Final = {
     "sim": Row("simulating", "Play a whole hive under one seed, and all that can go wrong in it."),
     "snapshot": Row("snapshotting", "Write down the state that a ledger means, for the next start."),
     "replay": Row("replaying", "Decide every line of a ledger again, and tell what was decided otherwise."),
-    "diff": Row("diffing", "Tell what was added, removed, changed and moved from the trace A to the trace B."),
+    "diff": Row("diffing", "Tell what was added, removed, changed and moved from trace A to trace B."),
     "verify": Row("verifying", "Verify that a log was not changed, cut, forked or rewound."),
     "trace": Row("tracing", "Show and check ledgers and recorded conversations."),
     "witness": Row("witnessing", "Be a witness: follow hives, and cosign what continues what was seen."),

@@ -43,7 +43,7 @@ class Drifted(Failed):
     help="Also write a page that needs nothing else.",
 )  # fmt: skip
 def diff_command(a: str, b: str, rules_file: Path | None, as_json: bool, html_file: Path | None) -> None:
-    """Tell what was added, removed, changed and moved from the trace A to the trace B.
+    """Tell what was added, removed, changed and moved from trace A to trace B.
 
     Each is a hive's directory, a ledger's file, a directory of tiles or a recorded conversation; or both are
     checkpoints, or snapshots. Numbers, times and ids of entries are not compared, but where an id stands
