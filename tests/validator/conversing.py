@@ -11,6 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
+from skep.fs import messages as m
 from skep.fs.dial import Client, login_name
 from skep.fs.errors import FsError
 from skep.fs.ninept import Header, Record, read
@@ -128,36 +129,65 @@ async def _try(client: Client, path: str, line: str = "") -> bytes:
     return b""
 
 
+class Slowly:
+    """A client that says nothing before the last word is answered: what is recorded is always the same."""
+
+    FID = 7
+
+    def __init__(self, client: Client) -> None:
+        self.client = client
+
+    async def ask(self, path: str, *lines: bytes, flags: int = 0) -> bytes:
+        """Open a file, write lines, read an answer, clunk; what is refused ends it."""
+        rpc, names = self.client.rpc, tuple(filter(None, path.split("/")))
+        try:
+            await rpc(m.Twalk(self.client.root.fid, self.FID, names))
+        except FsError:
+            return b""
+        reply: m.Message = m.Rread(b"")
+        with contextlib.suppress(FsError):
+            opened = await rpc(m.Tlopen(self.FID, flags))
+            assert isinstance(opened, m.Rlopen)
+            if path.endswith("clone"):
+                reply = await rpc(m.Tread(self.FID, 0, 100))
+            for line in lines:
+                await rpc(m.Twrite(self.FID, 0, line))
+            if opened.qid.type & m.QT.DIR:
+                await rpc(m.Treaddir(self.FID, 0, 8192))
+            elif not path.endswith("clone"):
+                reply = await rpc(m.Tread(self.FID, 0, 65536))
+        await rpc(m.Tclunk(self.FID))
+        assert isinstance(reply, m.Rread)
+        return bytes(reply.data)
+
+
 async def _operator(served: Served) -> str:
     """Looks around, submits, is refused, makes a draft, writes several lines."""
-    async with await served.operator() as ann:
-        session = await session_of(ann)
-        await ann.listdir("/jobs")
-        async with await ann.open("/jobs/ctl", "rw") as ctl:
-            await ctl.write(0, b"submit topic=sum input=a key=k\n")
-            job = (await ctl.read(0, 4096)).decode().split(" ")[0]
+    async with await served.operator() as client:
+        ann = Slowly(client)
+        session = (await ann.ask("/whoami")).decode().partition("session ")[2].split()[0]
+        await ann.ask("/jobs")
+        job = (await ann.ask("/jobs/ctl", b"submit topic=sum input=a key=k\n", flags=2)).decode().split()[0]
         for path in (
-            "/state",
-            "/version",
-            f"/jobs/{job}/state",
-            f"/jobs/{job}/request.json",
-            "/events",
-            "/nowhere",
+            "state",
+            "version",
+            f"jobs/{job}/state",
+            f"jobs/{job}/request.json",
+            "events",
+            "nowhere",
         ):
-            await _try(ann, path)
-        await _try(ann, "/jobs/ctl", "submit topic=nobody\n")
+            await ann.ask(path)
+        await ann.ask("/jobs/ctl", b"submit topic=nobody\n", flags=2)
         served.alive.clock.advance(1_000_000_000)
         # Somebody else, meanwhile.
         other = await served.alive.submit("input=b")
-        await _try(ann, f"/jobs/{other}/state")
-        await ann.listdir("/jobs")
-        async with await ann.open("/jobs/clone", "rw") as clone:
-            draft = (await clone.read(0, 100)).decode().strip()
-            await clone.write(0, b"submit topic=sum input=c\n")
-        await _try(ann, f"/jobs/{draft}/state")
-        await _try(ann, "/jobs/ctl", f"cancel job={other}\ncancel job={job}\n")
-        await _try(ann, "/jobs/ctl", f"cancel job={job}\n")
-        await _try(ann, f"/jobs/{job}/events.jsonl")
+        await ann.ask(f"/jobs/{other}/state")
+        await ann.ask("/jobs")
+        draft = (await ann.ask("/jobs/clone", b"submit topic=sum input=c\n", flags=2)).decode().strip()
+        await ann.ask(f"/jobs/{draft}/state")
+        await ann.ask("/jobs/ctl", f"cancel job={other}\ncancel job={job}\n".encode(), flags=2)
+        await ann.ask("/jobs/ctl", f"cancel job={job}\n".encode(), flags=2)
+        await ann.ask(f"/jobs/{job}/events.jsonl")
     return session
 
 
