@@ -139,7 +139,7 @@ def rewrite(ledger: Path, old: bytes, new: bytes) -> int:
     """Change the last entry that has ``old``, and all hashes, as who has the file can; its number."""
     with closing(sqlite3.connect(ledger)) as file, file:
         rows = file.execute("SELECT seq, body FROM entries ORDER BY seq").fetchall()
-        seq = max(seq for seq, body in rows if old in body)
+        seq: int = max(seq for seq, body in rows if old in body)
         bodies = [body.replace(old, new) if each == seq else body for each, body in rows]
         roots, frontier = {}, Frontier()
         for each, body in enumerate(bodies, 1):
