@@ -9,6 +9,7 @@ import click
 
 COMMANDS: Final = {
     "run": "Boot an image: count to its milestones, and say what became of it.",
+    "diagnose": "Read a serial log: what went wrong, with what shows it.",
     "guest": "Build small images to try the boot lab with.",
 }
 
@@ -32,4 +33,10 @@ class Boot(click.Group):
 
 @click.group(cls=Boot)
 def boot_command() -> None:
-    """Time, check and diagnose boot images in QEMU."""
+    """Time, check and diagnose boot images in QEMU.
+
+    \b
+    Examples:
+      skep boot guest images
+      skep boot run boot.toml --max-ms 200
+    """
