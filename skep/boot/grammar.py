@@ -6,17 +6,28 @@ is 0. Lines end in CRLF, and errors of users are coloured."""
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from typing import Final, NamedTuple
+
+from msgspec.structs import replace
 
 from skep.boot.classes import Class, Fault
 
 LINE_MAX: Final = 4096  # bytes; a longer line is several
 PREFACE_LINES: Final = 2  # a fault is told within so many lines of what announces it
+OPEN_LINES: Final = 8  # and its thread, or the registers of an abort, within so many of it
 
 _ESCAPE: Final = re.compile(rb"\x1b\[[0-9;]*[A-Za-z]")
+# Whoever keeps a log of hardware likes to put the time before each line.
+_STAMP: Final = re.compile(
+    r"^(?:\[[ 0-9.:,T/+-]{4,40}Z?\]|\d{4}-\d\d-\d\d[ T][\d:.,+Z-]+"
+    r"|(?:\w{3} [ \d]\d )?\d\d:\d\d:\d\d[.,\d]*)\s+"
+)
 _AT: Final = r"(?:at address (?P<pc>0x[0-9a-f]+|0))?$"
 _N: Final = r"(?:0x[0-9a-f]+?|\d+?)"
+
+# What a terminal would obey, is shown and not obeyed.
+_SHOWN: Final = bytes(ord("?") if (code < 32 and code != 9) or code == 127 else code for code in range(256))
+_C1: Final = re.compile("[\x80-\x9f\u2028-\u202e]")
 
 PREFACES: Final = (
     re.compile(r"while trying to handle:$"),
@@ -39,26 +50,48 @@ THREAD: Final = re.compile(
     r'^(?:in thread (?P<thread>0x[0-9a-f]+|0)(?: "(?P<name>[^"]*)")? )?at address (?P<pc>0x[0-9a-f]+|0)$'
 )
 
+ABORT: Final = re.compile(r"KERNEL (DATA|PREFETCH) ABORT!")
+# Of what follows it; the names are those of Fault.
+_ABORT_SAYS: Final = tuple(
+    (name, re.compile(pattern + r": (0x[0-9a-f]+|0)\b"))
+    for name, pattern in (
+        ("pc", r"Faulting instruction"),
+        ("address", r"\bFAR"),
+        ("status", r"\b(?:ESR \([DI]FSR\)|ESR|[DI]FSR)"),
+    )
+)
+
 TOLD: Final = tuple(
     (cause, re.compile(pattern))
     for cause, pattern in (
         (Class.KERNEL_PANIC, r"seL4 called fail at \S+ in function \w+, saying .*"),
         (Class.KERNEL_PANIC, r"seL4 failed assertion '.*' at \S+ in function \w+"),
-        (Class.KERNEL_PANIC, r"KERNEL (?:DATA ABORT|PREFETCH ABORT|INVALID VECTOR ENTRY)!"),
+        (Class.KERNEL_PANIC, r"KERNEL INVALID VECTOR ENTRY!"),
+        # Said after halting: how the kernel was entered when it failed.
         (Class.KERNEL_PANIC, r"Kernel entry via .*"),
         (Class.KERNEL_PANIC, r"Debug halt syscall from user thread.*"),
         (Class.SIGNATURE_INVALID, r"BdsDxe: failed to load .*: (?:Access Denied|Security Violation)"),
         (Class.KERNEL_REJECT, r"Huge page not supported by the processor"),
+        (Class.KERNEL_REJECT, r"reserved region \d+ in wrong order.*"),
         (Class.KERNEL_REJECT, r"^ERROR: .*"),
         (Class.KERNEL_REJECT, r"abort\(\) called\."),
         (Class.KERNEL_REJECT, r"boot_sys failed.*"),
         (Class.KERNEL_REJECT, r"Cannot load x86-64 image.*"),
         (Class.KERNEL_REJECT, r"Error loading uncompressed kernel.*"),
         (Class.KERNEL_REJECT, r"Invalid ELF.*|.*must be 4KB-aligned.*"),
-        (Class.KERNEL_REJECT, r".*reserved region \d+ in wrong order.*"),
-        (Class.KERNEL_HALTED, r"^halting\.\.\.$"),
+        (Class.KERNEL_HALTED, r"^halting\.\.\."),
     )
 )  # fmt: skip
+# Words of loaders and starting kernels: whoever says the same later, is somebody else.
+EARLY: Final = re.compile(r"^ERROR: |abort\(\) called\.")
+# Who speaks next. A release kernel says nothing of itself, so that user space comes after the jump.
+SPEAKERS: Final = (
+    ("early", re.compile(r"^Bootstrapping kernel")),
+    ("user", re.compile(r"dropped to user space")),
+    ("jumped", re.compile(r"[Jj]umping to (?:kernel-image )?entry")),
+)
+# The first words of an image, of which a boot has one.
+START: Final = re.compile(r"^ELF-loader started|^Kernel loaded to: start=")
 FIRMWARE: Final = re.compile(r"SeaBIOS|iPXE|^Booting from|BdsDxe|UEFI|EDK II|qboot")
 # 919 of them in a run of sel4test that passes.
 NOISE: Final = re.compile(r"Attempted to invoke a null cap|^<<seL4\(CPU \d+\)")
@@ -79,18 +112,17 @@ class Lines:
     def __init__(self) -> None:
         self._rest = b""
 
-    def feed(self, data: bytes) -> Iterator[str]:
-        self._rest += data
+    def feed(self, data: bytes) -> list[str]:
+        data = self._rest + data
+        found: list[str] = []
+        at = 0
         while True:
-            end = self._rest.find(b"\n", 0, LINE_MAX + 1)
-            if end < 0:
-                if len(self._rest) <= LINE_MAX:
-                    return
-                end = LINE_MAX
-                line, self._rest = self._rest[:end], self._rest[end:]
-            else:
-                line, self._rest = self._rest[:end], self._rest[end + 1 :]
-            yield plain(line)
+            end = data.find(b"\n", at, at + LINE_MAX + 1)
+            if end < 0 and len(data) - at <= LINE_MAX:
+                self._rest = data[at:]
+                return found
+            found.append(plain(data[at : end if end >= 0 else at + LINE_MAX]))
+            at = end + 1 if end >= 0 else at + LINE_MAX
 
     @property
     def rest(self) -> str:
@@ -99,7 +131,19 @@ class Lines:
 
 
 def plain(line: bytes) -> str:
-    return _ESCAPE.sub(b"", line).rstrip(b"\r").decode("utf-8", "replace")
+    """As text. Some ends of lines are turned round, and a port that is switched on says NUL."""
+    if b"\x1b" in line:
+        line = _ESCAPE.sub(b"", line)
+    text = line.strip(b"\r\0").translate(_SHOWN).decode("utf-8", "replace")
+    return text if text.isascii() else _C1.sub("\ufffd", text)
+
+
+# A line without any of these tells nothing: most lines of a long log are asked this alone.
+_CUE: Final = re.compile(
+    "fault|syscall|exception|handle:|seL4|KERNEL|Kernel |halt|Huge|ERROR|abort|boot_sys|Cannot|loading|ELF"
+    "|4KB|region|Bds|Boot|SeaBIOS|iPXE|UEFI|EDK|qboot|null cap|umping|dropped"
+)
+_WORD: Final = re.compile(r"\w")
 
 
 class Grammar:
@@ -109,35 +153,54 @@ class Grammar:
         self.found: list[Finding] = []
         self.firmware = 0  # lines of it
         self.guest = 0  # lines of anything else
-        self._line = -1
+        self.noise = 0  # lines that look like a failure and are none
+        self.boots = 0  # images that began, where they say so
+        self.lines = 0
         self._announced = -PREFACE_LINES - 1
-        self._fault: Finding | None = None  # that may be continued
+        self.speaker = "early"  # or "jumped" to the kernel, "user" for sure
+        self._open: Finding | None = None  # that the next lines may continue
 
     def read(self, line: str) -> None:
-        self._line += 1
+        self.lines += 1
+        if self._open is None and not _CUE.search(line):
+            self.guest += 1 if _WORD.search(line) else 0
+            return
+        line = _STAMP.sub("", line)
         if FIRMWARE.search(line):
             self.firmware += 1
-        elif line.strip() and any(ch.isalnum() for ch in line):
+        elif _WORD.search(line):
             self.guest += 1
         if NOISE.search(line):
-            return
-        if self._fault is not None and self._continues(line):
-            return
-        if any(preface.search(line) for preface in PREFACES):
-            self._announced = self._line
-            return
-        if self._line - self._announced <= PREFACE_LINES and self._is_fault(line):
-            return
-        for cause, pattern in TOLD:
-            if match := pattern.search(line):
-                self._keep(Finding(cause, self._line, match[0]))
-                return
+            self.noise += 1
+        elif self._open is None or not self._continues(line):
+            self._tell(line)
 
     def end(self) -> None:
         """No more lines come."""
-        if self._fault is not None:
-            self._keep(self._fault)
-            self._fault = None
+        self._close()
+
+    def _tell(self, line: str) -> None:
+        number = self.lines - 1
+        if START.search(line):
+            self.boots += 1
+            self.speaker = "early"
+            if self.boots == 2:
+                self._keep(Finding(Class.RESET, number, f"it began again: {line}"))
+            return
+        self.speaker = next((name for name, each in SPEAKERS if each.search(line)), self.speaker)
+        if any(preface.search(line) for preface in PREFACES):
+            self._announced = number
+        elif number - self._announced <= PREFACE_LINES and self._is_fault(line):
+            pass
+        elif match := ABORT.search(line):
+            kind = "kernel data" if match[1] == "DATA" else "kernel fetch"
+            self._open = Finding(Class.KERNEL_PANIC, number, match[0], Fault(kind))
+        else:
+            late = self.speaker != "early"
+            for cause, pattern in TOLD:
+                if (match := pattern.search(line)) and not (late and EARLY.search(match[0])):
+                    self._keep(Finding(cause, number, match[0]))
+                    return
 
     def _is_fault(self, line: str) -> bool:
         for kind, pattern in FAULTS:
@@ -149,34 +212,39 @@ class Grammar:
                     _number(said.get("pc")),
                     status=_number(said.get("status")),
                 )
-                finding = Finding(Class.USER_FAULT, self._line, match[0], fault)
-                if fault.pc is None:
-                    self._fault = finding
-                else:
-                    self._keep(finding)
+                self._open = Finding(Class.USER_FAULT, self.lines - 1, match[0], fault)
+                if fault.pc is not None:
+                    self._close()
                 return True
         return False
 
     def _continues(self, line: str) -> bool:
-        """Whether the line has the thread of the fault before it."""
-        assert self._fault is not None
-        finding, fault = self._fault, self._fault.fault
+        """Whether the line has more of what is open: the thread of a fault, the registers of an abort."""
+        assert self._open is not None
+        finding, fault = self._open, self._open.fault
         assert fault is not None
-        if match := THREAD.match(line):
-            told = Fault(
-                fault.kind,
-                fault.address,
-                _number(match["pc"]),
-                match["name"] or match["thread"] or "",
-                fault.status,
-            )
-            self._keep(finding._replace(fault=told))
-        elif not line:
+        if self.lines - finding.line > OPEN_LINES:
+            self._close()
+            return False
+        if not line:
             return True
-        else:
-            self._keep(finding)
-        self._fault = None
-        return bool(match)
+        if finding.cause is Class.KERNEL_PANIC:
+            said = {name: int(match[1], 0) for name, each in _ABORT_SAYS if (match := each.search(line))}
+            if said:
+                self._open = finding._replace(fault=replace(fault, **said))
+                return True
+        elif match := THREAD.match(line):
+            thread = match["name"] or match["thread"] or ""
+            self._open = finding._replace(fault=replace(fault, pc=_number(match["pc"]), thread=thread))
+            self._close()
+            return True
+        self._close()
+        return False
+
+    def _close(self) -> None:
+        if self._open is not None:
+            self._keep(self._open)
+            self._open = None
 
     def _keep(self, finding: Finding) -> None:
         if all(each.cause is not finding.cause for each in self.found):

@@ -19,6 +19,7 @@ class Symbols:
 
     def __init__(self, path: Path) -> None:
         self.entry = 0
+        self.machine = ""
         self.by_name: dict[str, int] = {}
         self._functions: list[tuple[int, int, str]] = []
         if path.stat().st_size > FILE_MAX:
@@ -32,6 +33,7 @@ class Symbols:
 
     def _read(self, elf: ELFFile) -> None:
         self.entry = elf.header["e_entry"]
+        self.machine = str(elf.header["e_machine"])
         table = elf.get_section_by_name(".symtab")
         if not isinstance(table, SymbolTableSection) or table.num_symbols() > SYMBOLS_MAX:
             return

@@ -97,7 +97,7 @@ def run_command(
     else:
         _tell(report)
     if report.verdict is not None:
-        raise NotAsExpected(_cause(report.verdict), report.verdict.cause.row.status)
+        raise NotAsExpected(cause_of(report.verdict), report.verdict.cause.row.status)
 
 
 def _bounded(manifest: Manifest, max_ms: float | None) -> Manifest:
@@ -207,11 +207,14 @@ def _tell(report: Report) -> None:
         )
     if report.stages:
         click.echo(f"baseline: {report.gate}")
-    if report.verdict is not None:
-        for line in report.verdict.evidence:
-            click.echo(f"  | {line}")
+    tell_evidence(report.verdict)
 
 
-def _cause(verdict: Verdict) -> str:
+def tell_evidence(verdict: Verdict | None) -> None:
+    for line in verdict.evidence if verdict is not None else ():
+        click.echo(f"  | {line}")
+
+
+def cause_of(verdict: Verdict) -> str:
     after = f" (after {verdict.milestone})" if verdict.milestone else ""
     return f"{verdict.cause.value}: {verdict.message}{after}"
