@@ -45,6 +45,7 @@ class Serial:
         self.data = bytearray()
         self.pieces: list[tuple[float, int]] = []  # (monotonic seconds, bytes up to there)
         self.heard: Callable[[bytes], None] = lambda data: None
+        self.copied: Callable[[bytes], None] = lambda data: None  # the same, for who only listens
         self.full = asyncio.Event()
         os.set_blocking(fd, False)
         asyncio.get_running_loop().add_reader(fd, self._readable)
@@ -62,6 +63,7 @@ class Serial:
             return
         self.data += data
         self.pieces.append((time.monotonic(), len(self.data)))
+        self.copied(data)
         self.heard(data)
 
     def close(self) -> None:

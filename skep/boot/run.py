@@ -46,6 +46,13 @@ class Boot(msgspec.Struct, omit_defaults=True):
     qemu: str = ""
 
 
+Printed = Callable[[bytes], None]
+
+
+def _nobody(data: bytes) -> None:
+    """Nobody listens."""
+
+
 class SymbolError(Exception):
     """A milestone's symbol is not in its file."""
 
@@ -63,14 +70,14 @@ def addresses(manifest: Manifest, base: Path) -> dict[str, int]:
     return found
 
 
-async def exact(manifest: Manifest, base: Path) -> Boot:
-    """Count to each symbol, and end there. Raises SymbolError."""
-    return await _tried(_Exact(manifest, base))
+async def exact(manifest: Manifest, base: Path, printed: Printed = _nobody) -> Boot:
+    """Count to each symbol, and end there; ``printed`` gets what the guest prints. Raises SymbolError."""
+    return await _tried(_Exact(manifest, base, printed))
 
 
-async def wall(manifest: Manifest, base: Path) -> Boot:
-    """Boot to the expected end, by the clock. Raises SymbolError."""
-    return await _tried(_Wall(manifest, base))
+async def wall(manifest: Manifest, base: Path, printed: Printed = _nobody) -> Boot:
+    """Boot to the expected end, by the clock; the same. Raises SymbolError."""
+    return await _tried(_Wall(manifest, base, printed))
 
 
 async def _tried(run: _Run) -> Boot:
@@ -86,9 +93,10 @@ class _Run:
 
     exact = False
 
-    def __init__(self, manifest: Manifest, base: Path) -> None:
+    def __init__(self, manifest: Manifest, base: Path, printed: Printed) -> None:
         self.manifest = manifest
         self.base = base
+        self.printed = printed
         self.addresses = addresses(manifest, base)
         names = dict.fromkeys(each.elf or each.entry for each in manifest.counted)
         self.symbols = [Symbols(base / name) for name in names]
@@ -103,6 +111,7 @@ class _Run:
                 asyncio.timeout(self.manifest.deadline.total) as total,
                 started(argv, self.base, self.manifest.deadline.start, self.exact) as machine,
             ):
+                machine.serial.copied = self.printed
                 boot.qemu = await machine.version()
                 begun = time.monotonic()
                 try:
