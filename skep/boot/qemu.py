@@ -9,13 +9,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shutil
+import signal
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
+import msgspec
 from qemu.qmp import ConnectError, Message, QMPClient, QMPError
 
 from skep.boot.gdb import GdbError, Packets, insert, packet, remove
@@ -25,8 +28,12 @@ REPLY_S: Final = 10.0  # for an answer of the monitor, or of the stub to what is
 END_S: Final = 2.0  # from asking QEMU to end to killing it
 PIECE: Final = 65536
 
-# Kills QEMU with us, whatever ends us.
-GUARD: Final = ("setpriv", "--pdeathsig", "KILL")
+# Kills QEMU with us, whatever ends us; also when we ended before it was told to.
+GUARD: Final = ("setpriv", "--pdeathsig", "KILL", "sh", "-c", '[ "$PPID" = "$0" ] && exec "$@"')
+NAMED: Final = "SKEP_QEMU_"  # SKEP_QEMU_AARCH64: what to run in place of qemu-system-aarch64
+
+
+T = TypeVar("T")
 
 
 class LabError(Exception):
@@ -37,27 +44,70 @@ class NotStarted(LabError):
     """It ended, or did not answer, before the guest ran."""
 
 
+class Reader:
+    """Takes from a pipe what comes, from start to end, whatever else is waited for."""
+
+    def __init__(self, fd: int, take: Callable[[bytes], None]) -> None:
+        self._fd = fd
+        self._take = take
+        os.set_blocking(fd, False)
+        asyncio.get_running_loop().add_reader(fd, self._readable)
+
+    def _readable(self) -> bool:
+        """Whether there was anything."""
+        try:
+            data = os.read(self._fd, PIECE)
+        except BlockingIOError:
+            return False
+        if not data:
+            asyncio.get_running_loop().remove_reader(self._fd)
+            return False
+        self._take(data)
+        return True
+
+    def close(self) -> None:
+        """Take what is still in the pipe."""
+        with contextlib.suppress(OSError):
+            while self._readable():
+                pass
+        asyncio.get_running_loop().remove_reader(self._fd)
+        os.close(self._fd)
+
+
+class Version(msgspec.Struct, frozen=True):
+    """QEMU's, as query-version tells it."""
+
+    major: int
+    minor: int
+    micro: int
+
+
+class Told(msgspec.Struct, frozen=True):
+    """What query-version answers. Another package of one version may count otherwise."""
+
+    qemu: Version
+    package: str = ""
+
+
+class Replay(msgspec.Struct, frozen=True):
+    """Of query-replay's answer, the instructions since reset."""
+
+    icount: int
+
+
 class Serial:
     """What the guest prints, with the time of each piece. ``heard`` is called with each."""
 
     def __init__(self, fd: int) -> None:
-        self._fd = fd
         self.data = bytearray()
         self.pieces: list[tuple[float, int]] = []  # (monotonic seconds, bytes up to there)
         self.heard: Callable[[bytes], None] = lambda data: None
         self.copied: Callable[[bytes], None] = lambda data: None  # the same, for who only listens
         self.full = asyncio.Event()
-        os.set_blocking(fd, False)
-        asyncio.get_running_loop().add_reader(fd, self._readable)
+        self._reader = Reader(fd, self._take)
+        self.close = self._reader.close
 
-    def _readable(self) -> None:
-        try:
-            data = os.read(self._fd, PIECE)
-        except BlockingIOError:
-            return
-        if not data:
-            asyncio.get_running_loop().remove_reader(self._fd)
-            return
+    def _take(self, data: bytes) -> None:
         if len(self.data) >= SERIAL_MAX:
             self.full.set()
             return
@@ -65,16 +115,6 @@ class Serial:
         self.pieces.append((time.monotonic(), len(self.data)))
         self.copied(data)
         self.heard(data)
-
-    def close(self) -> None:
-        """Take what is still in the pipe."""
-        before = -1
-        while before != len(self.data):
-            before = len(self.data)
-            with contextlib.suppress(OSError):
-                self._readable()
-        asyncio.get_running_loop().remove_reader(self._fd)
-        os.close(self._fd)
 
 
 class Stub:
@@ -150,9 +190,16 @@ class Machine:
         except (QMPError, TimeoutError, OSError) as error:
             raise LabError(f"{command}: {error or type(error).__name__}") from error
 
+    async def _asked(self, command: str, form: type[T]) -> T:
+        """Raises LabError, also for an answer of another form."""
+        try:
+            return msgspec.convert(await self.execute(command), form)
+        except msgspec.ValidationError as error:
+            raise LabError(f"{command}: {error}") from error
+
     async def icount(self) -> int:
         """Instructions since reset."""
-        return int((await self.execute("query-replay"))["icount"])
+        return (await self._asked("query-replay", Replay)).icount
 
     async def registers(self) -> str:
         """As the monitor tells them to people; "" when it no longer does."""
@@ -161,8 +208,10 @@ class Machine:
         return ""
 
     async def version(self) -> str:
-        said = (await self.execute("query-version"))["qemu"]
-        return f"{said['major']}.{said['minor']}.{said['micro']}"
+        """Such as "7.2.9 (Debian 1:7.2+dfsg-7)"."""
+        told = await self._asked("query-version", Told)
+        package = told.package.strip().strip("()")
+        return ".".join(map(str, msgspec.structs.astuple(told.qemu))) + (f" ({package})" if package else "")
 
     async def follow(self) -> None:
         """Watch for the reset that ends it."""
@@ -179,11 +228,15 @@ def _is_reset(event: Message) -> bool:
 
 @asynccontextmanager
 async def started(
-    argv: Sequence[str], where: Path, seconds: float, debugged: bool = False
+    argv: Sequence[str],
+    where: Path,
+    seconds: float,
+    debugged: bool = False,
+    logged: Callable[[bytes], None] | None = None,
 ) -> AsyncIterator[Machine]:
     """QEMU with ``argv`` in directory ``where``, stopped before its first instruction; ended at the end.
 
-    Raises NotStarted."""
+    ``logged`` is called with what it logs of exceptions. Raises NotStarted."""
     ours, theirs = socket.socketpair()
     serial_end, serial_fd = os.pipe()
     more = [
@@ -197,50 +250,101 @@ async def started(
         stub_end, stub_theirs = socket.socketpair()
         more += ["-chardev", f"socket,id=gdb0,fd={stub_theirs.fileno()}", "-gdb", "chardev:gdb0"]
         passed.append(stub_theirs.fileno())
+    log_end = log_fd = -1
+    if logged is not None:
+        log_end, log_fd = os.pipe()
+        more += ["-d", "int", "-D", f"/dev/fd/{log_fd}"]
+        passed.append(log_fd)
     try:
         process = await asyncio.create_subprocess_exec(
-            *(*GUARD, *argv, "-S", *more),
+            *(*GUARD, str(os.getpid()), _binary(argv[0]), *argv[1:], "-S", *more),
             cwd=where,
             pass_fds=passed,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.PIPE,
+            # Of its own, so that ^C is ours, and so that what a script has started is killed with it.
+            process_group=0,
         )
     except OSError as error:
         for end in (ours, stub_end):
             if end is not None:
                 end.close()
-        os.close(serial_end)
+        for fd in (serial_end, log_end):
+            if fd >= 0:
+                os.close(fd)
         raise NotStarted(f"{GUARD[0]}: {error.strerror}") from error
     finally:
         theirs.close()
         os.close(serial_fd)
+        if log_fd >= 0:
+            os.close(log_fd)
         if stub_theirs is not None:
             stub_theirs.close()
     machine = Machine(process, Serial(serial_end), Stub(stub_end) if stub_end is not None else None)
+    log = Reader(log_end, logged) if logged is not None else None
     errors = asyncio.ensure_future(_errors(machine))
     follower: asyncio.Task[None] | None = None
+    asked = False
     try:
-        try:
-            async with asyncio.timeout(seconds):
-                await machine.monitor.connect(ours)
-        # Which of them it is when QEMU ends at once, is a race.
-        except (ConnectError, OSError, EOFError, TimeoutError) as error:
-            await _end(machine, at_once=True)
-            await errors
-            told = machine.stderr.decode("utf-8", "replace").strip()
-            raise NotStarted(told or f"QEMU did not answer within {seconds:g} s") from error
+        await _connected(machine, ours, errors, seconds)
         follower = asyncio.ensure_future(machine.follow())
         yield machine
+        asked = True
     finally:
-        await _end(machine)
-        await errors
+        # Nothing is asked of it after a failure or ^C.
+        await _end(machine, asked)
+        await _last(errors)
         if follower is not None:
             follower.cancel()
             await asyncio.gather(follower, return_exceptions=True)
         machine.serial.close()
+        if log is not None:
+            log.close()
         if machine.stub is not None:
             machine.stub.close()
+
+
+def _binary(name: str) -> str:
+    """Where it is. Raises NotStarted."""
+    said = os.environ.get(NAMED + name.removeprefix("qemu-system-").upper(), name)
+    found = shutil.which(said)
+    if found is None:
+        raise NotStarted(f"{said}: there is no such command")
+    return os.path.abspath(found)
+
+
+async def _connected(
+    machine: Machine, ours: socket.socket, errors: asyncio.Task[None], seconds: float
+) -> None:
+    """Raises NotStarted, with what QEMU itself says where it does."""
+    process = machine.process
+    try:
+        async with asyncio.timeout(seconds):
+            await machine.monitor.connect(ours)
+    # Which of them it is when QEMU ends at once, is a race.
+    except (ConnectError, OSError, EOFError, TimeoutError) as error:
+        if not isinstance(error, TimeoutError):
+            # It is about to end, and says why.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(END_S):
+                    await process.wait()
+        status = process.returncode
+        await _end(machine, asked=False)
+        await _last(errors)
+        told = machine.stderr.decode("utf-8", "replace").strip()
+        if not told and isinstance(error, TimeoutError):
+            told = f"QEMU did not answer within {seconds:g} s"
+        elif not told:
+            told = f"QEMU ended with status {status}" if status is not None else "its monitor is none"
+        raise NotStarted(told) from error
+
+
+async def _last(errors: asyncio.Task[None]) -> None:
+    """What QEMU has said to its end; what outlives it may go on to hold the pipe."""
+    await asyncio.wait({errors}, timeout=END_S)
+    errors.cancel()
+    await asyncio.gather(errors, return_exceptions=True)
 
 
 async def _errors(machine: Machine) -> None:
@@ -250,21 +354,21 @@ async def _errors(machine: Machine) -> None:
         machine.stderr = (machine.stderr + piece)[-PIECE:]
 
 
-async def _end(machine: Machine, at_once: bool = False) -> None:
-    """Ask, then terminate, then kill; always wait for it."""
+async def _end(machine: Machine, asked: bool) -> None:
+    """Let it end if it can be ``asked``, else kill it and all that it has started; always wait for it."""
     process = machine.process
-    if not at_once:
-        with contextlib.suppress(Exception):
-            async with asyncio.timeout(END_S):
-                await machine.monitor.execute("quit")
+    try:
+        if asked and process.returncode is None:
+            with contextlib.suppress(LabError, TimeoutError):
+                async with asyncio.timeout(END_S):
+                    await machine.execute("quit")
+                    await process.wait()
+    finally:
+        if process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+        await process.wait()
+    # It raises again what ended the conversation, whatever that was.
     with contextlib.suppress(Exception):
         async with asyncio.timeout(END_S):
             await machine.monitor.disconnect()
-    for stop in (None, process.terminate, process.kill):
-        if stop is not None and process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                stop()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(None if stop == process.kill else (0.05 if at_once else END_S)):
-                await process.wait()
-                return
