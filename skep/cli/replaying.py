@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 import msgspec
@@ -48,6 +48,7 @@ LEDGER: Final = "ledger.db"  # of a hive's directory
     help="Also decide under this bundle, in the place of the live one of its name.",
 )
 @click.option("--bundle", "name", help="That bundle's name in the hive. Default: the directory's.")
+@click.option("--jobs", type=click.IntRange(1), default=1, help="Processes that share the work; of a file.")
 @click.option("--no-snapshots", is_flag=True, help="With --from: fold from the first entry all the same.")
 @click.option("--check-snapshots", is_flag=True, help="Hold the hive's snapshots against what is folded.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object, for programs.")
@@ -62,6 +63,7 @@ def replay_command(
     every: int | None,
     policy: Path | None,
     name: str | None,
+    jobs: int,
     no_snapshots: bool,
     check_snapshots: bool,
     as_json: bool,
@@ -84,7 +86,7 @@ def replay_command(
       skep replay ~/.local/state/skep/hive
       skep replay ledger.db --from 1000 --to 2000 --json
       skep replay tls:hive.example.org:5640
-      skep replay ledger.db --policy ./operator
+      skep replay ledger.db --policy ./operator --jobs 4
       skep replay --wire ~/.local/state/skep/hive/log/trace/sessions/01JD….9pt
     """
     if wire is not None:
@@ -110,7 +112,13 @@ def replay_command(
         return report(entries, Replay(rules, begun), first, last, to_end, every, checks)
 
     try:
-        found = _of_ledger(ledger, replayed)
+        if jobs > 1:
+            if check_snapshots:
+                raise click.UsageError("--check-snapshots goes through the ledger once: expected no --jobs")
+            asked = (_file_of(ledger), policy, name, to_end, every, not no_snapshots)
+            found = _shared(asked, first, last, jobs)
+        else:
+            found = _of_ledger(ledger, replayed)
     except (LedgerError, Finding, Unfoldable) as error:
         raise Failed(f"{ledger}: {error}") from error
     if found.last < first:
@@ -123,14 +131,33 @@ def replay_command(
         raise Failed(f"{ledger}: {_wrong(found)}")
 
 
+def _file_of(said: str) -> Path:
+    """The file of a ledger, as a path, a hive's directory or an sqlite address; it may not be there."""
+    path = Path(said.removeprefix("sqlite://"))
+    return path / LEDGER if (path / LEDGER).exists() else path
+
+
+def _shared(asked: tuple[Any, ...], first: int, last: int | None, jobs: int) -> Report:
+    """The same, by several processes. Raises LedgerError, Finding, Unfoldable."""
+    from skep.validator.shares import Asked, replayed
+    from skep.validator.sources import LedgerSource
+
+    how = Asked(*asked)
+    if not how.ledger.is_file():
+        raise click.UsageError(f"{how.ledger}: --jobs: expected a hive's directory or its {LEDGER}")
+    size = LedgerSource(how.ledger).head.size
+    if size < first:
+        raise click.UsageError(f"--from {first}: the ledger ends at entry {size}")
+    return replayed(how, first, min(last or size, size), jobs)
+
+
 def _of_ledger(said: str, work: Callable[[Tail, Beside | None], Report]) -> Report:
     """What ``work`` makes of the entries of the ledger that is there already, and of the snapshots beside it
     (None: they are not there). Raises LedgerError, Finding."""
     from skep.trace.ledger import open_ledger
     from skep.validator.snapshots import Beside
 
-    path = Path(said.removeprefix("sqlite://"))
-    path = path / LEDGER if (path / LEDGER).exists() else path
+    path = _file_of(said)
     if path.is_file():
         with closing(open_ledger(str(path))) as opened:
             return work(opened, Beside(path, opened))
@@ -154,19 +181,13 @@ def _of_source(source: Source, work: Callable[[Tail, Beside | None], Report]) ->
 
 
 def _rules(policy: Path | None, name: str | None) -> HiveRules:
-    from skep.namespaces.hive import HiveRules
-    from skep.namespaces.policy.bundle import BundleError, read
-    from skep.namespaces.policy.core import check_all
-    from skep.validator.policies import OtherPolicy
+    from skep.namespaces.policy.bundle import BundleError
+    from skep.validator.policies import rules_under
 
-    if policy is None:
-        return HiveRules()
     try:
-        bundle = read(policy)
-        check_all(bundle)
+        return rules_under(policy, name)
     except BundleError as error:
         raise click.UsageError(f"{policy}/{error}") from error
-    return OtherPolicy(name or policy.resolve().name, bundle)
 
 
 def _tell(found: Report) -> None:

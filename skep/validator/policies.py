@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Final
 
 import msgspec
 
 from skep.namespaces.hive import Event, HiveRules, HiveState
-from skep.namespaces.policy.bundle import Bundle
-from skep.namespaces.policy.core import Policy, with_live
+from skep.namespaces.policy.bundle import Bundle, read
+from skep.namespaces.policy.core import Policy, check_all, with_live
 from skep.namespaces.policy.engine import Live
 from skep.namespaces.triggers.core import Fired
 from skep.trace.entry import OK, Entry, Line
@@ -78,6 +79,16 @@ class OtherPolicy(HiveRules):
             self.under,
             self.text,
         )
+
+
+def rules_under(directory: Path | None, name: str | None) -> HiveRules:
+    """The rules, which try each line under the bundle in ``directory`` too; ``name``: what it is called in
+    the hive, None: as its directory. Raises BundleError, OSError."""
+    if directory is None:
+        return HiveRules()
+    bundle = read(directory)
+    check_all(bundle)
+    return OtherPolicy(name or directory.resolve().name, bundle)
 
 
 def _fired(events: Sequence[Event]) -> tuple[str, str]:

@@ -46,6 +46,19 @@ class Report(msgspec.Struct):
         if len(self.differences) < SHOWN_MAX:
             self.differences.append(found)
 
+    def join(self, after: Report) -> None:
+        """Take in what was found of the entries behind these."""
+        self.last, self.digest = after.last, after.digest
+        self.differ += after.differ
+        for name, count in after.declared.items():
+            self.declared[name] = self.declared.get(name, 0) + count
+        self.differences = (self.differences + after.differences)[:SHOWN_MAX]
+        self.verdicts = (self.verdicts + after.verdicts)[:SHOWN_MAX]
+        self.digests |= after.digests
+        if self.escalated is not None and self.relaxed is not None:
+            self.escalated += after.escalated or 0
+            self.relaxed += after.relaxed or 0
+
     def judge(self, verdict: Verdict) -> None:
         if verdict.verdict == ESCALATED:
             self.escalated = (self.escalated or 0) + 1
