@@ -15,14 +15,19 @@ import msgspec
 
 from skep.boot.argv import command
 from skep.boot.classes import Class, Verdict
-from skep.boot.diagnose import Observed, diagnose, registers
+from skep.boot.diagnose import Observed, decoded, diagnose, registers, runs_user, worded
 from skep.boot.grammar import Grammar, Lines
+from skep.boot.interrupts import Interrupts, in_words
 from skep.boot.manifest import Manifest, Milestone
 from skep.boot.qemu import LabError, Machine, NotStarted, started
 from skep.boot.symbols import Symbols
 
 AFTERMATH_S: Final = 0.3  # what is still printed after a line that tells why
 LOOKS: Final = 5  # at a processor, to see whether it stays at one instruction
+QUIET_S: Final = 0.5  # a guest that has printed nothing for so long does not go on
+AGAIN_S: Final = 20.0  # at most, of a second boot whose exceptions are logged
+# What a fault that nobody tells of looks like.
+SILENT: Final = (Class.NO_OUTPUT, Class.BOOT_TIMEOUT, Class.KERNEL_HALTED)
 ATTEMPTS: Final = 2  # of what may end otherwise: QEMU that did not start, the lab's own failures
 
 
@@ -85,6 +90,8 @@ async def _tried(run: _Run) -> Boot:
         boot = await run.boot()
         if boot.verdict is None or not boot.verdict.cause.row.retried or attempt == ATTEMPTS - 1:
             break
+    if run.quiet and boot.verdict is not None and boot.verdict.cause in SILENT:
+        boot.verdict = await run.logged(boot.verdict)
     return boot
 
 
@@ -100,6 +107,7 @@ class _Run:
         self.addresses = addresses(manifest, base)
         names = dict.fromkeys(each.elf or each.entry for each in manifest.counted)
         self.symbols = [Symbols(base / name) for name in names]
+        self.quiet = False  # whether it came to its deadline without a word
 
     async def boot(self) -> Boot:
         self.reached: list[Reached] = []
@@ -120,6 +128,8 @@ class _Run:
                     ended = "deadline"
                     if total.expired():
                         raise
+                last = machine.serial.pieces[-1][0] if machine.serial.pieces else begun
+                self.quiet = ended == "deadline" and time.monotonic() - last > QUIET_S
                 told = await _looked_at(machine) if ended == "deadline" else {}
         except NotStarted as error:
             boot.verdict = diagnose(
@@ -155,6 +165,38 @@ class _Run:
             return self._forbidden(serial)
         verdict = diagnose(seen, self.manifest.arch, self.symbols)
         return None if verdict.cause.value == self.manifest.expect else verdict
+
+    async def logged(self, verdict: Verdict) -> Verdict | None:
+        """Of a guest that says nothing more: the fault that QEMU saw in another boot of it, if any."""
+        told = Interrupts()
+        deadline = self.manifest.deadline
+        if runs_user(verdict.registers):  # something goes on, whatever was handled before it
+            return verdict
+        try:
+            async with (
+                asyncio.timeout(deadline.start + AGAIN_S),
+                started(
+                    command(self.manifest, exact=False), self.base, deadline.start, logged=told.feed
+                ) as machine,
+            ):
+                await machine.execute("cont")
+                with _Ends(machine, _Watch(machine)) as ends:
+                    await ends.before(asyncio.Future(), min(deadline.milestone, AGAIN_S))
+        except (LabError, TimeoutError, OSError):
+            return verdict
+        if told.fault is None:
+            return verdict
+        fault = decoded(told.fault, self.manifest.arch, self.symbols)
+        if self.manifest.expect == Class.USER_FAULT.value:
+            return None
+        return Verdict(
+            Class.USER_FAULT,
+            f"{worded(in_words(fault), fault)}, as QEMU saw it: nothing was printed of it",
+            verdict.milestone,
+            verdict.evidence + told.lines,
+            verdict.registers,
+            fault,
+        )
 
     def _forbidden(self, serial: bytes) -> Verdict | None:
         lines = list(Lines().feed(serial + b"\n"))

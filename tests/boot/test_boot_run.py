@@ -159,6 +159,12 @@ CAUSES = {
     "do=reset": (Class.RESET, "reset"),
 }
 WAITED = {
+    "do=vm-read form=silent": (Class.USER_FAULT, "in root+0x"),
+    "do=vm-code form=silent": (Class.USER_FAULT, "vm fault on"),
+    "do=undefined form=silent": (
+        Class.USER_FAULT,
+        "in undefined+0x0 (undefined instruction), as QEMU saw it",
+    ),
     "do=halt form=silent": (Class.KERNEL_HALTED, "halted with interrupts off"),
     "do=silence": (Class.NO_OUTPUT, "nothing was printed"),
     "do=spin": (Class.BOOT_TIMEOUT, "ready was not reached (a user thread runs)"),
