@@ -4,14 +4,13 @@ baseline, which is no regression. The images are what is judged, so they are nam
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from hashlib import file_digest
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
 from skep.boot.argv import command
-from skep.boot.manifest import Manifest, files_of
+from skep.boot.manifest import Manifest
 
 SUFFIX: Final = ".baseline.json"
 
@@ -36,18 +35,9 @@ class BaselineError(Exception):
     """The file is no baseline."""
 
 
-def hashes(manifest: Manifest, base: Path) -> dict[str, str]:
-    """SHA-256 in hex of each file by name."""
-    found = {}
-    for name in files_of(manifest):
-        with (base / name).open("rb") as file:
-            found[name] = file_digest(file, "sha256").hexdigest()
-    return found
-
-
 def key_of(manifest: Manifest, files: Mapping[str, str], qemu: str) -> Key:
     """What a count depends on beside the images: those are what is judged."""
-    fixed = {manifest.firmware: files[manifest.firmware]} if manifest.firmware else {}
+    fixed = {name: files[name] for name in (manifest.firmware, manifest.vars) if name}
     return Key(qemu, tuple(command(manifest, exact=True)), fixed)
 
 

@@ -19,6 +19,11 @@ line = "^ROOT: ready"               # what is printed; read in wall runs, exact 
 name = "calibration"
 from = "kernel"
 to = "calibrated"
+
+[signature]
+trust = "release.pub"               # NAME.sig must be by this key (PEM), beside the manifest
+
+An EFI image is booted by UEFI firmware, which has its keys in ``vars``: kernel = "app.efi", vars = "vars.fd".
 """
 
 from __future__ import annotations
@@ -33,10 +38,15 @@ from msgspec import Meta
 
 NAME_MAX: Final = 64
 MILESTONES_MAX: Final = 64
+MANIFEST_MAX: Final = 1 << 20  # bytes
+OVMF: Final = "ovmf"  # firmware: the machine's own UEFI, rather than a file
+OWN: Final = ".skep"  # the folder that the lab adds where QEMU runs
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=NAME_MAX)]
 Positive = Annotated[float, Meta(gt=0)]
 
 MACHINES: Final = {"x86_64": "pc", "aarch64": "virt"}
+# What asks for Secure Boot keeps its variables where system management mode alone writes.
+EFI_MACHINES: Final = {"x86_64": "q35,smm=on", "aarch64": "virt"}
 PROCESSORS: Final = {"x86_64": "qemu64,+pdpe1gb", "aarch64": "cortex-a53"}
 
 
@@ -69,6 +79,12 @@ class Wait(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename={"beg
     end: Name
 
 
+class Signature(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``trust``: the public key, a PEM file; a relative path is from the manifest's directory."""
+
+    trust: str
+
+
 class Deadlines(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Seconds of wall time, wide: they end what hangs, they judge nothing."""
 
@@ -96,12 +112,14 @@ class Manifest(
     machine: str = ""
     cpu: str = ""
     memory: str = "1024M"
-    firmware: str = ""
+    firmware: str = ""  # a file, or OVMF, the default where there are vars
+    vars: str = ""  # UEFI's variables, of which each boot has a copy; "": no UEFI
     shift: Annotated[int, Meta(ge=0, le=10)] = 4
     tolerance: Annotated[float, Meta(ge=0)] = 0.0  # per cent by which a count may be above its baseline
     deadline: Deadlines = Deadlines()
     expect: str = "reached"
     forbid: tuple[str, ...] = ()  # lines that must not be printed
+    signature: Signature | None = None  # None: nobody need have signed it
 
     @property
     def counted(self) -> tuple[Milestone, ...]:
@@ -118,19 +136,26 @@ def parse(text: str, where: str = "manifest") -> Manifest:
     except msgspec.ValidationError as error:
         raise ManifestError(f"{where}: {_plain(str(error))}") from error
     _check(manifest, where)
+    machines = EFI_MACHINES if manifest.vars else MACHINES
     return msgspec.structs.replace(
         manifest,
-        machine=manifest.machine or MACHINES[manifest.arch],
+        machine=manifest.machine or machines[manifest.arch],
+        firmware=manifest.firmware or (OVMF if manifest.vars else ""),
         cpu=manifest.cpu or PROCESSORS[manifest.arch],
     )
 
 
+def load(data: bytes, where: str) -> Manifest:
+    """Raises ManifestError."""
+    try:
+        return parse(data.decode(), where)
+    except UnicodeDecodeError as error:
+        raise ManifestError(f"{where}: not UTF-8") from error
+
+
 def read(path: Path) -> Manifest:
     """Raises ManifestError, also for files that it names and that are not there."""
-    try:
-        manifest = parse(path.read_text(), str(path))
-    except UnicodeDecodeError as error:
-        raise ManifestError(f"{path}: not UTF-8") from error
+    manifest = load(path.read_bytes(), str(path))
     for name in files_of(manifest):
         if not (path.parent / name).is_file():
             raise ManifestError(f"{path}: {name}: there is no such file beside it")
@@ -139,9 +164,19 @@ def read(path: Path) -> Manifest:
 
 def files_of(manifest: Manifest) -> tuple[str, ...]:
     """The files that it boots or reads, each once."""
-    named = [manifest.kernel, *manifest.modules, manifest.firmware]
-    named += [name for each in manifest.milestones for name in (each.elf, each.entry)]
-    return tuple(dict.fromkeys(name for name in named if name))
+    return tuple(kinds_of(manifest))
+
+
+def kinds_of(manifest: Manifest) -> dict[str, str]:
+    """The kind of each file; of one that is several things, the first."""
+    named = [(manifest.kernel, "kernel"), *((name, "module") for name in manifest.modules)]
+    named += [(manifest.firmware if manifest.firmware != OVMF else "", "firmware"), (manifest.vars, "vars")]
+    named += [(name, "symbols") for each in manifest.milestones for name in (each.elf, each.entry)]
+    found: dict[str, str] = {}
+    for name, kind in named:
+        if name:
+            found.setdefault(name, kind)
+    return found
 
 
 def _check(manifest: Manifest, where: str) -> None:
@@ -173,7 +208,13 @@ def _check(manifest: Manifest, where: str) -> None:
                 )
         if counted.index(wait.begin) >= counted.index(wait.end):
             raise ManifestError(f"{where}: wait {wait.name}: {wait.end} comes before {wait.begin}")
+    if manifest.vars and (manifest.modules or manifest.cmdline):
+        raise ManifestError(f"{where}: vars: UEFI firmware starts an image without modules and cmdline")
+    if manifest.firmware == OVMF and not manifest.vars:
+        raise ManifestError(f"{where}: firmware = {OVMF!r}: expected vars, the file with its variables")
     for name in files_of(manifest):
+        if name.split("/")[0] == OWN or "\n" in name:
+            raise ManifestError(f"{where}: {name!r}: expected another name: this one is the lab's own")
         if name.startswith("/") or ".." in name.split("/") or "," in name:
             raise ManifestError(
                 f"{where}: {name}: expected a name below the manifest's directory, without a comma"

@@ -67,6 +67,12 @@ class Report(msgspec.Struct, omit_defaults=True):
     verdict: Verdict | None = None
 
 
+def unsigned(name: str, why: str) -> Report:
+    """Of what was not booted: it is not what was signed."""
+    verdict = Verdict(Class.SIGNATURE_INVALID, why)
+    return Report(name, "", 0, [], [], {}, Key("", (), {}), "none", verdict)
+
+
 def stages_of(manifest: Manifest, reached: Sequence[Reached], accepted: Baseline | None) -> list[Stage]:
     """A stage for each milestone that was counted to."""
     counts = {each.name: each.instructions or 0 for each in reached}

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 import msgspec
 
+from skep.cli.boot_verify import seen_file, trust_options
 from skep.cli.connect import json_option
 from skep.cli.exits import Failed
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:  # these take a while to import
     from skep.boot.manifest import Manifest
     from skep.boot.report import Report
     from skep.boot.run import Boot
+    from skep.boot.staging import Staged
 
 
 WIDTH = 120  # of the table, where nobody looks at a terminal
@@ -51,6 +53,7 @@ class NotAsExpected(Failed):
     type=click.Path(file_okay=False, path_type=Path),
     help="Keep serial logs, JSON, JUnit XML and an SVG in this directory.",
 )
+@trust_options
 @json_option
 @click.argument("manifest", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 def run_command(
@@ -59,13 +62,15 @@ def run_command(
     baseline: Path | None,
     accept: bool,
     out: Path | None,
+    trust: tuple[Path, ...],
+    seen: Path | None,
     as_json: bool,
     manifest: Path,
 ) -> None:
     """Boot what MANIFEST says in QEMU: once exactly, counting instructions to each symbol, then by the clock.
 
     Counts are compared with the baseline, budgets with virtual milliseconds. Wall times are told, and judge
-    nothing.
+    nothing. With --trust, or where the manifest names a key, it boots what was signed or not at all.
 
     \b
     Exit status: 0 as expected, 2 usage; else the cause: 40 qemu_start_failed, 41 firmware_stuck,
@@ -77,17 +82,28 @@ def run_command(
     Examples:
       skep boot run boot.toml --accept
       skep boot run boot.toml --max-ms 200 --out build/boot
+      skep boot run boot.toml --trust release.pub
     """
     from skep.boot.baseline import SUFFIX, BaselineError, load
-    from skep.boot.manifest import ManifestError, read
+    from skep.boot.manifest import ManifestError
+    from skep.boot.report import unsigned
     from skep.boot.run import SymbolError
+    from skep.boot.signing import Seen, SignatureError
+    from skep.boot.staging import staged
+    from skep.trace.clock import SystemClock
+    from skep.trace.pem import PemError
 
     kept = baseline or manifest.with_suffix(SUFFIX)
+    done: list[Boot] = []
     try:
-        said = _bounded(read(manifest), max_ms)
-        report, done = asyncio.run(_booted(said, manifest.resolve().parent, load(kept), boots))
-    except (ManifestError, BaselineError, SymbolError) as error:
+        with staged(manifest, trust, Seen(seen_file(seen)), SystemClock().now_ns()) as stage:
+            report, done = asyncio.run(_booted(stage, _bounded(stage.manifest, max_ms), load(kept), boots))
+    except SignatureError as error:
+        report = unsigned(manifest.stem, str(error))
+    except (ManifestError, BaselineError, SymbolError, PemError) as error:
         raise click.UsageError(str(error)) from error
+    except OSError as error:
+        raise Failed(str(error)) from error
     if accept and report.stages and (report.verdict is None or report.gate == "slower"):
         report = _accepted(report, kept)
     if out is not None:
@@ -115,23 +131,23 @@ def _bounded(manifest: Manifest, max_ms: float | None) -> Manifest:
 
 
 async def _booted(
-    manifest: Manifest, base: Path, kept: Baseline | None, boots: int
+    stage: Staged, manifest: Manifest, kept: Baseline | None, boots: int
 ) -> tuple[Report, list[Boot]]:
-    from skep.boot.baseline import hashes, key_of
+    from skep.boot.baseline import key_of
     from skep.boot.report import Report, gated, stages_of, wall_of
     from skep.boot.run import exact, wall
 
     done: list[Boot] = []
     verdict: Verdict | None = None
     if manifest.counted:
-        done.append(await exact(manifest, base))
+        done.append(await exact(manifest, stage.base))
         verdict = done[0].verdict
     for _ in range(boots if verdict is None else 0):
-        done.append(await wall(manifest, base))
+        done.append(await wall(manifest, stage.base))
         verdict = done[-1].verdict
         if verdict is not None:
             break
-    files = hashes(manifest, base)
+    files = stage.hashes
     key = key_of(manifest, files, done[0].qemu if done else "")
     accepted = kept if kept is not None and kept.key == key else None
     stages = stages_of(manifest, done[0].reached, accepted) if manifest.counted else []

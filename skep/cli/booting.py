@@ -10,6 +10,9 @@ import click
 COMMANDS: Final = {
     "run": "Boot an image: count to its milestones, and say what became of it.",
     "diagnose": "Read a serial log: what went wrong, with what shows it.",
+    "sign": "Answer for a manifest and every file that it names.",
+    "verify": "Check that a manifest and its files are those that were signed.",
+    "efi": "Sign UEFI images, and enrol whose images firmware starts.",
     "guest": "Build small images to try the boot lab with.",
 }
 

@@ -105,27 +105,21 @@ def _signed(role: str, text: bytes) -> bytes:
 
 def public_key(path: Path) -> Ed25519PublicKey:
     """The key in a PEM file. Raises ManifestError."""
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-    from cryptography.hazmat.primitives.serialization import load_pem_public_key
+    from skep.trace.pem import PemError
+    from skep.trace.pem import public_key as read
 
     try:
-        key = load_pem_public_key(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise ManifestError(f"{path}: {error}") from error
-    if not isinstance(key, Ed25519PublicKey):
-        raise ManifestError(f"{path}: expected an Ed25519 public key")
-    return key
+        return read(path)
+    except PemError as error:
+        raise ManifestError(str(error)) from error
 
 
 def private_key(path: Path) -> Ed25519PrivateKey:
     """The key in a PEM file that is not encrypted. Raises ManifestError."""
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-    from cryptography.hazmat.primitives.serialization import load_pem_private_key
+    from skep.trace.pem import PemError
+    from skep.trace.pem import private_key as read
 
     try:
-        key = load_pem_private_key(path.read_bytes(), None)
-    except (OSError, ValueError, TypeError) as error:
-        raise ManifestError(f"{path}: {error}") from error
-    if not isinstance(key, Ed25519PrivateKey):
-        raise ManifestError(f"{path}: expected an Ed25519 private key")
-    return key
+        return read(path)
+    except PemError as error:
+        raise ManifestError(str(error)) from error

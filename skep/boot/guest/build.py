@@ -17,6 +17,8 @@ FLAGS: Final = (
     *("-Wl,-z,max-page-size=4096", "-Wl,--no-warn-rwx-segments"),
 )
 BUILD_S: Final = 60.0  # one file takes some tenths of a second
+EFI: Final = ("efi_header.S", "efi.c")
+EFI_FLAGS: Final = ("-fpie", "-fshort-wchar")  # firmware puts it anywhere; strings are UTF-16
 SHARED: Final = ("say.c", "elf.c")
 
 
@@ -51,6 +53,7 @@ ARCHES: Final = {
         (
             Part("kernel.elf", "x86.ld", ("x86_boot.S", "x86.c", "kernel.c", *SHARED), ("-mcmodel=kernel",)),
             Part("rootserver", "root.ld", ("x86_root.S", "root.c", "say.c")),
+            Part("app.efi", "efi.ld", EFI, EFI_FLAGS),
         ),
     ),
     "aarch64": Arch(
@@ -61,6 +64,7 @@ ARCHES: Final = {
             Part("kernel.elf", "arm.ld", ("arm_boot.S", "arm.c", "kernel.c", *SHARED)),
             Part("rootserver", "arm_root.ld", ("arm_root.S", "root.c", "say.c")),
             Part("image", "loader.ld", ("loader_boot.S", "loader.c", *SHARED)),
+            Part("app.efi", "efi.ld", EFI, (*EFI_FLAGS, "-mcmodel=small")),
         ),
         ("kernel.elf", "rootserver"),
     ),
@@ -83,6 +87,8 @@ def build(arch: str, into: Path) -> None:
             flags = [*FLAGS, *how.flags, *part.flags, f"-Wa,-I{where}", f"-Wl,-T,{part.script}"]
             compiler = (f"{how.prefix}gcc", *flags, "-o", str(where / part.name), *part.sources)
             _run(compiler, sources, how.package)
+            if part.sources == EFI:  # its header is in the source
+                _run((f"{how.prefix}objcopy", "-O", "binary", str(where / part.name)), sources, "binutils")
             shutil.copy(where / part.name, into / part.name)
         if arch == "x86_64":
             # QEMU's multiboot loader takes 64-bit code in an ELF32 alone.
