@@ -9,12 +9,12 @@ from pathlib import Path
 
 from skep.roles.outside import outside_of
 from skep.trace.ledger import Ledger, open_ledger
-from skep.validator import rules
-from skep.validator.assertions import check
-from skep.validator.facts import LedgerFacts
-from skep.validator.lines import differences
-from skep.validator.replay import Replay
-from skep.validator.report import Tail, report
+from skep.validator.assertions import rules
+from skep.validator.assertions.assertions import check
+from skep.validator.assertions.facts import LedgerFacts
+from skep.validator.replay.lines import differences
+from skep.validator.replay.replay import Replay
+from skep.validator.replay.report import Tail, report
 
 DEFAULT = Path(rules.__file__).with_name("default.rules")
 ENTRIES_MAX = 5000  # of one ledger: of long stories the beginning

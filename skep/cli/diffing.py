@@ -11,8 +11,8 @@ import msgspec
 from skep.cli.exits import Failed
 
 if TYPE_CHECKING:  # the rules of a hive take a while to import
-    from skep.validator.diff_report import Report
-    from skep.validator.diff_rules import Rules
+    from skep.validator.diff.report import Report
+    from skep.validator.diff.rules import Rules
 
 LINES_MAX: Final = 1000  # of differences that are printed; --json and --html have more
 COLOURS: Final = {"added": "green", "removed": "red", "changed": "yellow", "moved": "blue"}
@@ -55,10 +55,10 @@ def diff_command(a: str, b: str, rules_file: Path | None, as_json: bool, html_fi
       skep diff monday.db tuesday.db
       skep diff --rules ci.toml --html diff.html before after
     """
-    from skep.validator.diff import diff
-    from skep.validator.diff_report import SAME
-    from skep.validator.diff_traces import NotTold
-    from skep.validator.page import page
+    from skep.validator.diff.diff import diff
+    from skep.validator.diff.page import page
+    from skep.validator.diff.report import SAME
+    from skep.validator.diff.traces import NotTold
 
     rules = _rules(rules_file)
     try:
@@ -76,7 +76,7 @@ def diff_command(a: str, b: str, rules_file: Path | None, as_json: bool, html_fi
 
 
 def _rules(file: Path | None) -> Rules:
-    from skep.validator.diff_rules import RuleError, Rules, parse_rules
+    from skep.validator.diff.rules import RuleError, Rules, parse_rules
 
     if file is None:
         return Rules()
@@ -89,7 +89,7 @@ def _rules(file: Path | None) -> Rules:
 
 
 def _tell(found: Report) -> None:
-    from skep.validator.diff_lines import change_lines, last_lines, stray_lines
+    from skep.validator.diff.lines import change_lines, last_lines, stray_lines
 
     shown = [change for change in found.changes if not change.excused]
     for change in shown[:LINES_MAX]:
@@ -104,7 +104,7 @@ def _tell(found: Report) -> None:
 
 
 def _wrong(found: Report) -> str:
-    from skep.validator.diff_report import TOO_FEW
+    from skep.validator.diff.report import TOO_FEW
 
     if found.status == TOO_FEW:
         return f"too few {found.noun}"

@@ -11,7 +11,7 @@ from skep.cli.exits import Failed, told
 from skep.fs.address import Address, parse
 
 if TYPE_CHECKING:  # cryptography takes a while to import
-    from skep.validator.sources import Read, Source
+    from skep.validator.verify.sources import Read, Source
 
 T = TypeVar("T")
 TRACE: Final = "log/trace"  # where a hive has it
@@ -24,7 +24,7 @@ class NoLog(Failed):
 def of_log(target: str, work: Callable[[Source], T], copy: Path | None = None) -> T:
     """What ``work`` makes of the log; what it reads is put into the directory ``copy``, too. Raises NoLog,
     Failed, and Finding where there is no checkpoint."""
-    from skep.validator.sources import below
+    from skep.validator.verify.sources import below
 
     path = Path(target)
     if path.is_dir():
@@ -38,7 +38,7 @@ def of_log(target: str, work: Callable[[Source], T], copy: Path | None = None) -
 
 
 def _source(read: Read, copy: Path | None) -> Source:
-    from skep.validator.sources import TileSource
+    from skep.validator.verify.sources import TileSource
 
     if copy is None:
         return TileSource(read)

@@ -15,8 +15,8 @@ from skep.fs.address import parse
 
 if TYPE_CHECKING:  # the namespaces take a while to import
     from skep.fs.ninept import Header
-    from skep.validator.talk import Said
-    from skep.validator.wire import Played
+    from skep.validator.conversation.talk import Said
+    from skep.validator.conversation.wire import Played
 
 
 def play(
@@ -24,7 +24,7 @@ def play(
 ) -> None:
     """Play ``file``, to the hive at ``address`` (None: to one in memory), and print what came back. Raises
     UsageError, Failed."""
-    from skep.validator.talk import talk
+    from skep.validator.conversation.talk import talk
 
     if address is not None and (fresh or beside is not None):
         raise click.UsageError(
@@ -53,9 +53,9 @@ def play(
 def _played_again(path: Path, header: Header, said: list[Said], to_end: bool) -> Played:
     from skep.roles.again import past_wire
     from skep.roles.sealed import ManifestError
-    from skep.validator.found import Finding
-    from skep.validator.snapshots import Beside
-    from skep.validator.wire import Player, first_seq
+    from skep.validator.conversation.wire import Player, first_seq
+    from skep.validator.replay.snapshots import Beside
+    from skep.validator.verify.found import Finding
 
     with ledger_at(path) as ledger:
         seq = first_seq(header, said)
@@ -75,8 +75,8 @@ def _played_again(path: Path, header: Header, said: list[Said], to_end: bool) ->
 
 async def _played_at(address: str, header: Header, said: list[Said], to_end: bool) -> Played:
     from skep.cli.connect import reaching, standing_for
-    from skep.validator.dialed import dialed
-    from skep.validator.wire import Player
+    from skep.validator.conversation.dialed import dialed
+    from skep.validator.conversation.wire import Player
 
     try:
         place = parse(address)

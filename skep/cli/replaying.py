@@ -15,9 +15,9 @@ from skep.cli.logs import NoLog, of_log
 
 if TYPE_CHECKING:  # the rules take a while to import
     from skep.namespaces.hive import HiveRules
-    from skep.validator.report import Report, Tail
-    from skep.validator.snapshots import Beside
-    from skep.validator.sources import Source
+    from skep.validator.replay.report import Report, Tail
+    from skep.validator.replay.snapshots import Beside
+    from skep.validator.verify.sources import Source
 
 LEDGER: Final = "ledger.db"  # of a hive's directory
 
@@ -97,9 +97,9 @@ def replay_command(
     if ledger is None:
         raise click.UsageError("expected a LEDGER, or --wire FILE")
     from skep.trace.ledger import LedgerError
-    from skep.validator.found import Finding
-    from skep.validator.replay import Replay, Unfoldable
-    from skep.validator.report import report
+    from skep.validator.replay.replay import Replay, Unfoldable
+    from skep.validator.replay.report import report
+    from skep.validator.verify.found import Finding
 
     if last is not None and last < first:
         raise click.UsageError(f"--to {last}: expected --from {first} or more")
@@ -139,8 +139,8 @@ def _file_of(said: str) -> Path:
 
 def _shared(asked: tuple[Any, ...], first: int, last: int | None, jobs: int) -> Report:
     """The same, by several processes. Raises LedgerError, Finding, Unfoldable."""
-    from skep.validator.shares import Asked, replayed
-    from skep.validator.sources import LedgerSource
+    from skep.validator.replay.shares import Asked, replayed
+    from skep.validator.verify.sources import LedgerSource
 
     how = Asked(*asked)
     if not how.ledger.is_file():
@@ -155,7 +155,7 @@ def _of_ledger(said: str, work: Callable[[Tail, Beside | None], Report]) -> Repo
     """What ``work`` makes of the entries of the ledger that is there already, and of the snapshots beside it
     (None: they are not there). Raises LedgerError, Finding."""
     from skep.trace.ledger import open_ledger
-    from skep.validator.snapshots import Beside
+    from skep.validator.replay.snapshots import Beside
 
     path = _file_of(said)
     if path.is_file():
@@ -170,8 +170,8 @@ def _of_ledger(said: str, work: Callable[[Tail, Beside | None], Report]) -> Repo
 
 def _of_source(source: Source, work: Callable[[Tail, Beside | None], Report]) -> Report:
     """The same of a log in tiles: it is verified first, and what is read then is what was verified."""
-    from skep.validator.entries import Entries
-    from skep.validator.verify import verify
+    from skep.validator.verify.entries import Entries
+    from skep.validator.verify.verify import verify
 
     verify(source)
     entries = Entries(source)
@@ -182,7 +182,7 @@ def _of_source(source: Source, work: Callable[[Tail, Beside | None], Report]) ->
 
 def _rules(policy: Path | None, name: str | None) -> HiveRules:
     from skep.namespaces.policy.bundle import BundleError
-    from skep.validator.policies import rules_under
+    from skep.validator.replay.policies import rules_under
 
     try:
         return rules_under(policy, name)
@@ -191,7 +191,7 @@ def _rules(policy: Path | None, name: str | None) -> HiveRules:
 
 
 def _tell(found: Report) -> None:
-    from skep.validator.lines import differences, summary
+    from skep.validator.replay.lines import differences, summary
 
     if found.begun:
         click.echo(f"begun from the snapshot of entry {found.begun}")

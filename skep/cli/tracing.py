@@ -18,9 +18,9 @@ from skep.cli.traces import ledger_at, ledger_beside, recording_at, target_of
 if TYPE_CHECKING:  # the namespaces take a while to import
     from skep.fs.ninept import Reading
     from skep.trace.ledger import Ledger
-    from skep.validator.assertions import Checked
-    from skep.validator.facts import Fact
-    from skep.validator.rules import Rule
+    from skep.validator.assertions.assertions import Checked
+    from skep.validator.assertions.facts import Fact
+    from skep.validator.assertions.rules import Rule
     from skep.validator.show import Paint
 
 RULES: Final = "default.rules"
@@ -165,8 +165,8 @@ def _ledger_lines(path: Path, wanted: _Wanted, as_json: bool, paint: Paint) -> I
 
 def _talk_lines(path: Path, wanted: _Wanted, as_json: bool, paint: Paint) -> Iterator[str]:
     from skep.namespaces.order import actor_of
+    from skep.validator.conversation.talk import talk
     from skep.validator.show import end_line, header_line, said_line, said_object
-    from skep.validator.talk import talk
 
     with recording_at(path) as reading:
         header = reading.header
@@ -218,7 +218,7 @@ def assert_command(file: str, rules: Path | None, beside: str | None, as_json: b
       skep trace assert var/hive
       skep trace assert 01JD….9pt house.rules
     """
-    from skep.validator.assertions import check
+    from skep.validator.assertions.assertions import check
 
     target = target_of(file, None)
     asked = _rules(rules)
@@ -240,10 +240,10 @@ def assert_command(file: str, rules: Path | None, beside: str | None, as_json: b
 def _rules(path: Path | None) -> list[Rule]:
     from importlib.resources import files
 
-    from skep.validator.rules import RuleError, read
+    from skep.validator.assertions.rules import RuleError, read
 
     try:
-        text = (files("skep.validator") / RULES).read_text() if path is None else path.read_text()
+        text = (files("skep.validator.assertions") / RULES).read_text() if path is None else path.read_text()
         return read(text)
     except (RuleError, UnicodeDecodeError) as error:
         raise BadRules(f"{path or RULES}: {error}") from error
@@ -252,8 +252,8 @@ def _rules(path: Path | None) -> list[Rule]:
 def _facts(ledger: Ledger | None, reading: Reading | None) -> Iterator[Fact]:
     """The facts of both; where there are both, a message comes when the ledger had as many entries."""
     from skep.roles.outside import outside_of
-    from skep.validator.facts import LedgerFacts, talk_facts
-    from skep.validator.talk import talk
+    from skep.validator.assertions.facts import LedgerFacts, talk_facts
+    from skep.validator.conversation.talk import talk
 
     outside = outside_of()
     entries = LedgerFacts(outside)

@@ -14,8 +14,8 @@ from skep.trace.clock import SECOND, rfc3339
 
 if TYPE_CHECKING:  # cryptography takes a while to import
     from skep.trace.note import Note, Vkey
-    from skep.validator.sources import Source
-    from skep.validator.verify import Verified
+    from skep.validator.verify.sources import Source
+    from skep.validator.verify.verify import Verified
 
 
 class Inconsistent(Failed):
@@ -76,8 +76,8 @@ def verify_command(
       skep verify --checkpoint ~/kept --copy ~/evidence tls:hive.example.org:5640
     """
     from skep.trace.note import COSIGNER, NoteError, parse_note, parse_vkey
-    from skep.validator.found import Finding
-    from skep.validator.witnessed import check_witnessed
+    from skep.validator.verify.found import Finding
+    from skep.validator.verify.witnessed import check_witnessed
 
     try:
         old = parse_note(checkpoint.read_bytes()) if checkpoint is not None else None
@@ -109,7 +109,7 @@ def verify_command(
 
 def _agreed(target: str) -> bytes:
     """What is agreed, as the log says, or the file beside a ledger. Raises Failed, Finding."""
-    from skep.validator.sources import TileSource
+    from skep.validator.verify.sources import TileSource
 
     def read(source: Source) -> bytes:
         assert isinstance(source, TileSource)
@@ -124,8 +124,8 @@ def _agreed(target: str) -> bytes:
 
 
 def _verified(target: str, old: Note | None, pinned: list[Vkey], copy: Path | None) -> Verified:
-    from skep.validator.sources import LedgerSource
-    from skep.validator.verify import verify
+    from skep.validator.verify.sources import LedgerSource
+    from skep.validator.verify.verify import verify
 
     path = Path(target)
     if path.is_file():

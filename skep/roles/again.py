@@ -30,7 +30,7 @@ from skep.namespaces.tree import hive_tree
 from skep.roles.gate import NO_ANAME, names
 from skep.roles.manifest import load
 from skep.trace.ledger import Ledger
-from skep.validator.past import PastClock, PastLedger, PastTurn, Strange
+from skep.validator.conversation.past import PastClock, PastLedger, PastTurn, Strange
 
 SPINS: Final = 50  # steps of the loop in which what needs no other thread is done
 PATIENCE_S: Final = 2.0  # how long an answer may take that needs one

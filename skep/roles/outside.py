@@ -8,7 +8,7 @@ from typing import Final
 from skep.fs.chan import Right, View
 from skep.roles.manifest import load
 from skep.roles.sealed import ManifestError
-from skep.validator.facts import Names, Outside
+from skep.validator.assertions.facts import Names, Outside
 
 _CHANGE: Final = Right.WRITE | Right.CREATE | Right.REMOVE
 # A line that the ledger has at a path may have been written at another place, or by reading it alone.

@@ -19,20 +19,20 @@ from skep.namespaces.policy.core import check_all
 from skep.namespaces.validator.runs import REPLAY, Asked
 from skep.trace.ledger import LedgerTampered
 from skep.trace.note import Vkey, parse_note
-from skep.validator.diff import diff
-from skep.validator.diff_lines import change_lines, last_lines
-from skep.validator.diff_report import SAME
-from skep.validator.diff_report import Report as Compared
-from skep.validator.diff_rules import Rules
-from skep.validator.diff_traces import NotTold
-from skep.validator.entries import Entries
-from skep.validator.found import Finding
-from skep.validator.lines import differences, summary
-from skep.validator.policies import OtherPolicy
-from skep.validator.replay import Replay, Unfoldable
-from skep.validator.report import Report, report
-from skep.validator.sources import Read, TileSource
-from skep.validator.verify import verify
+from skep.validator.diff.diff import diff
+from skep.validator.diff.lines import change_lines, last_lines
+from skep.validator.diff.report import SAME
+from skep.validator.diff.report import Report as Compared
+from skep.validator.diff.rules import Rules
+from skep.validator.diff.traces import NotTold
+from skep.validator.replay.lines import differences, summary
+from skep.validator.replay.policies import OtherPolicy
+from skep.validator.replay.replay import Replay, Unfoldable
+from skep.validator.replay.report import Report, report
+from skep.validator.verify.entries import Entries
+from skep.validator.verify.found import Finding
+from skep.validator.verify.sources import Read, TileSource
+from skep.validator.verify.verify import verify
 
 VERSION: Final = 1  # of the report's form
 

@@ -12,7 +12,7 @@ from skep.fs.transcript import show as transcript
 from skep.trace.clock import rfc3339
 from skep.trace.entry import Entry, entry_decoder
 from skep.trace.ledger import LedgerTampered
-from skep.validator.talk import Said
+from skep.validator.conversation.talk import Said
 
 WIDTH: Final = 160  # of a line that was written, and of an event, as they are shown
 _FIRST: Final = ("job", "lock", "node", "name", "id", "fence", "state", "why")  # of an event's fields

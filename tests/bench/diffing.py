@@ -28,10 +28,10 @@ from skep.native.myers import PURE, align, compiled
 from skep.trace.clock import ulid
 from skep.trace.entry import OK, Line, canonical, entry_of
 from skep.trace.sqlite import SqliteLedger
-from skep.validator.diff import diff_traces
-from skep.validator.diff_report import Report
-from skep.validator.diff_rules import Rules
-from skep.validator.diff_traces import opened
+from skep.validator.diff.diff import diff_traces
+from skep.validator.diff.report import Report
+from skep.validator.diff.rules import Rules
+from skep.validator.diff.traces import opened
 
 ENTRIES = 1_000_000
 BATCH = 4096  # entries to a commit

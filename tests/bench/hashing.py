@@ -37,8 +37,8 @@ from skep.trace.merkle import Frontier
 from skep.trace.proof import consistency, inclusion
 from skep.trace.sqlite import SqliteLedger
 from skep.trace.tiles import Tiles
-from skep.validator.sources import LedgerSource
-from skep.validator.verify import verify
+from skep.validator.verify.sources import LedgerSource
+from skep.validator.verify.verify import verify
 
 COMMIT = 8  # entries of one
 TURN = 64  # of one where they are appended

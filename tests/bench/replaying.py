@@ -28,7 +28,7 @@ from skep.trace.clock import MS, SECOND
 from skep.trace.entry import OK, Line, Outcome
 from skep.trace.rules import Meta, Refusal
 from skep.trace.sqlite import SqliteLedger
-from skep.validator.replay import Replay
+from skep.validator.replay.replay import Replay
 from tests.namespaces.hives import ANN, BOB, EYE
 from tests.validator.recorded import HIVE, Recorder, ledger
 

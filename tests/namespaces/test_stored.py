@@ -18,7 +18,7 @@ from skep.namespaces.policy.engine import Engine
 from skep.namespaces.stored import pack_state, unpack_state
 from skep.trace.digest import digest
 from skep.trace.snapshot import SnapshotError
-from skep.validator.replay import Replay
+from skep.validator.replay.replay import Replay
 from tests.validator.recorded import simulated, story
 
 # What is remembered to be quick, and how it comes back: made anew from what it is of, or empty.

@@ -16,7 +16,7 @@ from skep.native.trace_twin import Twin, root_of
 from skep.trace.entry import OK, Line, canonical, entry_of
 from skep.trace.rows import SELECT
 from skep.trace.sqlite import SqliteLedger
-from skep.validator.verify import seq_of
+from skep.validator.verify.verify import seq_of
 
 TWIN = Twin()
 COUNT = 1300  # more than two batches of ledger.c

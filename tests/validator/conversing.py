@@ -21,8 +21,8 @@ from skep.roles.again import past_wire
 from skep.roles.gate import Doorkeeper
 from skep.roles.manifest import load
 from skep.trace.sqlite import SqliteLedger
-from skep.validator.talk import talk
-from skep.validator.wire import Played, Player, first_seq
+from skep.validator.conversation.talk import talk
+from skep.validator.conversation.wire import Played, Player, first_seq
 from tests.namespaces.hives import Living, living
 from tests.validator.recorded import ledger as write_ledger
 

@@ -13,7 +13,7 @@ from skep.trace.merkle import Frontier
 from skep.trace.note import Note, Signing, Vkey, parse_note, sign_note
 from skep.trace.sqlite import SqliteLedger
 from skep.trace.tiles import WIDTH, Tile, Tiles, pack_entries, tiles_of
-from skep.validator.sources import LedgerSource, TileSource
+from skep.validator.verify.sources import LedgerSource, TileSource
 
 ORIGIN = "h1/log/trace"
 KEYS = [Signing.of(Ed25519PrivateKey.from_private_bytes(bytes([n]) * 32)) for n in range(3)]

@@ -25,7 +25,7 @@ from skep.trace.clock import HOUR, SECOND, ManualClock
 from skep.trace.entry import OK, Line, Outcome, canonical, entry_of
 from skep.trace.rules import Meta, Refusal
 from skep.trace.sqlite import SqliteLedger
-from skep.validator.replay import Difference, Replay
+from skep.validator.replay.replay import Difference, Replay
 from tests.namespaces.hives import ANN, BOB, EYE, FIRST, SIGNER, W1, W2
 
 HIVE: Final = Caller("hive", "hive", tenant="")

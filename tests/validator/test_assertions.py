@@ -13,11 +13,11 @@ from talks import BEGIN, HEADER, recording
 from skep.fs.ninept import read as read_recording
 from skep.roles.outside import outside_of
 from skep.trace.entry import OK, Line, Outcome, canonical, entry_of
-from skep.validator import rules
-from skep.validator.assertions import Checked, check
-from skep.validator.facts import Fact, LedgerFacts, talk_facts
-from skep.validator.rules import RuleError, read
-from skep.validator.talk import talk
+from skep.validator.assertions import rules
+from skep.validator.assertions.assertions import Checked, check
+from skep.validator.assertions.facts import Fact, LedgerFacts, talk_facts
+from skep.validator.assertions.rules import RuleError, read
+from skep.validator.conversation.talk import talk
 
 DEFAULT = (Path(rules.__file__).parent / "default.rules").read_text()
 

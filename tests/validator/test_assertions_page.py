@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from recorded import ledger, story
 
-from skep.validator import facts
+from skep.validator.assertions import facts
 from tests.pages import DOCS, check_page
 
 HOUSE = """nobody but operators and the hive writes policies:

@@ -12,7 +12,7 @@ from skep.fs import messages as m
 from skep.fs.messages import NUMBERS, Dialect
 from skep.fs.ninept import Writer
 from skep.fs.wire import pack
-from skep.validator.volatile import FIELDS, PLACES
+from skep.validator.conversation.volatile import FIELDS, PLACES
 from tests.pages import DOCS, check_page
 
 
@@ -40,4 +40,4 @@ def test_the_session_prints_what_the_page_says(tmp_path: Path) -> None:
 
 def test_everything_volatile_has_a_reason() -> None:
     assert all(row.why for row in (*PLACES, *FIELDS))
-    assert "skep/validator/volatile.py" in (DOCS / "REPLAY.md").read_text()
+    assert "skep/validator/conversation/volatile.py" in (DOCS / "REPLAY.md").read_text()

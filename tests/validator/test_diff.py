@@ -22,12 +22,12 @@ from skep.trace.clock import ManualClock
 from skep.trace.note import sign_note
 from skep.trace.snapshot import Head, state_hash, write_snapshot
 from skep.trace.sqlite import SqliteLedger
-from skep.validator.diff import diff_traces
-from skep.validator.diff_report import TEXT_MAX, Change, Report, Tally
-from skep.validator.diff_rules import Rules, parse_rules
-from skep.validator.diff_traces import NotTold, Shown, opened
-from skep.validator.page import PAGE_MAX, page
-from skep.validator.replay import Replay
+from skep.validator.diff.diff import diff_traces
+from skep.validator.diff.page import PAGE_MAX, page
+from skep.validator.diff.report import TEXT_MAX, Change, Report, Tally
+from skep.validator.diff.rules import Rules, parse_rules
+from skep.validator.diff.traces import NotTold, Shown, opened
+from skep.validator.replay.replay import Replay
 from tests.namespaces.hives import W1, W2
 
 

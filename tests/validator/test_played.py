@@ -34,9 +34,9 @@ from skep.namespaces.policy.keys import load_or_create
 from skep.namespaces.trust.authority import Authority
 from skep.trace.clock import HOUR
 from skep.trace.sqlite import SqliteLedger
-from skep.validator.compared import Difference
-from skep.validator.snapshots import Beside
-from skep.validator.volatile import NUMBERED
+from skep.validator.conversation.compared import Difference
+from skep.validator.conversation.volatile import NUMBERED
+from skep.validator.replay.snapshots import Beside
 
 replace = msgspec.structs.replace
 

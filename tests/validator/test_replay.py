@@ -37,10 +37,10 @@ from skep.namespaces.policy.bundle import Bundle, read, shipped, signed
 from skep.namespaces.policy.core import Policy, first_lines
 from skep.trace.digest import digest
 from skep.trace.sqlite import SqliteLedger
-from skep.validator.changes import CHANGES, Change
-from skep.validator.policies import OtherPolicy
-from skep.validator.replay import Difference, Replay, Unfoldable, differing
-from skep.validator.report import report
+from skep.validator.replay.changes import CHANGES, Change
+from skep.validator.replay.policies import OtherPolicy
+from skep.validator.replay.replay import Difference, Replay, Unfoldable, differing
+from skep.validator.replay.report import report
 from tests.namespaces.hives import SIGNER, W1, Living, living
 from tests.simulation.mistakes import MISTAKES, LastComesFirst
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from recorded import bundle, forged, ledger, story
 
 from skep.__main__ import run
-from skep.validator.shares import DECIDING, shares
+from skep.validator.replay.shares import DECIDING, shares
 
 
 @given(st.integers(1, 10**9), st.integers(0, 10**9), st.integers(1, 16))

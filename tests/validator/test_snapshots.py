@@ -22,7 +22,7 @@ from skep.trace.digest import digest
 from skep.trace.ledger import Ledger
 from skep.trace.snapshot import KEPT, listed, read_snapshot, state_hash, write_snapshot
 from skep.trace.sqlite import SqliteLedger
-from skep.validator.replay import Replay
+from skep.validator.replay.replay import Replay
 
 CUTS = (10, 20, 30)  # where the snapshots of ``hive`` are
 

@@ -32,9 +32,9 @@ from logs import (
 from skep.trace.entry import leaf_hash
 from skep.trace.note import Note
 from skep.trace.tiles import WIDTH, Tile, pack_entries
-from skep.validator.found import Finding, Kind
-from skep.validator.sources import LedgerSource, Source
-from skep.validator.verify import verify
+from skep.validator.verify.found import Finding, Kind
+from skep.validator.verify.sources import LedgerSource, Source
+from skep.validator.verify.verify import verify
 
 pytestmark = pytest.mark.slow
 SIZE = 100_000

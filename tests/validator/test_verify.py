@@ -33,9 +33,9 @@ from skep.trace.checkpoint import Checkpoint, handover_text
 from skep.trace.entry import leaf_hash
 from skep.trace.note import Note, parse_note, sign_note
 from skep.trace.tiles import WIDTH, Tile, pack_entries
-from skep.validator.found import Finding, Kind
-from skep.validator.sources import LedgerSource, Source, TileSource
-from skep.validator.verify import verify
+from skep.validator.verify.found import Finding, Kind
+from skep.validator.verify.sources import LedgerSource, Source, TileSource
+from skep.validator.verify.verify import verify
 
 SIZE = 700
 ENTRIES = bodies(SIZE)

@@ -12,7 +12,7 @@ from logs import as_tiles, bodies, checkpoint, head_of, write_ledger
 from skep.cli.verifying import verify_command
 from skep.trace.cosignature import cosign
 from skep.trace.note import COSIGNER, Signing, Vkey
-from skep.validator.found import Kind
+from skep.validator.verify.found import Kind
 
 KEYS = [Signing.of(Ed25519PrivateKey.from_private_bytes(bytes([n + 9]) * 32)) for n in range(3)]
 VKEYS = [Vkey(f"w{n}", key.public, COSIGNER) for n, key in enumerate(KEYS)]

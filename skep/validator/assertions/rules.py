@@ -11,7 +11,7 @@ from fnmatch import fnmatchcase
 from typing import Any, Final, NamedTuple
 
 from skep.trace.clock import parse_duration
-from skep.validator.facts import EVENT, KINDS, MESSAGE, Fact, Value
+from skep.validator.assertions.facts import EVENT, KINDS, MESSAGE, Fact, Value
 
 Fields = Mapping[str, Value]
 Cond = Callable[[Fields], bool]

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Final
 
-from skep.validator.policies import Verdict
-from skep.validator.replay import Difference
-from skep.validator.report import Report
+from skep.validator.replay.policies import Verdict
+from skep.validator.replay.replay import Difference
+from skep.validator.replay.report import Report
 
 WIDTH: Final = 100  # of a value that is shown; all of it is in the report.
 

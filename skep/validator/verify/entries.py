@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from skep.trace.checkpoint import Checkpoint
 from skep.trace.entry import leaf_hash
 from skep.trace.merkle import Frontier
-from skep.validator.found import Finding, Kind
-from skep.validator.sources import Source
+from skep.validator.verify.found import Finding, Kind
+from skep.validator.verify.sources import Source
 
 
 class Entries:

@@ -7,9 +7,9 @@ from typing import Final, Protocol
 
 import msgspec
 
-from skep.validator.policies import ESCALATED, OtherPolicy, Verdict
-from skep.validator.replay import Difference, Replay
-from skep.validator.snapshots import Checked, Checks
+from skep.validator.replay.policies import ESCALATED, OtherPolicy, Verdict
+from skep.validator.replay.replay import Difference, Replay
+from skep.validator.replay.snapshots import Checked, Checks
 
 SHOWN_MAX: Final = 1000  # of what was found; the rest is counted.
 

@@ -21,9 +21,9 @@ from skep.native.myers import Items
 from skep.trace.entry import OK, VERSION, Entry, canonical, entry_decoder
 from skep.trace.snapshot import MAGIC as SNAPSHOT
 from skep.trace.sqlite import APPLICATION_ID
-from skep.validator.found import Finding
-from skep.validator.sources import LedgerSource, Source, TileSource, below
-from skep.validator.talk import Said, talk
+from skep.validator.conversation.talk import Said, talk
+from skep.validator.verify.found import Finding
+from skep.validator.verify.sources import LedgerSource, Source, TileSource, below
 
 LEDGER: Final = "ledger.db"  # of a hive's directory
 TRACES: Final = ("ledger", "conversation")  # the files that are traces

@@ -20,7 +20,7 @@ from skep.namespaces.hive import Event
 from skep.namespaces.order import HIVE, actor_of, node_of
 from skep.trace.entry import VERSION, Entry, entry_decoder
 from skep.trace.ledger import LedgerTampered
-from skep.validator.talk import Said
+from skep.validator.conversation.talk import Said
 
 Value = str | int
 Names = Mapping[str, Callable[[str], bool]]

@@ -18,11 +18,11 @@ import msgspec
 from skep.native.myers import align
 from skep.trace.entry import canonical
 from skep.trace.note import NoteError, parse_note
-from skep.validator.diff_report import Change, Field, Report, Tally
-from skep.validator.diff_rules import Rules
-from skep.validator.diff_states import diff_checkpoints, diff_snapshots
-from skep.validator.diff_traces import ID, LEDGER, NotTold, Prints, Trace, kind_of, opened, prints, strays
-from skep.validator.replay import differing
+from skep.validator.diff.report import Change, Field, Report, Tally
+from skep.validator.diff.rules import Rules
+from skep.validator.diff.states import diff_checkpoints, diff_snapshots
+from skep.validator.diff.traces import ID, LEDGER, NotTold, Prints, Trace, kind_of, opened, prints, strays
+from skep.validator.replay.replay import differing
 
 
 def diff(a: str, b: str, rules: Rules) -> Report:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from skep.validator.diff_report import Change, Report
-from skep.validator.lines import short
-from skep.validator.page import notes, visible
+from skep.validator.diff.page import notes, visible
+from skep.validator.diff.report import Change, Report
+from skep.validator.replay.lines import short
 
 SIGNS: Final = {"added": "+", "removed": "-", "changed": "~", "moved": ">"}
 

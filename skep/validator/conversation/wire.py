@@ -14,10 +14,10 @@ from skep.fs.messages import NOTAG, Dialect, Message
 from skep.fs.ninept import Header
 from skep.fs.transcript import show
 from skep.fs.wire import pack
-from skep.validator.compared import Comparison, Difference, unpacked
-from skep.validator.past import Strange
-from skep.validator.talk import Said
-from skep.validator.volatile import BOOKMARKS, HIDDEN, LIMITED
+from skep.validator.conversation.compared import Comparison, Difference, unpacked
+from skep.validator.conversation.past import Strange
+from skep.validator.conversation.talk import Said
+from skep.validator.conversation.volatile import BOOKMARKS, HIDDEN, LIMITED
 
 SHOWN_MAX: Final = 1000  # differences that are kept; the rest is counted
 ROOT_FID: Final = 0xFFFFFFF0  # ours, while fids are bound that there were at the begin

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from skep.trace.cosignature import Cosignature, cosignatures
 from skep.trace.note import Note, Vkey
-from skep.validator.found import Finding, Kind
+from skep.validator.verify.found import Finding, Kind
 
 
 def check_witnessed(note: Note, witnesses: Sequence[Vkey], need: int) -> list[Cosignature]:

@@ -12,10 +12,10 @@ from skep.trace.checkpoint import parse_checkpoint
 from skep.trace.entry import canonical
 from skep.trace.note import Note
 from skep.trace.snapshot import SnapshotError, read_snapshot
-from skep.validator.diff_report import Change, Field, Report, Tally
-from skep.validator.diff_rules import Rules
-from skep.validator.diff_traces import NotTold, Shown
-from skep.validator.replay import differing
+from skep.validator.diff.report import Change, Field, Report, Tally
+from skep.validator.diff.rules import Rules
+from skep.validator.diff.traces import NotTold, Shown
+from skep.validator.replay.replay import differing
 
 ROW_DEPTH: Final = 3  # noun, table, row
 

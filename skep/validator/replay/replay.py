@@ -29,7 +29,7 @@ from skep.trace.entry import (
 )
 from skep.trace.ledger import LedgerTampered
 from skep.trace.rules import Meta, Refusal
-from skep.validator.changes import declared
+from skep.validator.replay.changes import declared
 
 MISTAKE: Final = "raised"  # the outcome of a line at which the rules raise what is no refusal
 

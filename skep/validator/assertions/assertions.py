@@ -9,8 +9,8 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from skep.validator.facts import KINDS, LEDGER_KINDS, TALK_KINDS, Fact, Value
-from skep.validator.rules import Rule
+from skep.validator.assertions.facts import KINDS, LEDGER_KINDS, TALK_KINDS, Fact, Value
+from skep.validator.assertions.rules import Rule
 
 WITNESSES_MAX: Final = 5  # of one rule that are kept; the others are counted
 

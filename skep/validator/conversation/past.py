@@ -22,7 +22,7 @@ from skep.trace.ledger import READ_MAX, Ledger, LedgerTampered
 from skep.trace.merkle import Frontier
 from skep.trace.rules import Meta, Refusal
 from skep.trace.turn import Done, Refused, Turn
-from skep.validator.replay import differing
+from skep.validator.replay.replay import differing
 
 AHEAD_MAX: Final = 65536  # entries that are looked at ahead of the moment: those of a blocked read's hours
 

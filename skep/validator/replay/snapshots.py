@@ -16,7 +16,7 @@ from skep.namespaces.stored import Begun, OtherCode, believed, newest
 from skep.trace.digest import digest
 from skep.trace.ledger import Ledger
 from skep.trace.snapshot import SnapshotError, listed, read_snapshot
-from skep.validator.sources import LedgerSource
+from skep.validator.verify.sources import LedgerSource
 
 SAME: Final = "the same"
 

@@ -13,8 +13,8 @@ from skep.fs.errors import FsError
 from skep.fs.messages import Dialect, Message, Qid
 from skep.fs.transcript import fields, quote, show
 from skep.fs.wire import Dirent, unpack, unpack_dirents, unpack_stat
-from skep.validator.talk import Said
-from skep.validator.volatile import HIDDEN, NUMBERED, VERSIONS, place_of, why_volatile
+from skep.validator.conversation.talk import Said
+from skep.validator.conversation.volatile import HIDDEN, NUMBERED, VERSIONS, place_of, why_volatile
 
 _Part = tuple[str, Any, Any]  # a field's name, and what was and is in it
 

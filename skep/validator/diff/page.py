@@ -11,8 +11,8 @@ from hashlib import sha256
 from html import escape
 from typing import Final
 
-from skep.validator.diff_report import DRIFT, SAME, TOO_FEW, Change, Report
-from skep.validator.diff_traces import Shown
+from skep.validator.diff.report import DRIFT, SAME, TOO_FEW, Change, Report
+from skep.validator.diff.traces import Shown
 
 VALUE_MAX: Final = 2000  # characters of one value on the page; all of it is in the JSON
 PAGE_MAX: Final = 16 << 20  # characters of all rows; browsers are slow with more.

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from skep.trace.ledger import LedgerTampered, open_ledger
-from skep.validator.found import Finding
-from skep.validator.policies import rules_under
-from skep.validator.replay import Replay
-from skep.validator.report import Report, report
-from skep.validator.snapshots import Beside
+from skep.validator.replay.policies import rules_under
+from skep.validator.replay.replay import Replay
+from skep.validator.replay.report import Report, report
+from skep.validator.replay.snapshots import Beside
+from skep.validator.verify.found import Finding
 
 DECIDING: Final = 8  # times what folding costs
 ROUNDS: Final = 60  # of halving an interval that no ledger's length is above

@@ -15,8 +15,8 @@ from skep.trace.entry import leaf_hash
 from skep.trace.merkle import Frontier
 from skep.trace.note import Note, NoteError, UnknownSigner, Vkey
 from skep.trace.rows import Edge, follow
-from skep.validator.found import Finding, Kind
-from skep.validator.sources import Batch, Row, Source
+from skep.validator.verify.found import Finding, Kind
+from skep.validator.verify.sources import Batch, Row, Source
 
 
 class _Numbered(msgspec.Struct):

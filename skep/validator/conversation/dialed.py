@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from skep.fs.address import Address
 from skep.fs.connection import ConnectionLost
-from skep.validator.past import Strange
+from skep.validator.conversation.past import Strange
 
 if TYPE_CHECKING:  # OpenSSL takes a tenth of a second to import
     from skep.fs.identity import Identity

@@ -6,8 +6,8 @@ from typing import Final
 
 import msgspec
 
-from skep.validator.diff_rules import KINDS, Rules
-from skep.validator.diff_traces import Shown
+from skep.validator.diff.rules import KINDS, Rules
+from skep.validator.diff.traces import Shown
 
 SHOWN_MAX: Final = 10_000  # differences that a report holds; the rest is counted.
 FIELDS_MAX: Final = 50  # of one of them

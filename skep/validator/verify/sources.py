@@ -19,7 +19,7 @@ from skep.trace.note import Note, NoteError, Vkey, parse_note, parse_vkey
 from skep.trace.rows import ROWS_MAX, SELECT, Edge, skip
 from skep.trace.sqlite import APPLICATION_ID, SEQ_MAX, SEQ_MIN
 from skep.trace.tiles import WIDTH, Tile, fold
-from skep.validator.found import Finding, Kind
+from skep.validator.verify.found import Finding, Kind
 
 Read = Callable[[str], bytes | None]
 """A resource of the log by its path; None: there is none."""

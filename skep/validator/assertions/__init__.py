@@ -1,0 +1,1 @@
+"""Rules about a trace, written as sentences, and what they are checked on."""

@@ -1,0 +1,1 @@
+"""Recorded 9P conversations, played again."""

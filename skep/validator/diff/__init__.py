@@ -1,0 +1,1 @@
+"""What is in one trace, checkpoint or snapshot and not in the other."""
