@@ -3,9 +3,11 @@ holds in every hive, holds of it."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from skep.roles.outside import outside_of
 from skep.trace.ledger import Ledger, open_ledger
@@ -39,11 +41,13 @@ def check_decided(ledger: Tail) -> None:
 
 
 def check_directory(directory: Path) -> None:
-    """The ledger of a hive that has ended."""
-    with closing(open_ledger(str(directory / "ledger.db"))) as ledger:
-        check_decided(ledger)
-    with closing(open_ledger(str(directory / "ledger.db"))) as ledger:
-        check_asserted(ledger)
+    """The ledger of a hive that has ended: a copy, as who opens it last takes its write-ahead log away."""
+    with TemporaryDirectory(prefix="skep-decided-") as copy:
+        for file in directory.glob("ledger.db*"):
+            shutil.copy(file, copy)
+        for checked in (check_decided, check_asserted):
+            with closing(open_ledger(f"{copy}/ledger.db")) as ledger:
+                checked(ledger)
 
 
 def check_asserted(ledger: Ledger) -> None:
