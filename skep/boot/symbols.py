@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from itertools import islice
 from pathlib import Path
 from typing import Final
 
@@ -11,15 +12,17 @@ from elftools.elf.elffile import ELFFile
 from elftools.elf.sections import SymbolTableSection
 
 SYMBOLS_MAX: Final = 1 << 18  # of one file; a kernel has some thousands
+SEGMENTS_MAX: Final = 64
 FILE_MAX: Final = 1 << 30
 
 
 class Symbols:
-    """Of one file: ``entry``, ``machine`` (EM_…) and the addresses by name."""
+    """Of one file: ``entry``, ``machine`` (EM_…), ``span`` and the addresses by name."""
 
     def __init__(self, path: Path) -> None:
         self.entry = 0
         self.machine = ""
+        self.span: tuple[int, int] | None = None  # of its segments in memory; None: there are none
         self.by_name: dict[str, int] = {}
         self._functions: list[tuple[int, int, str]] = []
         if path.stat().st_size > FILE_MAX:
@@ -34,6 +37,10 @@ class Symbols:
     def _read(self, elf: ELFFile) -> None:
         self.entry = elf.header["e_entry"]
         self.machine = str(elf.header["e_machine"])
+        loaded = [each.header for each in islice(elf.iter_segments("PT_LOAD"), SEGMENTS_MAX)]
+        if loaded:
+            ends = [each["p_vaddr"] + each["p_memsz"] for each in loaded]
+            self.span = (min(each["p_vaddr"] for each in loaded), max(ends))
         table = elf.get_section_by_name(".symtab")
         if not isinstance(table, SymbolTableSection) or table.num_symbols() > SYMBOLS_MAX:
             return

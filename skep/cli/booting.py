@@ -13,6 +13,8 @@ COMMANDS: Final = {
     "sign": "Answer for a manifest and every file that it names.",
     "verify": "Check that a manifest and its files are those that were signed.",
     "efi": "Sign UEFI images, and enrol whose images firmware starts.",
+    "bootinfo": "Read a BootInfo page, and check what must hold of it.",
+    "syscalls": "The numbers of seL4's system calls; check a header of yours.",
     "guest": "Build small images to try the boot lab with.",
 }
 
