@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from hashlib import sha256
 from pathlib import Path
@@ -30,6 +30,7 @@ from skep.namespaces.tree import hive_tree
 from skep.roles.gate import NO_ANAME, names
 from skep.roles.manifest import load
 from skep.trace.ledger import Ledger
+from skep.validator.conversation.answers import Answers
 from skep.validator.conversation.past import PastClock, PastLedger, PastTurn, Strange
 
 SPINS: Final = 50  # steps of the loop in which what needs no other thread is done
@@ -100,11 +101,8 @@ class PastWire:
         # What is served, as the header of a recording has it.
         self.tree = sha256(f"{hive.tapes.tree}{load(header.role).ns}".encode()).hexdigest()
         self._actor = actor_of(header.principal, header.node)
-        self._frames = b""
-        self._answers: defaultdict[int, deque[bytes]] = defaultdict(deque)
         self._asked: dict[int, int] = {}  # types of messages that are not answered, by tag
-        self._came = asyncio.Event()
-        self._broken = False
+        self._answers = Answers(lambda tag: self._asked.pop(tag, None))
         self._conversation = Conversation(door, Peer("local"), self._take)
 
     def close(self) -> None:
@@ -148,21 +146,14 @@ class PastWire:
         try:
             self._conversation.receive(frame)
         except WireError:
-            self._broken = True  # no connection would go on: nothing more is answered
+            self._answers.end()  # no connection would go on: nothing more is answered
 
     async def answer(self, tag: int) -> bytes | None:
-        await self._spin(lambda: bool(self._answers[tag]))
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(PATIENCE_S):
-                while not self._answers[tag] and not self._broken:
-                    self._came.clear()
-                    await self._came.wait()
-        return self._answers[tag].popleft() if self._answers[tag] else None
+        await self._spin(lambda: self._answers.has(tag))
+        return await self._answers.next(tag, PATIENCE_S)
 
     def unasked(self) -> list[bytes]:
-        found = [frame for frames in self._answers.values() for frame in frames]
-        self._answers.clear()
-        return found
+        return self._answers.rest()
 
     def draft(self, id: str) -> None:
         self._hive.drafts.append(id)
@@ -172,16 +163,7 @@ class PastWire:
         return found
 
     def _take(self, frames: Sequence[bytes | memoryview]) -> None:
-        data = self._frames + b"".join(frames)
-        at = 0
-        while len(data) - at >= 4 and len(data) - at >= (size := int.from_bytes(data[at : at + 4], "little")):
-            frame = data[at : at + size]
-            tag = int.from_bytes(frame[5:7], "little")
-            self._asked.pop(tag, None)
-            self._answers[tag].append(frame)
-            at += size
-        self._frames = data[at:]
-        self._came.set()
+        self._answers.feed(b"".join(frames))
 
 
 @contextlib.asynccontextmanager

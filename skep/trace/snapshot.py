@@ -26,6 +26,7 @@ from typing import Final, NamedTuple
 
 from skep.trace.merkle import HASH_SIZE
 from skep.trace.note import NOTE_MAX, Note, NoteError, parse_note
+from skep.trace.whole import NEW, write_whole
 
 FOLDER: Final = "snapshots"  # of a hive's directory
 TEXT_MAX: Final = 4096  # bytes of a note's text
@@ -34,7 +35,6 @@ MAGIC: Final = b"skep-snapshot/1 "
 KIND: Final = "state snapshot"
 _HEAD: Final = re.compile(MAGIC + rb"([1-9]\d{0,5})\n")
 _NAME: Final = re.compile(r"([1-9]\d{0,18})\.snapshot")
-_NEW: Final = ".new"  # the end of the name of one that is being written
 _TEXT: Final = re.compile(
     rf"([^\n]+)\n{KIND}\nsize ([1-9]\d{{0,18}})\nroot (\S+)\n"
     r"state ([0-9a-f]{64})\ndigest ([0-9a-f]{64})\nrules ([0-9a-f]{64})\n"
@@ -133,31 +133,14 @@ def write_snapshot(directory: Path, note: bytes, packed: bytes) -> Path:
     free as it takes: the ledger needs some. Raises OSError."""
     folder = directory / FOLDER
     folder.mkdir(mode=0o700, exist_ok=True)
-    for left in folder.glob(f".*{_NEW}"):
+    for left in folder.glob(f".*{NEW}"):
         left.unlink()
     data = b"%s%d\n%s%s" % (MAGIC, len(note), note, packed)
     found = os.statvfs(folder)
     if found.f_bavail * found.f_frsize < 2 * len(data):
         raise OSError(f"{folder}: less than {2 * len(data)} bytes are free")
     path = folder / f"{parse_head(parse_note(note).text).size}.snapshot"
-    new = folder / f".{path.name}{_NEW}"
-    try:
-        with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        new.rename(path)
-    finally:
-        new.unlink(missing_ok=True)
-    _sync(folder)
+    write_whole(path, data)
     for _, old in listed(directory)[KEPT:]:
         old.unlink()
     return path
-
-
-def _sync(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -20,6 +20,7 @@ from skep.trace.entry import leaf_hash
 from skep.trace.ledger import READ_MAX, LedgerBusy, LedgerError, LedgerFull, LedgerTampered
 from skep.trace.merkle import EMPTY_ROOT, HASH_SIZE, Frontier
 from skep.trace.rows import ROWS_MAX, SELECT, Edge, follow, skip
+from skep.trace.whole import sync
 
 APPLICATION_ID = 0x736B6570  # "skep"
 SCHEMA_VERSION = 1
@@ -242,11 +243,7 @@ def _create(path: Path) -> None:
             os.link(made, path)
     finally:
         os.unlink(made)
-    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+    sync(path.parent)
 
 
 def _lay_out(connection: sqlite3.Connection) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Final, NamedTuple, Protocol
 
 from skep.fs.node import Maybe
+from skep.trace.whole import sync
 
 BYTES: Final = "sha256"
 CHUNKS: Final = "chunks"
@@ -66,7 +67,7 @@ class Directory:
         self.root = root
         for folder in FOLDERS:
             (root / folder).mkdir(parents=True, exist_ok=True)
-        sync_directory(root)
+        sync(root)
 
     async def take(self, name: str, file: Path) -> None:
         await asyncio.to_thread(_link, file, self.root / name)
@@ -117,7 +118,7 @@ def _link(file: Path, target: Path) -> None:
     """``target`` is ``file`` too, and survives a crash."""
     if not target.parent.exists():
         target.parent.mkdir(exist_ok=True)
-        sync_directory(target.parent.parent)
+        sync(target.parent.parent)
     # Whatever stood there, a crash's remains or a rotten copy, these bytes are known to be right.
     fresh = target.with_name(f"{target.name}.{os.stat(file).st_ino}")
     with suppress(FileExistsError):
@@ -125,7 +126,7 @@ def _link(file: Path, target: Path) -> None:
     os.replace(fresh, target)
     # Renaming one name of a file over another of the same file does nothing.
     fresh.unlink(missing_ok=True)
-    sync_directory(target.parent)
+    sync(target.parent)
 
 
 def _replace(target: Path, data: bytes) -> None:
@@ -137,15 +138,6 @@ def _replace(target: Path, data: bytes) -> None:
     except OSError:
         fresh.unlink(missing_ok=True)
         raise
-
-
-def sync_directory(path: Path) -> None:
-    """What was made in the directory, and what went, survives a crash."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def shelf_at(url: str, root: Path) -> Shelf:

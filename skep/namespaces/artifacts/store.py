@@ -25,8 +25,9 @@ from skep.fs.errors import E, FsError
 from skep.fs.node import Maybe
 from skep.namespaces.artifacts.chunks import CHUNK, Chunks, manifest_size, measure, single, unpack
 from skep.namespaces.artifacts.room import Limit, Room, tenant_of
-from skep.namespaces.artifacts.shelf import BYTES, CHUNKS, Directory, Shelf, Source, sync_directory
+from skep.namespaces.artifacts.shelf import BYTES, CHUNKS, Directory, Shelf, Source
 from skep.trace.clock import HOUR
+from skep.trace.whole import sync
 
 STAGED_MAX: Final = 256  # files one writer stages at a time: each has a place in a directory.
 SIZE_MAX: Final = 1 << 40  # bytes of one artifact: a larger file is a mistake. limits.toml may say less.
@@ -113,7 +114,7 @@ class Store:
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._measured: dict[str, Chunks] = {}
         (root / "stage").mkdir(parents=True, exist_ok=True)
-        sync_directory(root)
+        sync(root)
 
     # staging
 

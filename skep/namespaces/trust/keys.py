@@ -47,6 +47,8 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
+from skep.trace.whole import sync
+
 CURVED: Final = ("ca", "queen")  # what TLS peers and HSMs both know
 PLAIN: Final = ("token", "merkle", "policy")
 FILE_MAX: Final = 65536  # bytes of a key file
@@ -151,7 +153,7 @@ class Keys:
             return
         self._read_before.pop(f"{what}-{id}.key", None)
         (self.directory / f"{what}-{id}.key").unlink(missing_ok=True)
-        _sync(self.directory)
+        sync(self.directory)
 
     def close(self) -> None:
         self._cover.close()
@@ -285,7 +287,7 @@ def _own_directory(path: Path) -> None:
     """``path`` is a directory that only we can look into; made if it was not there."""
     with suppress(FileExistsError):
         path.mkdir(mode=0o700, parents=True)
-        _sync(path.parent)
+        sync(path.parent)
     found = path.lstat()
     if not stat.S_ISDIR(found.st_mode):
         raise KeyStoreError(f"{path} is no directory")
@@ -324,18 +326,10 @@ def _write(path: Path, data: bytes) -> None:
             os.fsync(fd)
         os.link(new, path)
         new.unlink()
-        _sync(path.parent)
+        sync(path.parent)
     except OSError as error:
         new.unlink(missing_ok=True)
         raise KeyStoreError(f"{path}: {error.strerror}") from None
-
-
-def _sync(directory: Path) -> None:
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def _der(key: Private) -> bytes:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import defaultdict, deque
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any, Final
 
 from skep.fs.address import Address
 from skep.fs.connection import ConnectionLost
+from skep.validator.conversation.answers import Answers
 from skep.validator.conversation.past import Strange
 
 if TYPE_CHECKING:  # OpenSSL takes a tenth of a second to import
@@ -23,30 +23,18 @@ class Dialed(asyncio.Protocol):
 
     def __init__(self) -> None:
         self._transport: Any = None  # None: the connection has not been made
-        self._data = b""
-        self._answers: defaultdict[int, deque[bytes]] = defaultdict(deque)
-        self._came = asyncio.Event()
+        self._answers = Answers()
         self._gone: str | None = None  # why; None: it is there
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport
 
     def data_received(self, data: bytes | memoryview) -> None:
-        self._data += data
-        at = 0
-        while len(self._data) - at >= 7:
-            size = max(int.from_bytes(self._data[at : at + 4], "little"), 7)
-            if len(self._data) - at < size:
-                break
-            frame = self._data[at : at + size]
-            self._answers[int.from_bytes(frame[5:7], "little")].append(frame)
-            at += size
-        self._data = self._data[at:]
-        self._came.set()
+        self._answers.feed(data)
 
     def connection_lost(self, error: Exception | None) -> None:
         self._gone = str(error or "the server has hung up")
-        self._came.set()
+        self._answers.end()
 
     def close(self) -> None:
         if self._transport is not None:
@@ -68,19 +56,13 @@ class Dialed(asyncio.Protocol):
 
     async def answer(self, tag: int) -> bytes | None:
         """Raises ConnectionLost."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(PATIENCE_S):
-                while not self._answers[tag]:
-                    if self._gone is not None:
-                        raise ConnectionLost(self._gone)
-                    self._came.clear()
-                    await self._came.wait()
-        return self._answers[tag].popleft() if self._answers[tag] else None
+        answer = await self._answers.next(tag, PATIENCE_S)
+        if answer is None and self._gone is not None:
+            raise ConnectionLost(self._gone)
+        return answer
 
     def unasked(self) -> list[bytes]:
-        found = [frame for frames in self._answers.values() for frame in frames]
-        self._answers.clear()
-        return found
+        return self._answers.rest()
 
     def draft(self, id: str) -> None:
         """Its drafts have names of their own."""
