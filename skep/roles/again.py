@@ -29,9 +29,10 @@ from skep.namespaces.tokens.afid import Afids
 from skep.namespaces.tree import hive_tree
 from skep.roles.gate import NO_ANAME, names
 from skep.roles.manifest import load
+from skep.trace.clock import ManualClock
 from skep.trace.ledger import Ledger
 from skep.validator.conversation.answers import Answers
-from skep.validator.conversation.past import PastClock, PastLedger, PastTurn, Strange
+from skep.validator.conversation.past import PastLedger, PastTurn, Strange
 
 SPINS: Final = 50  # steps of the loop in which what needs no other thread is done
 PATIENCE_S: Final = 2.0  # how long an answer may take that needs one
@@ -94,7 +95,9 @@ class _Door:
 class PastWire:
     """The conversation with it."""
 
-    def __init__(self, hive: PastHive, turn: PastTurn, clock: PastClock, door: _Door, header: Header) -> None:
+    def __init__(
+        self, hive: PastHive, turn: PastTurn, clock: ManualClock, door: _Door, header: Header
+    ) -> None:
         self._hive = hive
         self._turn = turn
         self._clock = clock
@@ -172,7 +175,7 @@ async def past_wire(
 ) -> AsyncIterator[PastWire]:
     """The other end, when the ledger had ``seq`` entries. ``begun``: what some of them mean; None: all are
     folded. Raises LedgerError."""
-    clock = PastClock(header.time)
+    clock = ManualClock(header.time)  # its ids are nobody's
     past = PastLedger(ledger, seq, 0 if begun is None else begun.seq)
     turn = PastTurn(past, begun)
     try:

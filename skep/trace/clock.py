@@ -59,7 +59,7 @@ class SystemClock:
 
 
 class ManualClock:
-    """A clock that moves when told; ids repeat for equal seed and times. For tests and simulation."""
+    """A clock that moves when told; ids repeat for equal seed and times. For what is played, and tests."""
 
     def __init__(self, time_ns: int = 1_700_000_000 * SECOND, seed: int = 0) -> None:
         self.time_ns = time_ns

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
-from random import Random
 from typing import Any, Final, cast
 
 import msgspec
@@ -16,7 +15,6 @@ from skep.fs.errors import E
 from skep.namespaces.hive import UNRECORDED, Event, HiveRules
 from skep.namespaces.order import HIVE
 from skep.namespaces.stored import Begun
-from skep.trace.clock import ulid
 from skep.trace.entry import OK, Entry, Line, Outcome, canonical, entry_decoder, entry_of
 from skep.trace.ledger import READ_MAX, Ledger, LedgerTampered
 from skep.trace.merkle import Frontier
@@ -212,20 +210,3 @@ class _Head(msgspec.Struct, frozen=True):
     tenant: str
     path: str
     line: str
-
-
-class PastClock:
-    """A clock that says what is told to it. Its ids are nobody's."""
-
-    def __init__(self, time_ns: int) -> None:
-        self.time_ns = time_ns
-        self._random = Random(0)
-
-    def now_ns(self) -> int:
-        return self.time_ns
-
-    def monotonic_ns(self) -> int:
-        return self.time_ns
-
-    def new_id(self) -> str:
-        return ulid(self.time_ns, self._random.getrandbits(80))
