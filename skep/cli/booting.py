@@ -9,6 +9,7 @@ import click
 
 COMMANDS: Final = {
     "run": "Boot an image: count to its milestones, and say what became of it.",
+    "check": "Check the layout of kernels, root tasks and images by the rules of their kinds.",
     "diagnose": "Read a serial log: what went wrong, with what shows it.",
     "sign": "Answer for a manifest and every file that it names.",
     "verify": "Check that a manifest and its files are those that were signed.",

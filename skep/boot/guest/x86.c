@@ -10,7 +10,7 @@
 extern word gdt[], pml4[], low[];
 extern char _start[], traps[], syscall_entry[], kernel_stack[], ki_end[];
 void enter_user_at(word pc, word sp, word first, word second);
-_Noreturn void start(word multiboot);
+_Noreturn void start(word multiboot) __attribute__((section(".boot")));
 
 static inline void out(uint16_t port, uint8_t value) { __asm__ volatile("outb %0, %1" ::"a"(value), "Nd"(port)); }
 static inline uint8_t in(uint16_t port)
