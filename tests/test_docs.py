@@ -17,7 +17,7 @@ from skep.namespaces.jobs.record import MOVES, TERMINAL
 ROOT = Path(__file__).parent.parent
 NOUNS = [
     "jobs", "dlq", "pools", "locks", "nodes", "artifacts", "config", "schemas",
-    "tenants", "triggers", "sessions", "trust", "tokens", "policy", "log", "validator",
+    "tenants", "triggers", "sessions", "trust", "tokens", "policy", "log", "validator", "boot",
 ]  # fmt: skip
 MARK = "<!-- {} generated: {} -->"
 

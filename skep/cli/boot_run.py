@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from collections.abc import Callable
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import click
 import msgspec
@@ -84,26 +85,10 @@ def run_command(
       skep boot run boot.toml --max-ms 200 --out build/boot
       skep boot run boot.toml --trust release.pub
     """
-    from skep.boot.baseline import SUFFIX, BaselineError, load
-    from skep.boot.manifest import ManifestError
-    from skep.boot.report import unsigned
-    from skep.boot.run import SymbolError
-    from skep.boot.signing import Seen, SignatureError
-    from skep.boot.staging import staged
-    from skep.trace.clock import SystemClock
-    from skep.trace.pem import PemError
+    from skep.boot.baseline import SUFFIX
 
     kept = baseline or manifest.with_suffix(SUFFIX)
-    done: list[Boot] = []
-    try:
-        with staged(manifest, trust, Seen(seen_file(seen)), SystemClock().now_ns()) as stage:
-            report, done = asyncio.run(_booted(stage, _bounded(stage.manifest, max_ms), load(kept), boots))
-    except SignatureError as error:
-        report = unsigned(manifest.stem, str(error))
-    except (ManifestError, BaselineError, SymbolError, PemError) as error:
-        raise click.UsageError(str(error)) from error
-    except OSError as error:
-        raise Failed(str(error)) from error
+    report, done = booted(manifest, Asked(boots, max_ms, trust=trust, seen=seen), kept)
     if accept and report.stages and (report.verdict is None or report.gate == "slower"):
         report = _accepted(report, kept)
     if out is not None:
@@ -114,6 +99,44 @@ def run_command(
         _tell(report)
     if report.verdict is not None:
         raise NotAsExpected(cause_of(report.verdict), report.verdict.cause.row.status)
+
+
+class Asked(NamedTuple):
+    """How it is to be booted. None: as the manifest has it."""
+
+    boots: int = 1
+    max_ms: float | None = None
+    shift: int | None = None
+    trust: tuple[Path, ...] = ()
+    seen: Path | None = None
+
+
+def booted(
+    manifest: Path, asked: Asked, kept: Path, printed: Callable[[bytes], None] = lambda data: None
+) -> tuple[Report, list[Boot]]:
+    """Boot it. ``kept``: the baseline's file; ``printed`` gets what the guest prints, and a newline after each
+    boot. Raises ClickException, Failed."""
+    from skep.boot.baseline import BaselineError, load
+    from skep.boot.manifest import ManifestError
+    from skep.boot.report import unsigned
+    from skep.boot.run import SymbolError
+    from skep.boot.signing import Seen, SignatureError
+    from skep.boot.staging import staged
+    from skep.trace.clock import SystemClock
+    from skep.trace.pem import PemError
+
+    try:
+        with staged(manifest, asked.trust, Seen(seen_file(asked.seen)), SystemClock().now_ns()) as stage:
+            said = _bounded(stage.manifest, asked.max_ms)
+            if asked.shift is not None:
+                said = msgspec.structs.replace(said, shift=asked.shift)
+            return asyncio.run(_booted(stage, said, load(kept), asked.boots, printed))
+    except SignatureError as error:
+        return unsigned(manifest.stem, str(error)), []
+    except (ManifestError, BaselineError, SymbolError, PemError) as error:
+        raise click.UsageError(str(error)) from error
+    except OSError as error:
+        raise Failed(str(error)) from error
 
 
 def _bounded(manifest: Manifest, max_ms: float | None) -> Manifest:
@@ -131,7 +154,7 @@ def _bounded(manifest: Manifest, max_ms: float | None) -> Manifest:
 
 
 async def _booted(
-    stage: Staged, manifest: Manifest, kept: Baseline | None, boots: int
+    stage: Staged, manifest: Manifest, kept: Baseline | None, boots: int, printed: Callable[[bytes], None]
 ) -> tuple[Report, list[Boot]]:
     from skep.boot.baseline import key_of
     from skep.boot.report import Report, gated, stages_of, wall_of
@@ -140,10 +163,12 @@ async def _booted(
     done: list[Boot] = []
     verdict: Verdict | None = None
     if manifest.counted:
-        done.append(await exact(manifest, stage.base))
+        done.append(await exact(manifest, stage.base, printed))
+        printed(b"\n")
         verdict = done[0].verdict
     for _ in range(boots if verdict is None else 0):
-        done.append(await wall(manifest, stage.base))
+        done.append(await wall(manifest, stage.base, printed))
+        printed(b"\n")
         verdict = done[-1].verdict
         if verdict is not None:
             break

@@ -16,6 +16,8 @@ COMMANDS: Final = {
     "efi": "Sign UEFI images, and enrol whose images firmware starts.",
     "bootinfo": "Read a BootInfo page, and check what must hold of it.",
     "syscalls": "The numbers of seL4's system calls; check a header of yours.",
+    "pack": "Write a manifest and its files into one archive, an image of a hive's boot lab.",
+    "job": "Boot such an archive as a worker's handler does.",
     "guest": "Build small images to try the boot lab with.",
 }
 

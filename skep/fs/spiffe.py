@@ -32,6 +32,7 @@ ROLES: Final = frozenset(
         "sensor-relay",
         "simulator-test",
         "cuda-annex",
+        "boot-lab",
         "gateway",
         "validator",
         "observer",

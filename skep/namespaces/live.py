@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -25,6 +25,8 @@ from skep.namespaces.agenda import Agenda
 from skep.namespaces.artifacts.core import BYTES_LIMIT
 from skep.namespaces.artifacts.shelf import shelf_at
 from skep.namespaces.artifacts.store import Store
+from skep.namespaces.boot import runs as boot
+from skep.namespaces.boot.starts import Starts
 from skep.namespaces.checked import Answer, detail_of, vouched, vouched_line
 from skep.namespaces.hive import HiveState
 from skep.namespaces.jobs import core
@@ -43,6 +45,7 @@ from skep.namespaces.nodes.core import Removed
 from skep.namespaces.order import HIVE, Order, actor_of
 from skep.namespaces.policy.core import HIVE_KEYS, first_lines, key_lines, mending_lines
 from skep.namespaces.policy.keys import Signer, load_or_create
+from skep.namespaces.pools.core import lines_for
 from skep.namespaces.sessions.core import Session, Sessions
 from skep.namespaces.sessions.limits import FILE, Limiter
 from skep.namespaces.tapes import Tapes
@@ -50,7 +53,7 @@ from skep.namespaces.tokens.desk import Desk, Keys
 from skep.namespaces.triggers.watch import Watch
 from skep.namespaces.trust.authority import Authority
 from skep.namespaces.trust.record import Retired, Revoked
-from skep.namespaces.validator import runs
+from skep.namespaces.validator import runs as validator
 from skep.trace import rules
 from skep.trace.clock import HOUR, MINUTE, SECOND, Clock, later_id
 from skep.trace.entry import Entry, Line
@@ -72,6 +75,11 @@ EXPIRE_NS: Final = MINUTE  # how late an artifact ends, at most.
 BOOKMARK_S: Final = 15.0  # an idle follower hears where it is this often: middleboxes forget in 30 s.
 HEARTBEATS: Final = 128  # kept of each node.
 PROGRESS_MAX: Final = 65536  # jobs whose progress is remembered: those running, and some that ended.
+# The pools that are made when the first node of a role joins, and their topics.
+OF_ROLE: Final[Mapping[str, tuple[str, tuple[str, ...]]]] = {
+    validator.ROLE: (validator.POOL, validator.TOPICS),
+    boot.ROLE: (boot.POOL, (boot.TOPIC,)),
+}
 
 HiveTurn = Turn[HiveState, hive.Event, str]
 
@@ -148,6 +156,7 @@ class Hive:
         )
         self.agenda = Agenda(lambda id: turn.state.jobs.by_id.get(id), turn.state.jobs.by_id.values())
         self.on_tick: list[Callable[[int], Awaitable[None]]] = []  # what else time asks for, told the time
+        self.starts = Starts(None, clock, version)  # of a queen: how its process began
         self.reached_at: list[str] = []  # the addresses it serves by TLS
         self.started_ns = clock.now_ns()
         self.shutdown: asyncio.Future[str] = asyncio.get_running_loop().create_future()  # the grace asked for
@@ -309,10 +318,10 @@ class Hive:
         while self.history.seq < self.state.jobs.past.rev:
             await self.history.wait_reached(self.state.jobs.past.rev)
 
-    async def prepare_runs(self) -> None:
-        """Have a pool for the runs of validators; it is made when somebody first asks for one, or comes to do
-        them."""
-        if lines := runs.first_lines(self.state.pools):
+    async def prepare(self, pool: str, topics: Sequence[str]) -> None:
+        """Have a pool for these topics of the hive's own; it is made when somebody first asks for such a job,
+        or comes to do one."""
+        if lines := lines_for(self.state.pools, pool, topics):
             await self._own_lines("/pools/ctl", lines, "")
 
     # nodes
@@ -322,8 +331,8 @@ class Hive:
         if not is_name(caller.node) or "#" in caller.node:
             raise FsError(E.USAGE, f"node {caller.node!r}: expected a file name without #")
         args = {"principal": caller.principal, "role": caller.role, "tenant": caller.tenant}
-        if caller.role == runs.ROLE:
-            await self.prepare_runs()
+        if caller.role in OF_ROLE:
+            await self.prepare(*OF_ROLE[caller.role])
         await self.say(f"/nodes/{caller.node}", ctl_line("join", args))
         self._hear(caller.node, Heartbeat())
 

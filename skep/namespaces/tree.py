@@ -10,7 +10,7 @@ events          R events up to now, a JSON line each; events@N those after ledge
                 with {"seq":N} when nothing comes
 health/live     R ok
 health/ready    R ok, or why it takes no work
-artifacts config dlq jobs locks log nodes policy pools schemas sessions tenants triggers trust validator
+artifacts boot config dlq jobs locks log nodes policy pools schemas sessions tenants triggers trust validator
 
 echo drain > ctl
 """
@@ -26,6 +26,7 @@ from skep.fs.node import Caller
 from skep.fs.shapes import Ctl, File, Stream, Text
 from skep.fs.tree import Dir, new_block, number
 from skep.namespaces.artifacts import files as artifacts
+from skep.namespaces.boot import files as boot
 from skep.namespaces.config import files as config
 from skep.namespaces.dlq import files as dlq
 from skep.namespaces.follow import Feed, events
@@ -81,6 +82,7 @@ def hive_tree(hive: Hive) -> Dir:
         "tenants": tenants.files(hive),
         "triggers": triggers.files(hive),
         "validator": validator.files(hive, bundles.packed),
+        "boot": boot.files(hive),
         "health": {"live": "ok\n", "ready": Text(lambda caller: ready(hive, caller))},
     }
     root = Followed(children, {"events": events_at})

@@ -6,8 +6,9 @@
     result = "first-word"                 # of the last line it prints, else "last-line"
 
 Placeholders: {input} the input's file (empty when there is none), {text} the input's text, {job} {topic}
-{attempt}; not in the program's own place. A brace is written twice. Everything that is not understood is
-refused, with its place. What a job says may begin with a dash: put "--" before {text} where that matters.
+{attempt} {labels} (as k:v,k:v); not in the program's own place. A brace is written twice. Everything that is
+not understood is refused, with its place. What a job says may begin with a dash: put "--" before {text} where
+that matters.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import msgspec
 
 from skep.trace.clock import parse_duration
 
-PLACEHOLDERS: Final = ("input", "text", "job", "topic", "attempt")
+PLACEHOLDERS: Final = ("input", "text", "job", "topic", "attempt", "labels")
 TIMEOUT: Final = "1h"  # of a handler that says nothing: a hung job must not keep its worker for ever
 
 

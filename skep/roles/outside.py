@@ -16,11 +16,13 @@ _WAYS: Final = (
     ("/pools/*/next", "{}", Right.READ),
     ("/jobs/ctl", "/jobs/clone", Right.READ),
     ("/jobs/ctl", "/validator/ctl", _CHANGE),
+    ("/jobs/ctl", "/boot/ctl", _CHANGE),
     ("/trust/tokens/clone", "{}", Right.READ),
     ("/ctl", "/sessions/x/ctl", _CHANGE),
     ("/dlq/ctl", "/jobs/ctl", _CHANGE),
     ("/config/ctl", "/config/x", _CHANGE),
     ("/artifacts/ctl", "/artifacts/x", _CHANGE),
+    ("/artifacts/ctl", "/boot/ctl", _CHANGE),
 )
 
 

@@ -69,7 +69,8 @@ class Process:
 
     async def _values(self) -> dict[str, str]:
         lease, path = self.leased.lease, await self.leased.input_file()
-        values = (str(path or ""), lease.input or "", lease.job, lease.topic, str(lease.attempt))
+        labels = ",".join(f"{name}:{value}" for name, value in lease.labels.items())
+        values = (str(path or ""), lease.input or "", lease.job, lease.topic, str(lease.attempt), labels)
         return dict(zip(PLACEHOLDERS, values, strict=True))
 
     # the process

@@ -20,6 +20,7 @@ import msgspec
 import pytest
 from door import BOTH, Door, say
 from hives import BOB, W1, Living, living
+from imaging import MANIFEST, archive
 from spying import Gate, Spy, compared
 
 from skep.fs import ctl
@@ -63,6 +64,7 @@ class Known:
     hashes: list[str] = field(default_factory=list)
     files: list[str] = field(default_factory=list)
     letters: list[str] = field(default_factory=list)
+    images: list[str] = field(default_factory=list)
 
     @property
     def canaries(self) -> list[str]:
@@ -75,6 +77,7 @@ class Known:
             *self.hashes,
             *self.files,
             *self.letters,
+            *self.images,
         ]
 
 
@@ -130,6 +133,13 @@ class Stage:
         assert ["succeeded", "failed", "cancelled", "leased", "queued"] == [
             hive.job_state(job) for job in (first, second, third, fourth, last)
         ]
+        image = archive({"boot.toml": MANIFEST, "kernel": f"canary kernel {n}".encode()})
+        chan = await zoe.create("/artifacts/stage", f"canary-image-{n}.boot")
+        assert len(image) == await chan.write(0, memoryview(image))
+        await chan.clunk()
+        await zoe.write("/boot/ctl", f"put image=canary-image-{n}\n")
+        await zoe.write("/boot/ctl", f"run image=canary-image-{n}\n")
+        boot = (await zoe.names("/boot/runs"))[-1]
         await zoe.write("/locks/ctl", f"acquire name=canary-lock-{n} mode=x ttl=1h\n")
         await refused(hive.write("/locks/ctl", f"acquire name=canary-lock-{n} mode=s ttl=1h", who=ZOE))
         await zoe.write(
@@ -150,9 +160,10 @@ class Stage:
         digest = sha256(f"canary {n}".ljust(SIZE).encode()).hexdigest()
         for path in (f"/jobs/by-key/{key}", f"/artifacts/by-name/{name}", f"/artifacts/{digest}/data"):
             await zoe.read(path)
-        known.jobs += [first, second, third, fourth, last, fired]
+        known.jobs += [first, second, third, fourth, last, fired, boot]
         known.keys += [key]
-        known.hashes += [digest]
+        known.hashes += [digest, sha256(image).hexdigest()]
+        known.images += [f"canary-image-{n}"]
         known.files += [name, staged]
         known.letters = [*hive.state.undecodable.by_tenant[ZEBRA]]
         # Those of the first round have left memory when the spy comes again.
@@ -190,6 +201,13 @@ async def guess(spy: Spy, known: Known) -> None:
         for line in (f"retry id={job}", f"discard id={job} reason=mine"):
             await spy.write("/dlq/ctl", f"{line}\n")
         await spy.write(f"/jobs/{job}/ctl", "cancel\n")
+        for path in (f"/boot/runs/{job}", f"/boot/runs/{job}/serial.log@0", f"/log/boot/runs/{job}.json"):
+            await spy.look(path)
+    for image in known.images:
+        await spy.look(f"/boot/images/{image}")
+        await spy.look(f"/boot/images/{image}/kernel")
+        for line in (f"run image={image}", f"put image={image}"):
+            await spy.write("/boot/ctl", f"{line}\n")
     for letter in known.letters:
         for name in (letter, f"{letter}/data", f"{letter}/entry.json"):
             await spy.look(f"/dlq/undecodable/{name}")
@@ -257,6 +275,7 @@ async def spied(who: Caller, dialect: Dialect, known: Known | None) -> tuple[lis
             content = b'{"jobs":{"history":"30s"}}'
             args = {"scope": "system", "sha256": sha256(content).hexdigest(), "content": pack(content)}
             await alive.write("/config/ctl", ctl.line("publish", args))
+            await alive.write("/pools/ctl", "create pool=boot-lab", "map topic=boot.run pool=boot-lab")
             stage, seen = Stage(alive, clock), list[list[str]]()
             caller = stage.gate.add("spy", who)
             spy = Spy(stage.gate, "spy", dialect)

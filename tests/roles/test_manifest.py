@@ -248,16 +248,16 @@ def test_a_manifest_that_mounts_nothing_is_refused() -> None:
 
 
 ROLES = [
-    "cuda-annex", "drone-worker", "gateway", "glasses-agent", "interactive-ai-booth", "kiosk-interactive",
-    "observer", "operator", "queen-bare-metal", "queen-primary", "queen-regional", "sensor-relay",
-    "simulator-test", "validator",
+    "boot-lab", "cuda-annex", "drone-worker", "gateway", "glasses-agent", "interactive-ai-booth",
+    "kiosk-interactive", "observer", "operator", "queen-bare-metal", "queen-primary", "queen-regional",
+    "sensor-relay", "simulator-test", "validator",
 ]  # fmt: skip
 QUEENS = ["operator", "queen-bare-metal", "queen-primary"]
 
 
 @pytest.mark.parametrize("role", ["nobody", "../operator", "operator.ns", "", "operator/", "Operator"])
 def test_a_role_without_a_manifest_is_none(role: str) -> None:
-    with pytest.raises(ManifestError, match="expected one of cuda-annex drone-worker gateway"):
+    with pytest.raises(ManifestError, match="expected one of boot-lab cuda-annex drone-worker"):
         load(role)
 
 
@@ -304,6 +304,10 @@ def test_an_observer_may_change_nothing_anywhere() -> None:
 @pytest.mark.parametrize(
     ("role", "path", "expected"),
     [
+        ("boot-lab", "/pools/boot-lab/next", READ),
+        ("boot-lab", "/pools/default", None),
+        ("boot-lab", "/boot", None),
+        ("boot-lab", "/jobs/other", None),
         ("cuda-annex", "/pools/gpu/next", READ),
         ("cuda-annex", "/jobs/j2", None),
         ("gateway", "/jobs", None),

@@ -85,7 +85,8 @@ TABLES: Final[Mapping[str, ctl.Verbs]] = {
         Verb("expire"),  # the hive's own: end what is due
     ),
 }
-LEASING: Final = frozenset({"drone-worker", "cuda-annex", "validator"})  # what these seal is a job's
+# What these seal is a job's.
+LEASING: Final = frozenset({"drone-worker", "cuda-annex", "boot-lab", "validator"})
 
 
 class Sealed(msgspec.Struct, frozen=True, tag_field="type", tag="artifact.sealed", omit_defaults=True):

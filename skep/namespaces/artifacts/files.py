@@ -41,7 +41,8 @@ from skep.fs.node import Attr, Caller, Change, Entry, Handle, How, Maybe, Node, 
 from skep.fs.shapes import Ctl, File, Text
 from skep.fs.tree import Listing
 from skep.namespaces.artifacts.core import SIZE_LIMIT, VERBS, Artifact
-from skep.namespaces.artifacts.store import SIZE_MAX, Put, Reading, Staged, Store
+from skep.namespaces.artifacts.kept import Kept
+from skep.namespaces.artifacts.store import SIZE_MAX, Staged, Store
 from skep.namespaces.live import Hive
 from skep.namespaces.order import actor_of, covers
 from skep.namespaces.rows import Rows, fixed
@@ -147,33 +148,16 @@ def _meta(hive: Hive, artifact: Artifact, caller: Caller) -> str:
     return msgspec.json.encode(shown).decode() + "\n"
 
 
-class _Data(File):
+class _Data(Kept):
     """The bytes of an artifact. Who asks is asked again at open: a node may have lost its lease by then."""
 
     def __init__(self, hive: Hive, artifact: Artifact) -> None:
-        super().__init__(0o444)
+        super().__init__(hive.store, artifact)
         self.hive = hive
-        self.artifact = artifact
-        self.mtime_ns = artifact.sealed_ns
-
-    def size(self) -> int:
-        return self.artifact.size
 
     def opened(self, how: How, caller: Caller) -> Handle:
         _artifact(self.hive, self.artifact.sha256, caller)
-        artifact = self.artifact
-        return _Reading(self.hive.store.reading(Put(artifact.sha256, artifact.size, artifact.chunks)))
-
-
-class _Reading(Handle):
-    def __init__(self, reading: Reading) -> None:
-        self.reading = reading
-
-    def read(self, offset: int, count: int) -> Maybe[bytes]:
-        return self.reading.read(offset, count)
-
-    def close(self) -> None:
-        self.reading.close()
+        return super().opened(how, caller)
 
 
 # sealing

@@ -34,6 +34,10 @@
     net_trace_secure9p.log     R what was refused, a JSON line for each kind and window of time;
                                net_trace_secure9p.log@N as above. For operators and validators alone
     validator/<id>.json        R the report of a run of the validator. For the hive's own auditors
+    boot/starts                R a line for each stage of the last starts of this hive's process: preboot,
+                               boot, online, shutdown; when it began, how long it took, the hash of
+                               /boot/transcript. For the hive's own auditors
+    boot/runs/<id>.json        R the timing of a run of the boot lab. For its tenant
     denials                    R lines of operation, class of error, how often. For the hive's own auditors
 
 A line of the trace has seq, time, trace, actor, role, tenant, path, line, outcome, events. A line of what was
@@ -63,6 +67,7 @@ from skep.fs.messages import QT
 from skep.fs.node import Caller, Change
 from skep.fs.shapes import Stream, Text
 from skep.fs.tree import Dir
+from skep.namespaces.boot import files as boot
 from skep.namespaces.evidence import Evidence
 from skep.namespaces.follow import AUDITORS, Feed, Plain, trace
 from skep.namespaces.live import Hive
@@ -112,6 +117,7 @@ def files(hive: Hive) -> Dir:
         | taped_files(hive)
     )
     past["validator"] = validator.reports(hive)
+    past["boot"] = boot.records(hive)
     past["trace"] = Followed(served, {"live.jsonl": lambda seq: kept(trace, seq)})
     return Followed(past, {LOG: lambda seq: kept(refusals, seq)})
 

@@ -3,7 +3,7 @@ none."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -135,6 +135,13 @@ class Pools:
     def defaults_of(self, topic: str, pool: str) -> Mapping[str, str]:
         """The topic's, and where it has none the pool's."""
         return {**self.by_name[pool].defaults, **self.defaults.get(topic, {})}
+
+
+def lines_for(pools: Pools, pool: str, topics: Sequence[str]) -> tuple[str, ...]:
+    """The lines for /pools/ctl by which jobs of ``topics`` have where to wait; none when they do."""
+    make = [] if pool in pools.by_name else [ctl.line("create", {"pool": pool})]
+    missing = (topic for topic in topics if topic not in pools.topics)
+    return (*make, *(ctl.line("map", {"topic": topic, "pool": pool}) for topic in missing))
 
 
 Decided = Decision[Event, str]

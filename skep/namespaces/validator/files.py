@@ -38,11 +38,11 @@ import msgspec
 from skep.fs.chan import settle
 from skep.fs.ctl import Command
 from skep.fs.errors import E, FsError
-from skep.fs.node import Caller, Handle, How, Maybe
+from skep.fs.node import Caller, Handle, How
 from skep.fs.shapes import Ctl, File, Text
 from skep.fs.tree import Listing
 from skep.namespaces.artifacts.core import Artifact
-from skep.namespaces.artifacts.store import Put, Reading
+from skep.namespaces.artifacts.kept import Kept
 from skep.namespaces.follow import AUDITORS, TRACERS
 from skep.namespaces.jobs import files as jobs
 from skep.namespaces.jobs.history import Found
@@ -56,6 +56,7 @@ from skep.namespaces.rows import Rows, fixed
 from skep.namespaces.validator.runs import (
     COMPARED,
     LINES,
+    POOL,
     TOPICS,
     VERBS,
     Asked,
@@ -75,7 +76,7 @@ def files(hive: Hive, packed: Packed) -> Listing:
     async def command(caller: Caller, commands: list[Command]) -> list[str]:
         check(caller)
         lines = [_line(command, packed) for command in commands]
-        await hive.prepare_runs()
+        await hive.prepare(POOL, TOPICS)
         return await hive.command(caller, "/jobs/ctl", lines)
 
     async def walk(name: str, caller: Caller) -> Any:
@@ -101,7 +102,7 @@ def reports(hive: Hive) -> Listing:
         if id == name or not is_seen(caller, AUDITORS) or (found := await _run(hive, id)) is None:
             return None
         artifact = _output(hive, found, report_name(id))
-        return None if artifact is None else Kept(hive, artifact)
+        return None if artifact is None else Kept(hive.store, artifact)
 
     def names(caller: Caller) -> list[str]:
         sealed = hive.state.artifacts.by_hash.get(HIVE_TENANT, {}) if is_seen(caller, AUDITORS) else {}
@@ -180,34 +181,6 @@ def _text(render: Callable[[Job], str]) -> Callable[[Hive, str], Text]:
     return lambda hive, id: Text(lambda: content(hive, id))
 
 
-class Kept(File):
-    """An output of a run. It is read by who may read the trace, whosever it is."""
-
-    def __init__(self, hive: Hive, artifact: Artifact) -> None:
-        super().__init__(0o444)
-        self.hive = hive
-        self.artifact = artifact
-        self.mtime_ns = artifact.sealed_ns
-
-    def size(self) -> int:
-        return self.artifact.size
-
-    def opened(self, how: How, caller: Caller) -> Handle:
-        of = self.artifact
-        return _Reading(self.hive.store.reading(Put(of.sha256, of.size, of.chunks)))
-
-
-class _Reading(Handle):
-    def __init__(self, reading: Reading) -> None:
-        self.reading = reading
-
-    def read(self, offset: int, count: int) -> Maybe[bytes]:
-        return self.reading.read(offset, count)
-
-    def close(self) -> None:
-        self.reading.close()
-
-
 class _Diff(File):
     """What a run found: nothing as long as it has not ended."""
 
@@ -220,7 +193,7 @@ class _Diff(File):
         if not is_seen(caller, AUDITORS):
             raise FsError(E.DENIED, f"rule=auditors {caller.role} is none")
         artifact = _output(self.hive, await job_of(self.hive, self.id), LINES)
-        found: File = Text("") if artifact is None else Kept(self.hive, artifact)
+        found: File = Text("") if artifact is None else Kept(self.hive.store, artifact)
         return await settle(found.opened(how, caller))
 
 

@@ -14,7 +14,6 @@ import msgspec
 
 from skep.fs import ctl
 from skep.fs.ctl import Arg, Verb
-from skep.namespaces.pools.core import Pools
 
 ROLE: Final = "validator"
 POOL: Final = "validator"
@@ -55,13 +54,6 @@ class Asked(msgspec.Struct, frozen=True, omit_defaults=True, rename={"first": "f
     content: str = ""  # its files, packed
     a: str = ""  # below /log/trace; "": nothing is compared
     b: str = ""
-
-
-def first_lines(pools: Pools) -> tuple[str, ...]:
-    """The lines for /pools/ctl by which runs have where to wait; none when they do."""
-    make = [] if POOL in pools.by_name else [ctl.line("create", {"pool": POOL})]
-    missing = (topic for topic in TOPICS if topic not in pools.topics)
-    return (*make, *(ctl.line("map", {"topic": topic, "pool": POOL}) for topic in missing))
 
 
 def submit_line(verb: str, args: Mapping[str, str], content: str = "") -> str:
