@@ -7,7 +7,8 @@ MOUNT ?= n/hive
 
 RUN_PACKAGES := gcc libc6-dev pkg-config fuse3 libfuse3-dev
 TEST_PACKAGES := $(RUN_PACKAGES) attr busybox-static cpio diod gcc-aarch64-linux-gnu golang-go \
-	golang-golang-x-mod-dev iproute2 openssl qemu-system-arm qemu-system-x86 softhsm2 tcpdump
+	golang-golang-x-mod-dev iproute2 openssl ovmf qemu-efi-aarch64 qemu-system-arm qemu-system-x86 sbsigntool \
+	softhsm2 tcpdump
 BENCH_PACKAGES := $(TEST_PACKAGES) git postgresql redis-server
 SOURCES := setup.py pyproject.toml $(wildcard skep/native/*.[ch] skep/native/*_build.py)
 

@@ -9,6 +9,8 @@ from skep.boot.manifest import OVMF, OWN, Manifest
 BINARIES: Final = {"x86_64": "qemu-system-x86_64", "aarch64": "qemu-system-aarch64"}
 CODE: Final = f"{OWN}/code.fd"  # what firmware OVMF is, where QEMU runs
 ESP: Final = f"{OWN}/esp"  # the folder that UEFI firmware sees as a disk
+# Firmware of x86_64 writes its variables in system management mode, and nobody else does.
+GUARDED: Final = {"x86_64": ("-global", "driver=cfi.pflash01,property=secure,value=on"), "aarch64": ()}
 # Nothing that is not said: no devices, no configuration files, no network, no second attempt.
 ALONE: Final = ("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot")
 
@@ -35,7 +37,7 @@ def _efi(manifest: Manifest) -> list[str]:
     Not -kernel: OVMF starts what that names through another loader when its signature is not good."""
     code = CODE if manifest.firmware == OVMF else manifest.firmware
     return [
-        *("-global", "driver=cfi.pflash01,property=secure,value=on"),
+        *GUARDED[manifest.arch],
         *("-drive", f"if=pflash,unit=0,format=raw,readonly=on,file={code}"),
         # Every boot begins with the variables of the file.
         *("-drive", f"if=pflash,unit=1,format=raw,snapshot=on,file={manifest.vars}"),

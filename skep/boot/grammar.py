@@ -16,7 +16,7 @@ LINE_MAX: Final = 4096  # bytes; a longer line is several
 PREFACE_LINES: Final = 2  # a fault is told within so many lines of what announces it
 OPEN_LINES: Final = 8  # and its thread, or the registers of an abort, within so many of it
 
-_ESCAPE: Final = re.compile(rb"\x1b\[[0-9;]*[A-Za-z]")
+_ESCAPE: Final = re.compile(rb"\x1b\[[0-?]*[@-~]")
 # Whoever keeps a log of hardware likes to put the time before each line.
 _STAMP: Final = re.compile(
     r"^(?:\[[ 0-9.:,T/+-]{4,40}Z?\]|\d{4}-\d\d-\d\d[ T][\d:.,+Z-]+"

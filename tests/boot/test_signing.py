@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 from collections.abc import Callable
@@ -18,10 +19,12 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lab import manifest as guest_manifest
 
 from skep.__main__ import run
 from skep.boot.classes import Class
-from skep.boot.manifest import ManifestError
+from skep.boot.manifest import ManifestError, read
+from skep.boot.run import exact
 from skep.boot.signing import Item, Seen, SignatureError, Statement, check, parse, sign
 from skep.boot.staging import staged
 from skep.trace.clock import SECOND, ManualClock
@@ -281,6 +284,17 @@ def test_without_a_signature_links_are_followed(lab: Path) -> None:
         assert (found.base / "kernel").read_bytes() == b"kernel" * 100
         assert found.statement is None
     assert not (lab / "seen").exists()
+
+
+@pytest.mark.slow
+def test_counts_are_those_of_the_folder_itself(images: Path, tmp_path: Path) -> None:
+    """File names reach the guest on x86: the private copy has the same."""
+    path = guest_manifest(images, "x86_64")
+    there = asyncio.run(exact(read(path), path.parent))
+    with staged(path, [], Seen(tmp_path / "seen"), NOW) as found:
+        here = asyncio.run(exact(found.manifest, found.base))
+    assert there.reached == here.reached
+    assert len(here.reached) == 5
 
 
 PATHS = st.text(st.characters(exclude_characters="\n", exclude_categories=("Cs", "Cc")), min_size=1)
