@@ -89,6 +89,7 @@ class Deadlines(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Seconds of wall time, wide: they end what hangs, they judge nothing."""
 
     start: Positive = 20.0  # until QEMU answers
+    reply: Positive = 10.0  # to what its monitor is asked
     milestone: Positive = 60.0  # from one to the next
     end: Positive = 60.0  # from the last to the expected end
     total: Positive = 180.0

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import shutil
 import signal
 import socket
+import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -27,6 +29,7 @@ SERIAL_MAX: Final = 32 << 20  # bytes of a boot's text; what prints more is ende
 REPLY_S: Final = 10.0  # for an answer of the monitor, or of the stub to what is no wait
 END_S: Final = 2.0  # from asking QEMU to end to killing it
 PIECE: Final = 65536
+LAST_PIECES: Final = 32
 
 # Kills QEMU with us, whatever ends us; also when we ended before it was told to.
 GUARD: Final = ("setpriv", "--pdeathsig", "KILL", "sh", "-c", '[ "$PPID" = "$0" ] && exec "$@"')
@@ -34,6 +37,9 @@ NAMED: Final = "SKEP_QEMU_"  # SKEP_QEMU_AARCH64: what to run in place of qemu-s
 
 
 T = TypeVar("T")
+
+# What it logs it raises too, and that is told.
+logging.getLogger("qemu").addHandler(logging.NullHandler())
 
 
 class LabError(Exception):
@@ -68,8 +74,10 @@ class Reader:
     def close(self) -> None:
         """Take what is still in the pipe."""
         with contextlib.suppress(OSError):
-            while self._readable():
-                pass
+            # More than a pipe holds is of somebody who still writes.
+            for _ in range(LAST_PIECES):
+                if not self._readable():
+                    break
         asyncio.get_running_loop().remove_reader(self._fd)
         os.close(self._fd)
 
@@ -179,15 +187,18 @@ class Machine:
         self.serial = serial
         self.stub = stub
         self.monitor = QMPClient("skep")
+        self.reply_s = REPLY_S
         self.stderr = b""
         self.was_reset = asyncio.Event()
 
     async def execute(self, command: str, **arguments: object) -> Any:
         """Raises LabError."""
         try:
-            async with asyncio.timeout(REPLY_S):
+            async with asyncio.timeout(self.reply_s):
                 return await self.monitor.execute(command, arguments or None)
-        except (QMPError, TimeoutError, OSError) as error:
+        except TimeoutError as error:
+            raise LabError(f"{command}: QEMU did not answer within {self.reply_s:g} s") from error
+        except (QMPError, OSError) as error:
             raise LabError(f"{command}: {error or type(error).__name__}") from error
 
     async def _asked(self, command: str, form: type[T]) -> T:
@@ -202,10 +213,17 @@ class Machine:
         return (await self._asked("query-replay", Replay)).icount
 
     async def registers(self) -> str:
-        """As the monitor tells them to people; "" when it no longer does."""
-        with contextlib.suppress(LabError):
-            return str(await self.execute("human-monitor-command", **{"command-line": "info registers"}))
-        return ""
+        """As the monitor tells them to people. Raises LabError."""
+        return str(await self.execute("human-monitor-command", **{"command-line": "info registers"}))
+
+    async def memory(self, address: int, size: int, physical: bool = False) -> bytes:
+        """``size`` bytes at an address of what runs now, or of the machine. Raises LabError."""
+        with tempfile.TemporaryDirectory(prefix="skep-boot-") as folder:
+            path = Path(folder) / "memory"
+            await self.execute(
+                "pmemsave" if physical else "memsave", val=address, size=size, filename=str(path)
+            )
+            return path.read_bytes()
 
     async def version(self) -> str:
         """Such as "7.2.9 (Debian 1:7.2+dfsg-7)"."""
@@ -237,6 +255,7 @@ async def started(
     """QEMU with ``argv`` in directory ``where``, stopped before its first instruction; ended at the end.
 
     ``logged`` is called with what it logs of exceptions. Raises NotStarted."""
+    binary = _binary(argv[0])
     ours, theirs = socket.socketpair()
     serial_end, serial_fd = os.pipe()
     more = [
@@ -257,7 +276,7 @@ async def started(
         passed.append(log_fd)
     try:
         process = await asyncio.create_subprocess_exec(
-            *(*GUARD, str(os.getpid()), _binary(argv[0]), *argv[1:], "-S", *more),
+            *(*GUARD, str(os.getpid()), binary, *argv[1:], "-S", *more),
             cwd=where,
             pass_fds=passed,
             stdin=asyncio.subprocess.DEVNULL,
@@ -322,8 +341,8 @@ async def _connected(
     try:
         async with asyncio.timeout(seconds):
             await machine.monitor.connect(ours)
-    # Which of them it is when QEMU ends at once, is a race.
-    except (ConnectError, OSError, EOFError, TimeoutError) as error:
+    # Which of them it is when QEMU ends at once, is a race; the library asserts that it has not ended yet.
+    except (ConnectError, OSError, EOFError, TimeoutError, AssertionError) as error:
         if not isinstance(error, TimeoutError):
             # It is about to end, and says why.
             with contextlib.suppress(TimeoutError):

@@ -19,11 +19,12 @@ from skep.boot.diagnose import Observed, decoded, diagnose, registers, runs_user
 from skep.boot.grammar import Grammar, Lines
 from skep.boot.interrupts import Interrupts, in_words
 from skep.boot.manifest import Manifest, Milestone
-from skep.boot.qemu import LabError, Machine, NotStarted, started
+from skep.boot.qemu import SERIAL_MAX, LabError, Machine, NotStarted, started
 from skep.boot.symbols import Symbols
 
+BEYOND_S: Final = 60.0  # after the total deadline: to look at a guest that hangs, and to end it
 AFTERMATH_S: Final = 0.3  # what is still printed after a line that tells why
-LOOKS: Final = 5  # at a processor, to see whether it stays at one instruction
+LOOKS: Final = 25  # at a processor, to see whether it stays at one instruction and is no loop
 QUIET_S: Final = 0.5  # a guest that has printed nothing for so long does not go on
 AGAIN_S: Final = 20.0  # at most, of a second boot whose exceptions are logged
 # What a fault that nobody tells of looks like.
@@ -49,6 +50,7 @@ class Boot(msgspec.Struct, omit_defaults=True):
     serial: bytes = b""
     stamps: list[tuple[float, int]] = []  # (ms since cont, bytes printed until then)
     qemu: str = ""
+    tried: list[str] = []  # what became of the attempts before
 
 
 Printed = Callable[[bytes], None]
@@ -86,10 +88,13 @@ async def wall(manifest: Manifest, base: Path, printed: Printed = _nobody) -> Bo
 
 
 async def _tried(run: _Run) -> Boot:
+    tried: list[str] = []
     for attempt in range(ATTEMPTS):
         boot = await run.boot()
+        boot.tried = list(tried)
         if boot.verdict is None or not boot.verdict.cause.row.retried or attempt == ATTEMPTS - 1:
             break
+        tried.append(f"{boot.verdict.cause.value}: {boot.verdict.message}")
     if run.quiet and boot.verdict is not None and boot.verdict.cause in SILENT:
         boot.verdict = await run.logged(boot.verdict)
     return boot
@@ -112,37 +117,41 @@ class _Run:
     async def boot(self) -> Boot:
         self.reached: list[Reached] = []
         self.waiting: Milestone | None = self._milestones()[0] if self._milestones() else None
+        deadline = self.manifest.deadline
         argv = command(self.manifest, self.exact)
         boot = Boot(self.exact, self.reached, None)
+        machine: Machine | None = None
+        begun = time.monotonic()
+        self._until = begun + deadline.total
         try:
             async with (
-                asyncio.timeout(self.manifest.deadline.total) as total,
-                started(argv, self.base, self.manifest.deadline.start, self.exact) as machine,
+                # Each wait has its own end before that; this is for what should not wait at all.
+                asyncio.timeout(deadline.total + BEYOND_S),
+                started(argv, self.base, self.left(deadline.start), self.exact) as machine,
             ):
                 machine.serial.copied = self.printed
+                machine.reply_s = deadline.reply
                 boot.qemu = await machine.version()
                 begun = time.monotonic()
-                try:
-                    ended = await self._follow(machine)
-                except TimeoutError:
-                    ended = "deadline"
-                    if total.expired():
-                        raise
+                ended = await self._follow(machine)
                 last = machine.serial.pieces[-1][0] if machine.serial.pieces else begun
                 self.quiet = ended == "deadline" and time.monotonic() - last > QUIET_S
                 told = await _looked_at(machine) if ended == "deadline" else {}
         except NotStarted as error:
-            boot.verdict = diagnose(
-                Observed(b"", "exited", started=False, stderr=str(error)), self.manifest.arch
-            )
+            seen = Observed(b"", "exited", started=False, stderr=str(error))
+            boot.verdict = diagnose(seen, self.manifest.arch)
             return boot
         except (LabError, TimeoutError, OSError) as error:
             boot.verdict = Verdict(Class.HARNESS_ERROR, str(error) or "its total deadline has passed")
-            return boot
-        boot.serial = bytes(machine.serial.data)
-        boot.stamps = [((at - begun) * 1000, size) for at, size in machine.serial.pieces]
-        boot.verdict = self._judge(machine, ended, boot.serial, told)
+        if machine is not None:
+            boot.serial = bytes(machine.serial.data)
+            boot.stamps = [((at - begun) * 1000, size) for at, size in machine.serial.pieces]
+            boot.verdict = boot.verdict or self._judge(machine, ended, boot.serial, told)
         return boot
+
+    def left(self, seconds: float) -> float:
+        """So many, or what is left of the total."""
+        return max(min(seconds, self._until - time.monotonic()), 0.0)
 
     def _milestones(self) -> Sequence[Milestone]:
         raise NotImplementedError
@@ -164,7 +173,12 @@ class _Run:
         if ended == "reached":
             return self._forbidden(serial)
         verdict = diagnose(seen, self.manifest.arch, self.symbols)
-        return None if verdict.cause.value == self.manifest.expect else verdict
+        if verdict.cause.value == self.manifest.expect:
+            return self._forbidden(serial)
+        if machine.serial.full.is_set():
+            more = f"{verdict.message}; it has printed more than {SERIAL_MAX >> 20} MiB"
+            return msgspec.structs.replace(verdict, message=more)
+        return verdict
 
     async def logged(self, verdict: Verdict) -> Verdict | None:
         """Of a guest that says nothing more: the fault that QEMU saw in another boot of it, if any."""
@@ -204,11 +218,8 @@ class _Run:
             for i, line in enumerate(lines):
                 if re.search(pattern, line):
                     shown = tuple(lines[max(i - 15, 0) : i + 6])
-                    return Verdict(Class.KERNEL_PANIC, f"forbidden: {line}", self.reached[-1].name, shown)
-        if self.manifest.expect != "reached":
-            return Verdict(
-                Class.TEST_TIMEOUT, f"all milestones were reached, {self.manifest.expect} was expected"
-            )
+                    last = self.reached[-1].name if self.reached else ""
+                    return Verdict(Class.KERNEL_PANIC, f"forbidden: {line}", last, shown)
         return None
 
 
@@ -219,6 +230,7 @@ async def _looked_at(machine: Machine) -> dict[str, str]:
         again = registers(await machine.registers())
         if told.get("PC") != again.get("PC"):
             told.pop("PC", None)
+            break
     return told
 
 
@@ -262,7 +274,9 @@ class _Ends:
             each.cancel()
 
     async def before(self, wanted: asyncio.Future[Any], seconds: float) -> str:
-        """ "" when ``wanted`` is done first; else how it ended: "reset", "exited", "told" or "deadline"."""
+        """ "" when ``wanted`` is done first; else how it ended: "reset", "exited", "told" or "deadline".
+
+        Raises LabError when ``wanted`` did, and the guest is none of these."""
         await asyncio.wait({wanted, *self._tasks}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         if wanted.done() and not wanted.cancelled() and wanted.exception() is None:
             return ""
@@ -273,6 +287,8 @@ class _Ends:
         if self._machine.was_reset.is_set():
             return "reset"
         ended = [name for task, name in self._tasks.items() if task.done() and name != "full"]
+        if not ended and not wanted.cancelled() and (error := wanted.exception()) is not None:
+            raise error
         return "told" if "told" in ended else ended[0] if ended else "deadline"
 
 
@@ -290,17 +306,27 @@ class _Exact(_Run):
                 self.waiting = each
                 address = self.addresses[each.name]
                 await stub.set_break(address)
-                going = asyncio.ensure_future(stub.go(self.manifest.deadline.milestone))
-                if ended := await ends.before(going, self.manifest.deadline.milestone):
+                if ended := await self._gone(machine, ends, self.manifest.deadline.milestone):
                     return ended
-                if not going.result().startswith("T05"):
-                    await asyncio.sleep(AFTERMATH_S)
-                    return "reset" if machine.was_reset.is_set() else "exited"
                 count = await machine.icount()
                 self.reached.append(Reached(each.name, count, (count << self.manifest.shift) / 1e6))
                 await stub.clear_break(address)
-        self.waiting = None
-        return "reached"
+            self.waiting = None
+            if self.manifest.expect == "reached":
+                return "reached"
+            return await self._gone(machine, ends, self.manifest.deadline.end) or "exited"
+
+    async def _gone(self, machine: Machine, ends: _Ends, seconds: float) -> str:
+        """Let it run to a breakpoint: "", else how it ended."""
+        assert machine.stub is not None
+        seconds = self.left(seconds)
+        going = asyncio.ensure_future(machine.stub.go(seconds + BEYOND_S))
+        if ended := await ends.before(going, seconds):
+            return ended
+        if going.result().startswith("T05"):
+            return ""
+        await asyncio.sleep(AFTERMATH_S)
+        return "reset" if machine.was_reset.is_set() else "exited"
 
 
 class _Wall(_Run):
@@ -327,8 +353,8 @@ class _Wall(_Run):
             while coming:
                 step.clear()
                 going = asyncio.ensure_future(step.wait())
-                if ended := await ends.before(going, self.manifest.deadline.milestone):
+                if ended := await ends.before(going, self.left(self.manifest.deadline.milestone)):
                     return ended
             if self.manifest.expect == "reached":
                 return "reached"
-            return await ends.before(asyncio.Future(), self.manifest.deadline.end)
+            return await ends.before(asyncio.Future(), self.left(self.manifest.deadline.end))

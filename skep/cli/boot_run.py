@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -88,7 +90,8 @@ def run_command(
     from skep.boot.baseline import SUFFIX
 
     kept = baseline or manifest.with_suffix(SUFFIX)
-    report, done = booted(manifest, Asked(boots, max_ms, trust=trust, seen=seen), kept)
+    with _termination():
+        report, done = booted(manifest, Asked(boots, max_ms, trust=trust, seen=seen), kept)
     if accept and report.stages and (report.verdict is None or report.gate == "slower"):
         report = _accepted(report, kept)
     if out is not None:
@@ -99,6 +102,16 @@ def run_command(
         _tell(report)
     if report.verdict is not None:
         raise NotAsExpected(cause_of(report.verdict), report.verdict.cause.row.status)
+
+
+@contextmanager
+def _termination() -> Iterator[None]:
+    """SIGTERM ends it as ^C does: nothing that was begun is left."""
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class Asked(NamedTuple):
