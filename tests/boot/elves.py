@@ -338,3 +338,42 @@ SHAPES = {
     "EFI elfloader": efi_image,
     "sel4test root": sel4test_root,
 }
+
+
+@dataclass(frozen=True)
+class PeFile:
+    """A PE32+ file to be, with one section for all. ``certificate``: what stands behind it; None: nothing."""
+
+    machine: int = 0xAA64
+    subsystem: int = 10
+    entry: int = 0x1010
+    content: bytes = CODE * 8
+    flags: int = 0xE0000020
+    certificate: bytes | None = None
+    sections: int = 1
+    offset: int = 0x400
+    size: int = 0x100000
+    magic: int = 0x20B
+    signature: bytes = b"PE\0\0"
+
+    def build(self) -> bytes:
+        end = -(-(0x400 + len(self.content)) // 8) * 8
+        found = self.certificate if self.certificate is not None else b""
+        optional = bytearray(240)
+        for at, size, value in (
+            (0, 2, self.magic), (16, 4, self.entry), (24, 8, 0), (32, 4, 0x1000), (36, 4, 0x200),
+            (56, 4, self.size), (60, 4, 0x400), (68, 2, self.subsystem), (108, 4, 16),
+            (144, 4, end if found else 0), (148, 4, len(found)),
+        ):  # fmt: skip
+            optional[at : at + size] = value.to_bytes(size, "little")
+        coff = b"".join(
+            n.to_bytes(size, "little")
+            for n, size in ((self.machine, 2), (self.sections, 2), (0, 4), (0, 8), (240, 2), (0x22, 2))
+        )
+        row = b".text\0\0\0" + b"".join(
+            n.to_bytes(4, "little")
+            for n in (len(self.content), 0x1000, len(self.content), self.offset, 0, 0, 0, self.flags)
+        )
+        head = b"MZ" + bytes(58) + (0x80).to_bytes(4, "little") + bytes(64)
+        data = (head + self.signature + coff + bytes(optional) + row * self.sections).ljust(0x400, b"\0")
+        return (data + self.content).ljust(end, b"\0") + found

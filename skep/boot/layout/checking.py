@@ -155,7 +155,8 @@ def check(name: str, data: bytes, asked: Asked = ANYTHING, parts: int = PARTS_MA
     """Never raises, whatever the bytes. They are FILE_MAX at most: the caller sees to that."""
     digest = hashlib.sha256(data).hexdigest()
     is_pe = asked.kind is Kind.PE or (asked.kind is None and data[:2] == PE_MAGIC)
-    report = Report(name, digest, len(data), asked.kind or "unknown", asked.target or "")
+    kind = Kind.PE if is_pe else asked.kind
+    report = Report(name, digest, len(data), kind or "unknown", asked.target or "")
     report.sizes["file"] = len(data)
     elves: dict[str, Elf] = {}
     try:
@@ -196,7 +197,7 @@ def _check_elf(report: Report, elf: Elf, asked: Asked) -> dict[str, bytes]:
 
 
 def _check_pe(report: Report, data: bytes, asked: Asked) -> dict[str, bytes]:
-    report.kind, file = Kind.PE, pe.read(data)
+    file = pe.read(data)
     target = asked.target or next(
         (name for name, target in TARGETS.items() if target.pe_machine == file.machine), None
     )
