@@ -59,20 +59,27 @@ def check_command(file: Path, root: Path | None) -> None:
     help="The Ed25519 private key (PEM); `openssl genpkey -algorithm ed25519` makes one.",
 )
 def sign_command(file: Path, key: Path) -> None:
-    """Sign ROLE.ns, once it is found to be right: the signature goes to ROLE.ns.sig beside it.
+    """Sign ROLE.ns, once it is found to be right: the signature goes to ROLE.ns.sig beside it. Or a queen's
+    configuration, serve.toml.
 
     \b
-    Example:
+    Examples:
       skep manifest sign --key ./key.pem ./drone-worker.ns
+      skep manifest sign --key ./key.pem ./var/hive/serve.toml
     """
+    from skep.roles import configuration
     from skep.roles.manifest import parse
-    from skep.roles.sealed import ManifestError, private_key, sign
+    from skep.roles.sealed import ManifestError, private_key, sign, sign_configuration
 
-    role, text = _role(file), file.read_bytes()
+    text = file.read_bytes()
     try:
-        parse(role, text)
-        signature = sign(role, text, private_key(key))
-    except ManifestError as error:
+        if file.suffix == ".toml":
+            configuration.parse(file.name, text)
+            signature = sign_configuration(text, private_key(key))
+        else:
+            parse(_role(file), text)
+            signature = sign(_role(file), text, private_key(key))
+    except (ManifestError, configuration.ConfigurationError) as error:
         raise Failed(str(error)) from error
     beside = file.with_name(f"{file.name}.sig")
     beside.write_bytes(signature)
@@ -81,5 +88,7 @@ def sign_command(file: Path, key: Path) -> None:
 
 def _role(file: Path) -> str:
     if file.suffix != ".ns":
-        raise Failed(f"{file}: expected ROLE.ns, as the manifest of a role is called")
+        raise Failed(
+            f"{file}: expected ROLE.ns, as the manifest of a role is called, or a .toml to be signed"
+        )
     return file.stem

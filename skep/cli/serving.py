@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from skep.cli.connect import ADDRESS, default_address, identity_option, standing_for
 from skep.cli.exits import Failed, told
+from skep.cli.settings import DEFAULT, default_state, origin_of, setting, settings
 from skep.fs.address import Address
 from skep.fs.ctl import labels as parsed_labels
 from skep.fs.ctl import line
-from skep.trace.clock import parse_duration
+from skep.trace.clock import duration, parse_duration
+
+if TYPE_CHECKING:
+    from skep.namespaces.boot.starts import Setting
 
 
 class DurationType(click.ParamType[int]):
@@ -35,75 +40,88 @@ DURATION: Final = DurationType()
 
 
 @click.command()
-@click.option("--role", default="queen-primary", show_default=True, help="The manifest it serves by.")
+@click.option(
+    "--config",
+    is_eager=True,
+    envvar="SKEP_CONFIG",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="TOML: settings, by the names of the options below. Default: SKEP_CONFIG, else serve.toml in --dir.",
+)
+@setting("--role", default="queen-primary", show_default=True, help="The manifest it serves by.")
 @click.option(
     "--dir",
     "directory",
+    is_eager=True,
     type=click.Path(file_okay=False, path_type=Path),
     help="Where it keeps its state. Default: SKEP_STATE, else ~/.local/state/skep/hive.",
 )
-@click.option("--ledger", default="", help="Its URL, sqlite:///path. Default: ledger.db in --dir.")
-@click.option(
+@setting("--ledger", default="", help="Its URL, sqlite:///path. Default: ledger.db in --dir.")
+@setting(
     "--artifacts",
     default="",
-    envvar="SKEP_ARTIFACTS",
-    help="An object store's URL, s3://bucket/path, for what is sealed. Default: SKEP_ARTIFACTS, else --dir.",
+    help="An object store's URL, s3://bucket/path, for what is sealed. Default: --dir.",
 )
-@click.option(
+@setting(
     "--listen",
     type=ADDRESS,
     multiple=True,
-    envvar="SKEP_LISTEN",
     help="unix:/path, tls:host:port or tcp:127.0.0.1:port (0: any free); again for more. Default: "
-    "SKEP_LISTEN, else hive.sock in --dir, else SKEP_HIVE.",
+    "hive.sock in --dir, else SKEP_HIVE.",
 )
-@click.option(
+@setting(
     "--listen-workers",
     type=ADDRESS,
     multiple=True,
     help="unix:/path. Default: worker.sock beside the first Unix socket.",
 )
-@click.option(
+@setting(
     "--listen-validators",
     type=ADDRESS,
     multiple=True,
     help="unix:/path. Default: none; they come by TLS.",
 )
-@click.option(
+@setting(
     "--tcp-role",
     type=click.Choice(["observer", "operator"]),
     default="observer",
     show_default=True,
     help="What anybody on this machine is who comes by TCP.",
 )
-@click.option(
+@setting(
     "--pool",
     "pools",
     multiple=True,
     metavar="POOL[=TOPIC,...]",
     help="A pool that a new hive begins with. Default: default=sha256.",
 )
-@click.option(
+@setting(
     "--name",
-    envvar="SKEP_NAME",
-    help="A new hive's, in every certificate for ever. Default: SKEP_NAME, else made up.",
+    help="A new hive's, in every certificate for ever. Default: made up.",
 )
-@click.option(
+@setting(
     "--certificate-ttl",
     type=DURATION,
     default="24h",
     show_default=True,
     help="How long a node's certificate is good, 10s to 168h. It is renewed at half of that.",
 )
-@click.option(
+@setting(
     "--snapshot-every",
     type=click.IntRange(0),
     default=100_000,
     show_default=True,
-    envvar="SKEP_SNAPSHOT_EVERY",
-    help="Entries from one snapshot of the state to the next, or SKEP_SNAPSHOT_EVERY. 0: none are made.",
+    help="Entries from one snapshot of the state to the next. 0: none are made.",
 )
+@setting(
+    "--kms",
+    default="",
+    help="What a new hive's keys are encrypted with, or kept in: file:/path, pkcs11:/path/module.so?token=… "
+    "Default: in --dir as they are.",
+)
+@click.pass_context
 def serve_command(
+    ctx: click.Context,
+    config: Path | None,
     role: str,
     directory: Path | None,
     ledger: str,
@@ -116,13 +134,18 @@ def serve_command(
     name: str | None,
     certificate_ttl: int,
     snapshot_every: int,
+    kms: str,
 ) -> None:
     """Run a queen: serve a hive. It ends at SIGTERM, or when `shutdown` is written to its /ctl; at SIGHUP, or
     `reload`, it takes the limits.toml in --dir as it is now.
 
     Prints a line for each address it serves, then `ready`. The Unix sockets are for you and root alone:
     one for operators, one for workers. A tls: address is for everybody who was invited (skep invite). The
-    hive's keys are made at its first start, in --dir; SKEP_KMS names what they are encrypted with or kept in.
+    hive's keys are made at its first start, in --dir.
+
+    Each option but --dir and --config is also a key of the file, and a variable, SKEP_ and its name. The
+    environment comes before the file, the file before the option; /boot/config tells what came from where.
+    Where SKEP_MANIFEST_ROOT names a key, it must have signed the file (skep manifest sign).
 
     \b
     Examples:
@@ -140,20 +163,29 @@ def serve_command(
         )
     state = directory or default_state()
     listen = listen or (default_listen(directory),)
+    listen_workers = listen_workers or (beside(listen, state, "worker.sock"),)
+    told = {
+        "dir": [state], "role": [role], "ledger": [ledger], "artifacts": [artifacts], "listen": listen,
+        "listen-workers": listen_workers, "listen-validators": listen_validators, "tcp-role": [tcp_role],
+        "pool": pools, "name": [name or ""], "certificate-ttl": [duration(certificate_ttl)],
+        "snapshot-every": [snapshot_every], "kms": [kms],
+    }  # fmt: skip
     plan = Plan(
         state,
         role,
         ledger,
         listen,
-        listen_workers or (beside(listen, state, "worker.sock"),),
+        listen_workers,
         listen_validators,
         tcp_role,
         pool_lines(pools),
         name or "",
-        os.environ.get("SKEP_KMS", ""),
+        kms,
         certificate_ttl,
         artifacts,
         snapshot_every,
+        _told(ctx, told),
+        settings(ctx).began_ns,
     )
     try:
         _run(serve(plan, lambda line: print(line, flush=True)))
@@ -163,12 +195,20 @@ def serve_command(
         raise click.UsageError(str(error)) from error
 
 
-def default_state() -> Path:
-    """Where a hive of this user is kept when nothing is said."""
-    if named := os.environ.get("SKEP_STATE"):
-        return Path(named)
-    home = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
-    return Path(home) / "skep" / "hive"
+def _told(ctx: click.Context, effective: Mapping[str, Sequence[object]]) -> tuple[Setting, ...]:
+    """Each setting with what it came to, a list's values each, and where that is from."""
+    from skep.namespaces.boot.starts import Setting
+    from skep.roles.sealed import DIRECTORY, ROOT
+
+    found = [
+        Setting(key, str(value), origin_of(ctx, key))
+        for key, values in effective.items()
+        for value in values or ("",)
+    ]
+    for key, variable in (("manifests", DIRECTORY), ("manifest-root", ROOT)):
+        value = os.environ.get(variable, "")
+        found.append(Setting(key, value, variable if value else DEFAULT))
+    return tuple(found)
 
 
 def default_listen(directory: Path | None) -> Address:

@@ -9,7 +9,7 @@ import click
 
 from skep.cli.connect import ADDRESS, default_address, identity_option, standing_for
 from skep.cli.exits import Failed, told
-from skep.cli.serving import default_state
+from skep.cli.settings import default_state
 from skep.fs.address import Address
 
 

@@ -25,6 +25,8 @@ from skep.fs.errors import FsError
 from skep.fs.identity import Identity
 from skep.fs.server import Listener, listen
 from skep.fs.spiffe import Spiffe
+from skep.namespaces.boot.starts import FILE as STARTS
+from skep.namespaces.boot.starts import Setting, Starts
 from skep.namespaces.hive import OPERATOR, UNRECORDED, WORKER, HiveRules
 from skep.namespaces.live import Hive, HiveTurn
 from skep.namespaces.policy.keys import BadKey
@@ -74,6 +76,8 @@ class Plan(msgspec.Struct, frozen=True):
     certificate_ttl_ns: int = NODE_TTL_NS  # of a node's
     artifacts: str = ""  # the URL of an object store for them; "": in the directory
     snapshot_every: int = EVERY  # entries from one snapshot to the next; 0: none are made
+    settings: tuple[Setting, ...] = ()  # as /boot/config tells them
+    began_ns: int = 0  # when the process was told to begin; 0: now
 
 
 async def serve(plan: Plan, say: Callable[[str], None]) -> None:
@@ -84,7 +88,11 @@ async def serve(plan: Plan, say: Callable[[str], None]) -> None:
     load(plan.role)  # no manifest, no queen
     plan.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
     with _alone(plan.directory), told_signals() as told:
+        version = metadata.version("skep")
+        starts = Starts(plan.directory / STARTS, SystemClock(), version, plan.settings, plan.began_ns)
+        starts.ended("preboot")
         async with _hive(plan) as hive, contextlib.AsyncExitStack() as stack:
+            hive.starts = starts
             root = hive_tree(hive)
             for address, manifest in _doors(plan):
                 keeper = Doorkeeper(hive, root, manifest)
@@ -94,7 +102,10 @@ async def serve(plan: Plan, say: Callable[[str], None]) -> None:
                 say(f"serving {listener.address} as {manifest.role if manifest else AS_CERTIFIED}")
             stack.enter_context(on_hangup(lambda: hive.later(_reload_limits(hive))))
             say("ready")
+            starts.ended("boot")
             await _until_told(hive, told)
+            starts.ended("online")
+        starts.ended("shutdown")
 
 
 @contextlib.contextmanager

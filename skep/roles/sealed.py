@@ -4,7 +4,7 @@ A manifest is the file ``<role>.ns`` of one directory: the one that SKEP_MANIFES
 release. Where SKEP_MANIFEST_ROOT names a file with an Ed25519 public key (PEM), each must have a signature by
 that key beside it, ``<role>.ns.sig``: one line, base64. It is of the role and the text both, so that one
 role's manifest cannot be put in another's place. One that is missing, or not good, is no manifest; nothing is
-looked for elsewhere then.
+looked for elsewhere then. The same key signs a queen's configuration (configuration.py).
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ DIRECTORY: Final = "SKEP_MANIFESTS"
 ENROLLING: Final = "enrolling"  # the manifest of those who have no certificate yet; nobody can be given it
 ROOT: Final = "SKEP_MANIFEST_ROOT"
 SIGNATURE_SIZE: Final = 64  # bytes, of Ed25519
+CONFIGURATION: Final = b"skep configuration\n"  # before what is signed of one: no manifest's text begins so
 
 
 class ManifestError(Exception):
@@ -77,11 +78,21 @@ class Source(NamedTuple):
 
 def check(role: str, text: bytes, signature: bytes | None, root: Ed25519PublicKey) -> None:
     """Raise ManifestError unless ``signature`` (None: there is none) is the root's, of this manifest."""
+    _check(f"{role}.ns", _signed(role, text), signature, root)
+
+
+def check_configuration(path: Path, text: bytes, root: Ed25519PublicKey) -> None:
+    """Raise ManifestError unless what stands beside ``path`` is the root's signature of its ``text``."""
+    beside = Source(path.parent)._read(f"{path.name}.sig")
+    _check(path.name, CONFIGURATION + text, beside, root)
+
+
+def _check(file: str, signed: bytes, signature: bytes | None, root: Ed25519PublicKey) -> None:
     from cryptography.exceptions import InvalidSignature
 
-    name = f"{role}.ns.sig"
+    name = f"{file}.sig"
     if signature is None:
-        raise ManifestError(f"{name}: missing, and {ROOT} asks for a signature of {role}.ns")
+        raise ManifestError(f"{name}: missing, and {ROOT} asks for a signature of {file}")
     try:
         raw = base64.b64decode(signature.strip(), validate=True)
     except binascii.Error as error:
@@ -89,14 +100,19 @@ def check(role: str, text: bytes, signature: bytes | None, root: Ed25519PublicKe
     if len(raw) != SIGNATURE_SIZE:
         raise ManifestError(f"{name}: {len(raw)} bytes are no Ed25519 signature, which has {SIGNATURE_SIZE}")
     try:
-        root.verify(raw, _signed(role, text))
+        root.verify(raw, signed)
     except InvalidSignature:
-        raise ManifestError(f"{name}: not a signature of {role}.ns by the key of {ROOT}") from None
+        raise ManifestError(f"{name}: not a signature of {file} by the key of {ROOT}") from None
 
 
 def sign(role: str, text: bytes, key: Ed25519PrivateKey) -> bytes:
     """What goes into ``<role>.ns.sig``."""
     return base64.b64encode(key.sign(_signed(role, text))) + b"\n"
+
+
+def sign_configuration(text: bytes, key: Ed25519PrivateKey) -> bytes:
+    """What goes beside a configuration, NAME.sig."""
+    return base64.b64encode(key.sign(CONFIGURATION + text)) + b"\n"
 
 
 def _signed(role: str, text: bytes) -> bytes:

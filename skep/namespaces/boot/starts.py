@@ -8,6 +8,8 @@ So it is kept beside the ledger, which has the entry of each start:
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import re
 from collections.abc import Sequence
 from hashlib import sha256
@@ -18,7 +20,9 @@ import msgspec
 
 from skep.fs.ctl import quote
 from skep.trace.clock import Clock, rfc3339
+from skep.trace.whole import write_whole
 
+log = logging.getLogger("skep.boot")
 FILE: Final = "boot.jsonl"
 STAGES: Final = ("preboot", "boot", "online", "shutdown")
 LINES_MAX: Final = 64 * len(STAGES)  # kept of the starts before
@@ -71,9 +75,14 @@ class Starts:
         }  # fmt: skip
         self._since_ns = now_ns
         self._next += 1
-        if self._path is not None:
+        if self._path is None:
+            return
+        # A full disk keeps no hive from beginning, nor from ending.
+        try:
             with self._path.open("ab") as file:
                 file.write(msgspec.json.encode(said) + b"\n")
+        except OSError as error:
+            log.warning("%s: %s", FILE, error)
 
     def log(self) -> str:
         """The lines of the last starts."""
@@ -85,7 +94,8 @@ class Starts:
     def _trim(self) -> None:
         lines = self.log().splitlines(keepends=True)
         if self._path is not None and len(lines) > LINES_MAX:
-            self._path.write_text("".join(lines[-LINES_MAX:]), "utf-8")
+            with contextlib.suppress(OSError):
+                write_whole(self._path, "".join(lines[-LINES_MAX:]).encode())
 
 
 def _shown(value: str) -> str:
