@@ -50,6 +50,7 @@ bench: $(VENV)/bench
 	$(BIN)/python -m tests.bench.hashing
 	$(BIN)/python -m tests.bench.replaying --entries 50000
 	$(BIN)/python -m tests.bench.starting
+	$(BIN)/python -m tests.bench.booting
 
 clean:
 	rm -rf $(VENV) build skep.egg-info skep/native/*.so skep/native/_*.c .cache .pytest_cache .mypy_cache .ruff_cache
