@@ -6,6 +6,7 @@ what is trapped to give a thread the floating point unit. Formats as of QEMU 7.2
 from __future__ import annotations
 
 import re
+from collections import Counter
 from typing import Final
 
 from skep.boot.classes import Fault
@@ -36,6 +37,7 @@ class Interrupts:
     def __init__(self) -> None:
         self.fault: Fault | None = None
         self.lines: tuple[str, ...] = ()
+        self.delivered: Counter[int] = Counter()  # interrupts, by x86's vector; aarch64 has one, 0
         self._split = Lines()
         self._said: dict[str, str] = {}  # of aarch64's exception that is being told
         self._told: list[str] = []
@@ -50,6 +52,8 @@ class Interrupts:
 
     def _x86(self, match: re.Match[str], line: str) -> None:
         vector, error = int(match["vector"], 16), int(match["error"], 16)
+        if vector >= INTERRUPTS and match["software"] == "0":
+            self.delivered[vector] += 1
         if match["level"] != "3" or match["software"] == "1" or vector >= INTERRUPTS or vector in NO_FAULTS:
             return
         pc = int(match["pc"], 16)
@@ -77,7 +81,10 @@ class Interrupts:
 
     def _entered(self) -> None:
         said = self._said
-        if said.get("level") != "0" or not {"status", "pc"} <= said.keys() or said["name"] in ("IRQ", "FIQ"):
+        if said.get("name") in ("IRQ", "FIQ"):
+            self.delivered[0] += 1
+            return
+        if said.get("level") != "0" or not {"status", "pc"} <= said.keys():
             return
         status, pc = int(said["status"], 16), int(said["pc"], 16)
         if status >> 26 in HANDLED:

@@ -20,6 +20,10 @@ name = "calibration"
 from = "kernel"
 to = "calibrated"
 
+[bootinfo]                          # the page that the root task is given: read at the last count, checked
+symbol = "bootinfo"                 # a pointer to it; or address = its own, or physical = that of the machine
+elf = "rootserver"
+
 [signature]
 trust = "release.pub"               # NAME.sig must be by this key (PEM), beside the manifest
 
@@ -79,6 +83,18 @@ class Wait(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename={"beg
     end: Name
 
 
+class Page(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Where BootInfo is: one of ``symbol`` (a pointer, of ``elf``), ``address`` and ``physical``.
+
+    ``elf``, where it is said, is the root task."""
+
+    symbol: str = ""
+    elf: str = ""
+    address: Annotated[int, Meta(ge=0)] | None = None
+    physical: Annotated[int, Meta(ge=0)] | None = None
+    mcs: bool = False
+
+
 class Signature(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``trust``: the public key, a PEM file; a relative path is from the manifest's directory."""
 
@@ -120,7 +136,17 @@ class Manifest(
     deadline: Deadlines = Deadlines()
     expect: str = "reached"
     forbid: tuple[str, ...] = ()  # lines that must not be printed
+    bootinfo: Page | None = None  # None: it is not read
+    symbols: tuple[str, ...] = ()  # further ELF files whose functions are named in what is told
+    scenario: tuple[Name, ...] = ()  # further boots, each of which must end as its file says
     signature: Signature | None = None  # None: nobody need have signed it
+
+    @property
+    def elves(self) -> tuple[str, ...]:
+        """The files whose functions are named."""
+        named = [name for each in self.milestones for name in (each.elf, each.entry)]
+        named += [*self.symbols, *self.modules]
+        return tuple(dict.fromkeys(name for name in named if name))
 
     @property
     def counted(self) -> tuple[Milestone, ...]:
@@ -173,6 +199,9 @@ def kinds_of(manifest: Manifest) -> dict[str, str]:
     named = [(manifest.kernel, "kernel"), *((name, "module") for name in manifest.modules)]
     named += [(manifest.firmware if manifest.firmware != OVMF else "", "firmware"), (manifest.vars, "vars")]
     named += [(name, "symbols") for each in manifest.milestones for name in (each.elf, each.entry)]
+    named += [(manifest.bootinfo.elf if manifest.bootinfo is not None else "", "symbols")]
+    named += [(name, "symbols") for name in manifest.symbols]
+    named += [(f"scenarios/{name}.toml", "scenario") for name in manifest.scenario]
     found: dict[str, str] = {}
     for name, kind in named:
         if name:
@@ -200,6 +229,8 @@ def _check(manifest: Manifest, where: str) -> None:
         _pattern(each.line, f"{where}: milestone {each.name}: line")
     for pattern in manifest.forbid:
         _pattern(pattern, f"{where}: forbid")
+    if manifest.bootinfo is not None:
+        _check_page(manifest, manifest.bootinfo, f"{where}: bootinfo")
     counted = [each.name for each in manifest.counted]
     for wait in manifest.waits:
         for end in (wait.begin, wait.end):
@@ -220,6 +251,16 @@ def _check(manifest: Manifest, where: str) -> None:
             raise ManifestError(
                 f"{where}: {name}: expected a name below the manifest's directory, without a comma"
             )
+
+
+def _check_page(manifest: Manifest, page: Page, where: str) -> None:
+    said = [key for key in ("symbol", "address", "physical") if getattr(page, key) not in ("", None)]
+    if len(said) != 1:
+        raise ManifestError(f"{where}: {said or 'nothing'}: expected one of symbol, address, physical")
+    if page.symbol and not page.elf:
+        raise ManifestError(f"{where}: symbol without elf, the file that has it")
+    if not manifest.counted:
+        raise ManifestError(f"{where}: expected a milestone with symbol or entry, at which it is read")
 
 
 def _pattern(pattern: str, where: str) -> None:

@@ -12,6 +12,7 @@ from xml.etree import ElementTree
 import msgspec
 
 from skep.boot.baseline import Baseline, Key, slower
+from skep.boot.bootinfo import BootInfo
 from skep.boot.classes import Class, Verdict
 from skep.boot.manifest import Manifest
 from skep.boot.run import Boot, Reached
@@ -53,6 +54,14 @@ class Wall(msgspec.Struct, frozen=True):
     most: float
 
 
+class Played(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A scenario. ``verdict`` None: it ended as it must."""
+
+    name: str
+    about: str
+    verdict: Verdict | None = None
+
+
 class Report(msgspec.Struct, omit_defaults=True):
     """``gate``: "same", "none" (there is no baseline, or another key's), "better" or "slower"."""
 
@@ -65,6 +74,8 @@ class Report(msgspec.Struct, omit_defaults=True):
     key: Key
     gate: str
     verdict: Verdict | None = None
+    bootinfo: BootInfo | None = None
+    scenarios: list[Played] = []
 
 
 def unsigned(name: str, why: str) -> Report:
@@ -139,21 +150,31 @@ def gated(stages: Sequence[Stage], accepted: Baseline | None, tolerance: float) 
 
 
 def junit(report: Report) -> bytes:
-    """JUnit XML: a case for the boot and one for each budget."""
+    """JUnit XML: a case for the boot, one for each budget and each scenario."""
     suite = ElementTree.Element("testsuite", name=f"skep boot {report.name}")
-    cases = [
-        ("boot", "" if report.verdict is None else f"{report.verdict.cause.value}: {report.verdict.message}")
+    played = [each.verdict for each in report.scenarios]
+    boot = report.verdict if report.verdict not in played else None
+    shown = boot.evidence if boot is not None else ()
+    cases: list[tuple[str, str, Sequence[str]]] = [("boot", _told(boot), shown)]
+    bounded = [stage for stage in report.stages if stage.max_ms or stage.max_instructions]
+    cases += [(stage.name, stage.over, shown) for stage in bounded]
+    cases += [
+        (each.name, _told(each.verdict), each.verdict.evidence if each.verdict is not None else ())
+        for each in report.scenarios
     ]
-    cases += [(stage.name, stage.over) for stage in report.stages if stage.max_ms or stage.max_instructions]
-    for name, failure in cases:
+    for name, failure, evidence in cases:
         case = ElementTree.SubElement(suite, "testcase", classname=f"boot.{report.name}", name=name)
         if failure:
-            shown = ElementTree.SubElement(case, "failure", message=_printable(failure))
-            shown.text = _printable("\n".join(report.verdict.evidence if report.verdict is not None else ()))
+            child = ElementTree.SubElement(case, "failure", message=_printable(failure))
+            child.text = _printable("\n".join(evidence))
     suite.set("tests", str(len(cases)))
-    suite.set("failures", str(sum(1 for _, failure in cases if failure)))
+    suite.set("failures", str(sum(1 for _, failure, _ in cases if failure)))
     made: bytes = ElementTree.tostring(suite, encoding="utf-8", xml_declaration=True)
     return made
+
+
+def _told(verdict: Verdict | None) -> str:
+    return "" if verdict is None else f"{verdict.cause.value}: {verdict.message}"
 
 
 def _printable(text: str) -> str:

@@ -14,12 +14,15 @@ from typing import Any, Final
 import msgspec
 
 from skep.boot.argv import command
+from skep.boot.bootinfo import BootInfo
 from skep.boot.classes import Class, Verdict
 from skep.boot.diagnose import Observed, decoded, diagnose, registers, runs_user, worded
 from skep.boot.grammar import Grammar, Lines
 from skep.boot.interrupts import Interrupts, in_words
 from skep.boot.manifest import Manifest, Milestone
+from skep.boot.page import Found, find
 from skep.boot.qemu import SERIAL_MAX, LabError, Machine, NotStarted, started
+from skep.boot.scenario import Scenario, manifest_of, unmet
 from skep.boot.symbols import Symbols
 
 BEYOND_S: Final = 60.0  # after the total deadline: to look at a guest that hangs, and to end it
@@ -51,6 +54,10 @@ class Boot(msgspec.Struct, omit_defaults=True):
     stamps: list[tuple[float, int]] = []  # (ms since cont, bytes printed until then)
     qemu: str = ""
     tried: list[str] = []  # what became of the attempts before
+    ended: Verdict | None = None  # as what it ended, also where that was expected; None: well
+    page: bytes = b""  # BootInfo, and what follows it
+    bootinfo: BootInfo | None = None
+    delivered: dict[int, int] = {}  # interrupts, where they were counted
 
 
 Printed = Callable[[bytes], None]
@@ -87,6 +94,17 @@ async def wall(manifest: Manifest, base: Path, printed: Printed = _nobody) -> Bo
     return await _tried(_Wall(manifest, base, printed))
 
 
+async def played(manifest: Manifest, base: Path, scenario: Scenario) -> Boot:
+    """A boot that must end as its scenario says. Raises SymbolError."""
+    run = _Wall(manifest_of(manifest, scenario), base, _nobody)
+    run.counts = bool(scenario.interrupts)
+    boot = await _tried(run)
+    if boot.verdict is None and (told := unmet(scenario, boot.serial, boot.ended, boot.delivered)):
+        ended = boot.ended or Verdict(Class.TEST_TIMEOUT, "")
+        boot.verdict = msgspec.structs.replace(ended, message="; ".join(told))
+    return boot
+
+
 async def _tried(run: _Run) -> Boot:
     tried: list[str] = []
     for attempt in range(ATTEMPTS):
@@ -96,7 +114,8 @@ async def _tried(run: _Run) -> Boot:
             break
         tried.append(f"{boot.verdict.cause.value}: {boot.verdict.message}")
     if run.quiet and boot.verdict is not None and boot.verdict.cause in SILENT:
-        boot.verdict = await run.logged(boot.verdict)
+        boot.ended = await run.logged(boot.verdict)
+        boot.verdict = None if boot.ended.cause.value == run.manifest.expect else boot.ended
     return boot
 
 
@@ -110,8 +129,8 @@ class _Run:
         self.base = base
         self.printed = printed
         self.addresses = addresses(manifest, base)
-        names = dict.fromkeys(each.elf or each.entry for each in manifest.counted)
-        self.symbols = [Symbols(base / name) for name in names]
+        self.symbols = [Symbols(base / name) for name in manifest.elves]
+        self.counts = False  # whether its interrupts are counted
         self.quiet = False  # whether it came to its deadline without a word
 
     async def boot(self) -> Boot:
@@ -121,13 +140,20 @@ class _Run:
         argv = command(self.manifest, self.exact)
         boot = Boot(self.exact, self.reached, None)
         machine: Machine | None = None
+        told = Interrupts()
         begun = time.monotonic()
         self._until = begun + deadline.total
         try:
             async with (
                 # Each wait has its own end before that; this is for what should not wait at all.
                 asyncio.timeout(deadline.total + BEYOND_S),
-                started(argv, self.base, self.left(deadline.start), self.exact) as machine,
+                started(
+                    argv,
+                    self.base,
+                    self.left(deadline.start),
+                    self.exact,
+                    told.feed if self.counts else None,
+                ) as machine,
             ):
                 machine.serial.copied = self.printed
                 machine.reply_s = deadline.reply
@@ -136,7 +162,7 @@ class _Run:
                 ended = await self._follow(machine)
                 last = machine.serial.pieces[-1][0] if machine.serial.pieces else begun
                 self.quiet = ended == "deadline" and time.monotonic() - last > QUIET_S
-                told = await _looked_at(machine) if ended == "deadline" else {}
+                said = await _looked_at(machine) if ended == "deadline" else {}
         except NotStarted as error:
             seen = Observed(b"", "exited", started=False, stderr=str(error))
             boot.verdict = diagnose(seen, self.manifest.arch)
@@ -146,7 +172,8 @@ class _Run:
         if machine is not None:
             boot.serial = bytes(machine.serial.data)
             boot.stamps = [((at - begun) * 1000, size) for at, size in machine.serial.pieces]
-            boot.verdict = boot.verdict or self._judge(machine, ended, boot.serial, told)
+            boot.delivered = dict(told.delivered)
+            boot.verdict = boot.verdict or self._judge(boot, machine, ended, said)
         return boot
 
     def left(self, seconds: float) -> float:
@@ -159,8 +186,9 @@ class _Run:
     async def _follow(self, machine: Machine) -> str:
         raise NotImplementedError
 
-    def _judge(self, machine: Machine, ended: str, serial: bytes, told: dict[str, str]) -> Verdict | None:
-        """What became of it, beside what was expected."""
+    def _judge(self, boot: Boot, machine: Machine, ended: str, said: dict[str, str]) -> Verdict | None:
+        """What became of it, beside what was expected. ``said``: the registers."""
+        serial = boot.serial
         seen = Observed(
             serial,
             ended,
@@ -168,11 +196,11 @@ class _Run:
             self.reached[-1].name if self.reached else "",
             machine.process.returncode,
             machine.stderr.decode("utf-8", "replace"),
-            registers=told,
+            registers=said,
         )
         if ended == "reached":
-            return self._forbidden(serial)
-        verdict = diagnose(seen, self.manifest.arch, self.symbols)
+            return self._forbidden(serial) or self._misfit(boot)
+        verdict = boot.ended = diagnose(seen, self.manifest.arch, self.symbols)
         if verdict.cause.value == self.manifest.expect:
             return self._forbidden(serial)
         if machine.serial.full.is_set():
@@ -180,7 +208,7 @@ class _Run:
             return msgspec.structs.replace(verdict, message=more)
         return verdict
 
-    async def logged(self, verdict: Verdict) -> Verdict | None:
+    async def logged(self, verdict: Verdict) -> Verdict:
         """Of a guest that says nothing more: the fault that QEMU saw in another boot of it, if any."""
         told = Interrupts()
         deadline = self.manifest.deadline
@@ -201,8 +229,6 @@ class _Run:
         if told.fault is None:
             return verdict
         fault = decoded(told.fault, self.manifest.arch, self.symbols)
-        if self.manifest.expect == Class.USER_FAULT.value:
-            return None
         return Verdict(
             Class.USER_FAULT,
             f"{worded(in_words(fault), fault)}, as QEMU saw it: nothing was printed of it",
@@ -211,6 +237,10 @@ class _Run:
             verdict.registers,
             fault,
         )
+
+    def _misfit(self, boot: Boot) -> Verdict | None:
+        """What does not hold of BootInfo."""
+        return None
 
     def _forbidden(self, serial: bytes) -> Verdict | None:
         lines = list(Lines().feed(serial + b"\n"))
@@ -294,6 +324,7 @@ class _Ends:
 
 class _Exact(_Run):
     exact = True
+    found: Found | None = None  # BootInfo, where the manifest says where it is
 
     def _milestones(self) -> Sequence[Milestone]:
         return self.manifest.counted
@@ -311,6 +342,8 @@ class _Exact(_Run):
                 count = await machine.icount()
                 self.reached.append(Reached(each.name, count, (count << self.manifest.shift) / 1e6))
                 await stub.clear_break(address)
+            if self.manifest.bootinfo is not None:
+                self.found = await find(machine, self.manifest.bootinfo, self.base)
             self.waiting = None
             if self.manifest.expect == "reached":
                 return "reached"
@@ -327,6 +360,13 @@ class _Exact(_Run):
             return ""
         await asyncio.sleep(AFTERMATH_S)
         return "reset" if machine.was_reset.is_set() else "exited"
+
+    def _misfit(self, boot: Boot) -> Verdict | None:
+        if self.found is None:
+            return None
+        boot.page, boot.bootinfo = self.found.data, self.found.info
+        told = "; ".join(self.found.broken)
+        return Verdict(Class.LAYOUT_INVALID, f"bootinfo: {told}", self.reached[-1].name) if told else None
 
 
 class _Wall(_Run):

@@ -127,8 +127,8 @@ class Asked(NamedTuple):
 def booted(
     manifest: Path, asked: Asked, kept: Path, printed: Callable[[bytes], None] = lambda data: None
 ) -> tuple[Report, list[Boot]]:
-    """Boot it. ``kept``: the baseline's file; ``printed`` gets what the guest prints, and a newline after each
-    boot. Raises ClickException, Failed."""
+    """Boot it. ``kept``: the baseline's file; ``printed`` gets what the guest prints, and a newline after
+    each boot. Raises ClickException, Failed."""
     from skep.boot.baseline import BaselineError, load
     from skep.boot.manifest import ManifestError
     from skep.boot.report import unsigned
@@ -170,10 +170,13 @@ async def _booted(
     stage: Staged, manifest: Manifest, kept: Baseline | None, boots: int, printed: Callable[[bytes], None]
 ) -> tuple[Report, list[Boot]]:
     from skep.boot.baseline import key_of
-    from skep.boot.report import Report, gated, stages_of, wall_of
-    from skep.boot.run import exact, wall
+    from skep.boot.report import Played, Report, gated, stages_of, wall_of
+    from skep.boot.run import exact, played, wall
+    from skep.boot.scenario import read as read_scenario
 
     done: list[Boot] = []
+    scenarios = {name: read_scenario(stage.base, name) for name in manifest.scenario}
+    plays: list[Played] = []
     verdict: Verdict | None = None
     if manifest.counted:
         done.append(await exact(manifest, stage.base, printed))
@@ -185,15 +188,23 @@ async def _booted(
         verdict = done[-1].verdict
         if verdict is not None:
             break
+    for name, scenario in scenarios.items() if verdict is None else ():
+        boot = await played(manifest, stage.base, scenario)
+        found = boot.verdict
+        if found is not None:
+            found = msgspec.structs.replace(found, message=f"scenario {name}: {found.message}")
+        plays.append(Played(name, scenario.about, found))
+        verdict = verdict or found
     files = stage.hashes
     key = key_of(manifest, files, done[0].qemu if done else "")
     accepted = kept if kept is not None and kept.key == key else None
     stages = stages_of(manifest, done[0].reached, accepted) if manifest.counted else []
     gate, over = gated(stages, accepted, manifest.tolerance)
     walls = wall_of([boot for boot in done if not boot.exact])
-    return Report(
-        manifest.name, key.qemu, manifest.shift, stages, walls, files, key, gate, verdict or over
-    ), done
+    report = Report(manifest.name, key.qemu, manifest.shift, stages, walls, files, key, gate, verdict or over)
+    report.bootinfo = done[0].bootinfo if done else None
+    report.scenarios = plays
+    return report, done
 
 
 def _accepted(report: Report, path: Path) -> Report:
@@ -218,6 +229,8 @@ def _keep(out: Path, report: Report, done: list[Boot]) -> None:
         (out / f"serial-{name}.log").write_bytes(boot.serial)
         times = "".join(f"{ms:.3f} {size}\n" for ms, size in boot.stamps)
         (out / f"serial-{name}.times").write_text(times)
+        if boot.page:
+            (out / "bootinfo.bin").write_bytes(boot.page)
 
 
 def _tell(report: Report) -> None:
@@ -261,6 +274,13 @@ def _tell(report: Report) -> None:
         )
     if report.stages:
         click.echo(f"baseline: {report.gate}")
+    if report.bootinfo is not None:
+        empty, end = report.bootinfo.regions["empty"]
+        click.echo(f"bootinfo: {len(report.bootinfo.untyped)} untyped, {end - empty} empty slots")
+    for play in report.scenarios:
+        click.echo(
+            f"scenario {play.name}: {'as it must' if play.verdict is None else play.verdict.cause.value}"
+        )
     tell_evidence(report.verdict)
 
 

@@ -95,6 +95,7 @@ def build(arch: str, into: Path) -> None:
             names = (str(where / "kernel.elf"), str(where / "kernel"))
             _run((f"{how.prefix}objcopy", "-O", "elf32-i386", *names), sources, "binutils")
             shutil.copy(where / "kernel", into / "kernel")
+        shutil.copytree(sources / "scenarios", into / "scenarios", dirs_exist_ok=True)
 
 
 def cpio(members: Sequence[tuple[str, bytes]]) -> bytes:
