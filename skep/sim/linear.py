@@ -81,10 +81,10 @@ def _choices(
 
 
 class Held(NamedTuple):
-    """``holders``: client, mode and fence of each grant; the fence None: it was not told. ``newest``: the
-    highest fence that was told."""
+    """``holders``: client, mode and fence of each grant; -n: it was not told, and is above n. ``newest``:
+    the highest fence that is known."""
 
-    holders: frozenset[tuple[int, str, int | None]] = frozenset()
+    holders: frozenset[tuple[int, str, int]] = frozenset()
     newest: int = 0
 
 
@@ -96,12 +96,12 @@ def _acquire(held: Held, op: Op) -> Iterable[Held]:
     together = all(other == "s" for _, other, _ in held.holders) and (mode == "s" or not held.holders)
     if not together or (op.answer is not None and op.answer <= held.newest):
         return []
-    grant = (op.client, mode, op.answer)
+    grant = (op.client, mode, -held.newest if op.answer is None else op.answer)
     return [Held(held.holders | {grant}, max(held.newest, op.answer or 0))]
 
 
-def _by_fence(held: Held, op: Op) -> set[tuple[int, str, int | None]]:
-    return {grant for grant in held.holders if grant[2] == op.asked[1]}
+def _by_fence(held: Held, op: Op) -> set[tuple[int, str, int]]:
+    return {grant for grant in held.holders if 0 < grant[2] == op.asked[1]}
 
 
 def _release(held: Held, op: Op) -> Iterable[Held]:
@@ -112,7 +112,17 @@ def _release(held: Held, op: Op) -> Iterable[Held]:
 
 
 def _check(held: Held, op: Op) -> Iterable[Held]:
-    return [held] if (op.answer == "FENCED") is not bool(_by_fence(held, op)) else []
+    if _by_fence(held, op):
+        return [] if op.answer == "FENCED" else [held]
+    return [held] if op.answer == "FENCED" else _guessed(held, op.asked[1])
+
+
+def _guessed(held: Held, fence: int) -> Iterator[Held]:
+    """It is the fence of a grant that was not told."""
+    for client, mode, above in held.holders:
+        if above <= 0 and fence > -above:
+            grants = held.holders - {(client, mode, above)} | {(client, mode, fence)}
+            yield Held(grants, max(held.newest, fence))
 
 
 def _die(held: Held, op: Op) -> Iterable[Held]:
