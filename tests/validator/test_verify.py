@@ -30,7 +30,7 @@ from logs import (
 )
 
 from skep.trace.checkpoint import Checkpoint, handover_text
-from skep.trace.entry import leaf_hash
+from skep.trace.entry import OK, Line, canonical, entry_of, leaf_hash
 from skep.trace.note import Note, parse_note, sign_note
 from skep.trace.tiles import WIDTH, Tile, pack_entries
 from skep.validator.verify.found import Finding, Kind
@@ -320,6 +320,21 @@ def test_a_key_that_the_old_one_vouched_for_is_believed(tmp_path: Path) -> None:
     assert 300 == verify(LedgerSource(path), parse_note(checkpoint(ENTRIES[:300], KEYS[1:2]))).old.size
     assert VKEYS[:2] == LedgerSource(path).keys()
     assert VKEYS[:1] == LedgerSource(path).handovers()[0].signers(VKEYS[:1])
+
+
+def test_a_key_is_known_that_came_as_others_were_retired(tmp_path: Path) -> None:
+    cross = KEYS[1].sign(handover_text(ORIGIN, VKEYS[2]).encode()).hex()
+    events = (
+        {"type": "trust.rotated", "until_ns": 5,
+         "key": {"what": "merkle", "id": KEYS[2].public.hex(), "cross": cross}},
+        {"type": "trust.retired", "what": "merkle", "key": KEYS[1].public.hex()},
+    )  # fmt: skip
+    line = Line("hive", "hive", "", "/trust/ctl", ("x",), 1, "T")
+    entries = [*bodies(5), canonical(entry_of(line, 6, OK, events))]
+    path = write_ledger(tmp_path / "ledger.db", entries)
+    assert VKEYS == LedgerSource(path).keys()
+    verified = verify(LedgerSource(path), note(entries, KEYS[2:]), VKEYS[:1])
+    assert head_of(entries) == verified.old
 
 
 def test_a_checkpoint_of_another_log_is_not_of_this_one() -> None:

@@ -257,11 +257,18 @@ class _Event(msgspec.Struct):
     key: _Key = _Key()
 
 
+class _Typed(msgspec.Struct):
+    type: str
+
+
 class _Entry(msgspec.Struct):
-    events: tuple[_Event, ...] = ()
+    # What stands beside an event that is looked for may have fields of the same names and other kinds.
+    events: tuple[msgspec.Raw, ...] = ()
 
 
 _entry: Final = msgspec.json.Decoder(_Entry)
+_typed: Final = msgspec.json.Decoder(_Typed)
+_event: Final = msgspec.json.Decoder(_Event)
 
 
 class LedgerSource:
@@ -314,7 +321,9 @@ class LedgerSource:
         with suppress(sqlite3.Error, msgspec.DecodeError):
             while found := self._file.execute(sql, (seq, *wanted)).fetchone():
                 seq, body = found
-                yield from (event for event in _entry.decode(body).events if event.type in types)
+                for event in _entry.decode(body).events:
+                    if _typed.decode(event).type in types:
+                        yield _event.decode(event)
 
     def rows(self) -> Iterator[Row]:
         return (Row.of(row) for rows in self.batches() for row in rows)
