@@ -43,7 +43,7 @@ def job_command(labels: str, trust: tuple[Path, ...], seen: Path | None, image: 
 
     \b
     Example, of a handlers file (examples/boot-lab.toml):
-      [boot.run]
+      ["boot.run"]
       argv = ["skep", "boot", "job", "--labels={labels}", "{input}"]
     """
     from skep.boot.archive import ArchiveError, unpack

@@ -164,7 +164,7 @@ def serve_command(
     state = directory or default_state()
     listen = listen or (default_listen(directory),)
     listen_workers = listen_workers or (beside(listen, state, "worker.sock"),)
-    told = {
+    told: dict[str, Sequence[object]] = {
         "dir": [state], "role": [role], "ledger": [ledger], "artifacts": [artifacts], "listen": listen,
         "listen-workers": listen_workers, "listen-validators": listen_validators, "tcp-role": [tcp_role],
         "pool": pools, "name": [name or ""], "certificate-ttl": [duration(certificate_ttl)],

@@ -1,0 +1,103 @@
+"""An image goes into a hive, a worker boots it, and what became of it is read there."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from tests.boot.lab import manifest
+from tests.daemons import ROOT, Hive, daemon, queen, run
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def handlers(tmp_path: Path) -> Path:
+    """Those of the examples, with this installation's own program."""
+    text = (ROOT / "examples" / "boot-lab.toml").read_text()
+    path = tmp_path / "boot-lab.toml"
+    path.write_text(text.replace('"skep"', f'"{sys.executable}", "-m", "skep"'))
+    return path
+
+
+def put(hive: Hive, images: Path, words: str) -> None:
+    """The aarch64 guest with these words as the image worker."""
+    said = manifest(images, "aarch64", words, seconds=10)
+    archive = subprocess.run(
+        [sys.executable, "-m", "skep", "boot", "pack", str(said), "-"], cwd=ROOT, capture_output=True
+    )
+    assert 0 == archive.returncode, archive.stderr
+    done = subprocess.run(
+        [sys.executable, "-m", "skep", "write", "-H", hive.address, "/artifacts/stage/worker.boot"],
+        cwd=ROOT,
+        input=archive.stdout,
+        capture_output=True,
+    )
+    assert 0 == done.returncode, done.stderr
+    hive.ask("write", "/boot/ctl", "put image=worker")
+
+
+def booted(hive: Hive) -> str:
+    """The id of a run that has ended."""
+    id = hive.ask("write", "/boot/ctl", "run image=worker").split()[0]
+    assert "succeeded" == hive.ask("cat", f"/boot/runs/{id}/wait"), hive.ask("cat", f"/jobs/{id}/error")
+    return id
+
+
+def test_a_run_is_done_by_a_worker_with_the_handler(tmp_path: Path, images: Path, handlers: Path) -> None:
+    with queen(tmp_path / "hive") as hive:
+        put(hive, images, "do=ready")
+        asked = hive.ask("write", "/boot/ctl", "run image=worker shift=2 boots=2").split()[0]
+        follower = subprocess.Popen(
+            [sys.executable, "-m", "skep", "cat", "-H", hive.address, f"/boot/runs/{asked}/serial.log@0"],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        options = ("--pools", "boot-lab", "--dir", str(tmp_path / "worker"), "--node", "lab")
+        with daemon("ready", "worker", "-H", hive.workers, "--handlers", str(handlers), *options):
+            assert "succeeded" == hive.ask("cat", f"/boot/runs/{asked}/wait")
+            assert hive.ask("cat", f"/boot/runs/{asked}/verdict").startswith("as expected: ready after ")
+            timing = msgspec.json.decode(hive.ask("cat", f"/boot/runs/{asked}/timing.json"))
+            assert (2, [2]) == (timing["shift"], [each["boots"] for each in timing["wall"]])
+            assert "null" == hive.ask("cat", f"/boot/runs/{asked}/diagnostics.json")
+            assert hive.ask("cat", f"/boot/runs/{asked}/stages.svg").startswith("<svg ")
+            # Three boots, one of them exact, and it was told as it was printed.
+            followed, _ = follower.communicate(timeout=10)
+            assert 3 == followed.count("ROOT: start")
+            assert followed == hive.ask("cat", f"/boot/runs/{asked}/serial.log") + "\n"
+
+            put(hive, images, "do=vm-read")
+            faulted = booted(hive)
+            assert hive.ask("cat", f"/boot/runs/{faulted}/verdict").startswith("user_fault: vm fault on data")
+            told = msgspec.json.decode(hive.ask("cat", f"/boot/runs/{faulted}/diagnostics.json"))
+            assert ("user_fault", 0x10) == (told["cause"], told["fault"]["address"])
+
+
+def test_the_same_files_are_the_same_archive(tmp_path: Path, images: Path) -> None:
+    said = manifest(images, "aarch64")
+    for name in ("one", "two"):
+        assert 0 == run("boot", "pack", str(said), str(tmp_path / name)).returncode
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+    listed = subprocess.run(["tar", "tf", str(tmp_path / "one")], capture_output=True, text=True)
+    assert ["boot.toml", "image", "kernel.elf", "rootserver"] == listed.stdout.splitlines()[:4]
+
+
+@pytest.mark.parametrize(
+    ("labels", "why"),
+    [
+        ("shift:x", "Expected `int | null`"),
+        ("boots:101", "boots: expected 0 to 100"),
+        ("max-ms", "expected k:v,k:v"),
+    ],
+)
+def test_a_job_that_asks_for_nonsense_fails(tmp_path: Path, images: Path, labels: str, why: str) -> None:
+    image = tmp_path / "image"
+    assert 0 == run("boot", "pack", str(manifest(images, "aarch64")), str(image)).returncode
+    done = run("boot", "job", "--labels", labels, str(image))
+    assert 2 == done.returncode
+    assert why in done.stderr
