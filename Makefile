@@ -46,6 +46,7 @@ bench: $(VENV)/bench
 	$(BIN)/python -m tests.bench
 	$(BIN)/python -m tests.bench.queues
 	$(BIN)/python -m tests.bench.history --done 1000 100000
+	$(BIN)/python -m tests.bench.checking
 	$(BIN)/python -m tests.bench.diffing
 	$(BIN)/python -m tests.bench.hashing
 	$(BIN)/python -m tests.bench.replaying --entries 50000

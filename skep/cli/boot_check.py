@@ -21,7 +21,6 @@ if TYPE_CHECKING:  # these take a while to import
 
 FILE: Final = click.Path(exists=True, dir_okay=False, path_type=Path)
 BUDGET: Final = "S1"
-ENDS: Final = ("", "s")
 
 
 def _explained(ctx: click.Context, param: click.Parameter, rule: str | None) -> None:
@@ -56,6 +55,9 @@ def _explained(ctx: click.Context, param: click.Parameter, rule: str | None) -> 
     metavar="[MEMBER:]NAME=[+]BYTES",
     help="Of a section, or of file, filesz, memsz; +: more than the base. May be repeated.",
 )
+@click.option(
+    "--allow", "allowed", multiple=True, metavar="ID", help="A rule that may be broken. May be repeated."
+)
 @click.option("--log", type=FILE, help="Compare with the addresses in this serial log.")
 @click.option("--sign", "key", type=FILE, help="Sign the reports with this Ed25519 key (PEM).")
 @click.option(
@@ -75,6 +77,7 @@ def check_command(
     ram: str | None,
     against: Path | None,
     budgets: tuple[str, ...],
+    allowed: tuple[str, ...],
     log: Path | None,
     key: Path | None,
     out: Path | None,
@@ -97,10 +100,10 @@ def check_command(
       skep boot check --explain K2
     """
     from skep.boot.classes import Class
-    from skep.boot.layout.checking import Asked, check, pairs
+    from skep.boot.layout.checking import STATED, Asked, check, pairs
     from skep.boot.layout.crosscheck import LOG_MAX, crosscheck
     from skep.boot.layout.growth import BadBudget, changes, compare, parse_budget
-    from skep.boot.layout.rule import Kind, Severity
+    from skep.boot.layout.rule import Kind
 
     if against is not None and len(files) != 1:
         raise click.UsageError("--against: expected one FILE")
@@ -110,7 +113,10 @@ def check_command(
         raise click.UsageError(str(error)) from error
     if against is None and any(each.relative for each in limits):
         raise click.UsageError("--budget NAME=+BYTES: expected --against")
-    asked = Asked(Kind(kind) if kind else None, target, _range(ram))
+    for rule in allowed:
+        if rule not in STATED:
+            raise click.UsageError(f"--allow {rule}: expected one of {' '.join(STATED)}")
+    asked = Asked(Kind(kind) if kind else None, target, _range(ram), allowed)
     checked = [check(path.name, _content(path), asked) for path in files]
     pairs(checked)
     base = check(against.name, _content(against), asked) if against is not None else None
@@ -128,19 +134,12 @@ def check_command(
             click.echo(encoded(each.report))
         else:
             _tell(str(path), each.report)
-    broken = {
-        finding.rule
-        for each in checked
-        for report in each.report.all()
-        for finding in report.findings
-        if finding.severity is Severity.E
-    }
-    if broken:
-        count = sum(each.report.count(Severity.E) for each in checked)
-        cause = Class.OVER_BUDGET if broken == {BUDGET} else Class.LAYOUT_INVALID
-        raise NotAsExpected(
-            f"{cause.value}: {count} error{ENDS[count != 1]} ({' '.join(sorted(broken))})", cause.row.status
-        )
+    errors = [found for each in checked for _, found in each.report.errors()]
+    if errors:
+        broken = sorted({found.rule for found in errors})
+        cause = Class.OVER_BUDGET if broken == [BUDGET] else Class.LAYOUT_INVALID
+        count = f"{len(errors)} error{'s' if len(errors) > 1 else ''}"
+        raise NotAsExpected(f"{cause.value}: {count} ({' '.join(broken)})", cause.row.status)
 
 
 def _range(text: str | None) -> Range | None:

@@ -50,6 +50,15 @@ def test_an_error_ends_it_as_an_invalid_layout(tmp_path: Path, capsys: pytest.Ca
     assert "layout_invalid: 1 error (R6)" in said.err
 
 
+def test_a_rule_may_be_allowed_to_be_broken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Stock root tasks for x86_64 break R6."""
+    root = written(tmp_path / "root", build(x86_root()))
+    assert 0 == run(["boot", "check", root, "--allow", "R6"])
+    assert "  E R6 " in capsys.readouterr().out
+    assert INVALID == run(["boot", "check", root, "--allow", "R1"])
+    assert USAGE == run(["boot", "check", root, "--allow", "R66"])
+
+
 def test_a_target_that_is_named_must_be_the_files(good: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert INVALID == run(["boot", "check", good, "--target", "x86_64"])
     assert (

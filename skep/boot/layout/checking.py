@@ -108,7 +108,8 @@ class Change(msgspec.Struct, frozen=True):
 
 class Report(msgspec.Struct, omit_defaults=True):
     """Of one file. ``sizes``: bytes by what has them: file, filesz, memsz, each section. ``unknown``: why
-    a rule cannot be checked. ``members``: of what is inside; ``growth``: against a base."""
+    a rule cannot be checked. ``members``: of what is inside; ``growth``: against a base;
+    ``allowed``: rules whose findings do not count."""
 
     name: str
     sha256: str
@@ -122,6 +123,7 @@ class Report(msgspec.Struct, omit_defaults=True):
     unknown: dict[str, str] = {}
     members: list[Report] = []
     growth: list[Change] = []
+    allowed: list[str] = []
 
     def all(self) -> Iterator[Report]:
         """This one, and those of what is inside."""
@@ -129,8 +131,14 @@ class Report(msgspec.Struct, omit_defaults=True):
         for each in self.members:
             yield from each.all()
 
-    def count(self, severity: Severity) -> int:
-        return sum(found.severity is severity for report in self.all() for found in report.findings)
+    def errors(self) -> list[tuple[str, Finding]]:
+        """The findings that make it invalid, each with the name of its file."""
+        return [
+            (report.name, found)
+            for report in self.all()
+            for found in report.findings
+            if found.severity is Severity.E and found.rule not in self.allowed
+        ]
 
 
 class Asked(NamedTuple):
@@ -139,6 +147,7 @@ class Asked(NamedTuple):
     kind: Kind | None = None
     target: str | None = None
     ram: Range | None = None
+    allowed: tuple[str, ...] = ()  # rules
 
 
 ANYTHING: Final = Asked()
@@ -158,6 +167,7 @@ def check(name: str, data: bytes, asked: Asked = ANYTHING, parts: int = PARTS_MA
     kind = Kind.PE if is_pe else asked.kind
     report = Report(name, digest, len(data), kind or "unknown", asked.target or "")
     report.sizes["file"] = len(data)
+    report.allowed = sorted(asked.allowed)
     elves: dict[str, Elf] = {}
     try:
         if is_pe:

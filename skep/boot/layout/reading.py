@@ -219,8 +219,10 @@ class Elf:
         return self.data[segment.offset : segment.offset + segment.filesz]
 
 
-def read(data: bytes) -> Elf:
-    """Raises NotElf. Whatever the bytes, it takes a time that their number bounds, and memory likewise."""
+def read(data: bytes, named: bool = True) -> Elf:
+    """Raises NotElf. ``named``: with sections and symbols.
+
+    Whatever the bytes, it takes a time that their number bounds, and memory likewise."""
     bits = _bits(data)
     layout, problems = LAYOUTS[bits], list[Problem]()
     header = layout.header.parse(data)
@@ -231,7 +233,7 @@ def read(data: bytes) -> Elf:
     segments = tuple(
         Segment(n, each.type, each.flags, *_places(each), each.align) for n, each in enumerate(found)
     )
-    sections = _sections(data, header, layout.section, problems)
+    sections = _sections(data, header, layout.section, problems) if named else ()
     symbols = _symbols(data, sections, layout, problems)
     return Elf(
         data, bits, header.type, header.machine, header.entry, segments, sections, symbols, tuple(problems)

@@ -93,7 +93,7 @@ def stays_clear(elf: Elf, subject: Subject) -> Said:
     if subject.ram is not None and elf.loads and not own.within(subject.ram):
         yield Found("program headers", f"it is loaded at {own}", f"in RAM, {subject.ram}")
     try:
-        kernel = read(subject.members.get(cpio.KERNEL, b""))
+        kernel = read(subject.members.get(cpio.KERNEL, b""), named=False)
     except NotElf:
         yield Unknown("there is no kernel in it whose addresses are known")
         return
@@ -115,7 +115,7 @@ def unpacked_to(kernel: Elf, members: dict[str, bytes]) -> Iterator[tuple[str, R
     name = root_of(members)
     if name is not None:
         try:
-            root = extent(read(members[name]))
+            root = extent(read(members[name], named=False))
         except NotElf:
             return
         yield name, Range(behind, behind + round_up(root.end) - root.begin)
