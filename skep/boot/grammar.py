@@ -70,6 +70,9 @@ TOLD: Final = tuple(
         # Said after halting: how the kernel was entered when it failed.
         (Class.KERNEL_PANIC, r"Kernel entry via .*"),
         (Class.KERNEL_PANIC, r"Debug halt syscall from user thread.*"),
+        # UEFI's own handlers, of an image that has none yet.
+        (Class.KERNEL_PANIC, r"X64 Exception Type - .*?\)"),
+        (Class.KERNEL_PANIC, r"^Synchronous Exception at 0x[0-9A-F]+"),
         (Class.SIGNATURE_INVALID, r"BdsDxe: failed to load .*: (?:Access Denied|Security Violation)"),
         (Class.KERNEL_REJECT, r"Huge page not supported by the processor"),
         (Class.KERNEL_REJECT, r"reserved region \d+ in wrong order.*"),
@@ -140,7 +143,7 @@ def plain(line: bytes) -> str:
 
 # A line without any of these tells nothing: most lines of a long log are asked this alone.
 _CUE: Final = re.compile(
-    "fault|syscall|exception|handle:|seL4|KERNEL|Kernel |halt|Huge|ERROR|abort|boot_sys|Cannot|loading|ELF"
+    "fault|syscall|xception|handle:|seL4|KERNEL|Kernel |halt|Huge|ERROR|abort|boot_sys|Cannot|loading|ELF"
     "|4KB|region|Bds|Boot|SeaBIOS|iPXE|UEFI|EDK|qboot|null cap|umping|dropped"
 )
 _WORD: Final = re.compile(r"\w")

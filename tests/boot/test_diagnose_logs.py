@@ -122,6 +122,8 @@ EXPECTED: dict[str, tuple[Class | None, str, Fault | None]] = {
     "loader-abort": (Class.KERNEL_REJECT, "abort() called.", None),
     "boot-sys-failed": (Class.KERNEL_REJECT, "must be 4KB-aligned", None),
     "region-order": (Class.KERNEL_REJECT, "reserved region 2 in wrong order", None),
+    "efi-exception": (Class.KERNEL_PANIC, "X64 Exception Type - 06(#UD - Invalid Opcode)", None),
+    "efi-exception-aarch64": (Class.KERNEL_PANIC, "Synchronous Exception at 0x000000007C743000", None),
     "secure-boot": (Class.SIGNATURE_INVALID, "failed to load Boot0001", None),
     "firmware-alone": (Class.FIRMWARE_STUCK, "3 lines of firmware", None),
     "nothing": (Class.NO_OUTPUT, "nothing was printed", None),

@@ -111,6 +111,19 @@ def test_without_keys_anything_starts_and_a_forbidden_line_tells(
 
 
 @pytest.mark.slow
+def test_an_image_that_faults_is_told_of_by_firmware(
+    signed: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = bytearray((signed / "x86_64" / "app.efi").read_bytes())
+    data[0x1000:0x1002] = b"\x0f\x0b"  # ud2, the first instruction
+    (signed / "x86_64" / "faulty.efi").write_bytes(data)
+    shutil.copy(FIRMWARE["x86_64"].vars, signed / "x86_64" / "blank.fd")
+    path = manifest(signed, "x86_64", "faulty", "blank.fd")
+    assert run(["boot", "run", path]) == Class.KERNEL_PANIC.row.status
+    assert "X64 Exception Type - 06(#UD - Invalid Opcode)" in capsys.readouterr().err
+
+
+@pytest.mark.slow
 def test_signatures_of_images_are_made_and_checked(signed: Path, tmp_path: Path) -> None:
     key, cert = ["--key", str(signed / "own.key")], ["--cert", str(signed / "own.pem")]
     app, made = str(signed / "x86_64" / "app.efi"), str(tmp_path / "app.signed.efi")

@@ -6,6 +6,8 @@ import asyncio
 import json
 import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 
@@ -28,6 +30,7 @@ from skep.boot.run import exact
 from skep.boot.signing import Item, Seen, SignatureError, Statement, check, parse, sign
 from skep.boot.staging import staged
 from skep.trace.clock import SECOND, ManualClock
+from skep.trace.pem import public_key
 
 FEW = settings(max_examples=40)
 NOW = ManualClock().now_ns()
@@ -295,6 +298,36 @@ def test_counts_are_those_of_the_folder_itself(images: Path, tmp_path: Path) -> 
         here = asyncio.run(exact(found.manifest, found.base))
     assert there.reached == here.reached
     assert len(here.reached) == 5
+
+
+def test_whoever_verifies_at_the_same_time_the_highest_counter_stays(tmp_path: Path) -> None:
+    item = Item("manifest", "0" * 64, 1, "boot.toml")
+
+    def admit(counter: int) -> None:
+        with suppress(SignatureError):
+            Seen(tmp_path / "seen").admit(Statement("worker", counter, None, (item,)))
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(admit, [3, 1, 8, 2, 7, 5, 4, 6]))
+    assert json.loads((tmp_path / "seen").read_bytes())["worker"]["counter"] == 8
+
+
+def test_no_bit_of_a_note_can_be_another(lab: Path) -> None:
+    note = (lab / "boot" / "boot.toml.sig").read_bytes()
+    trusted = [public_key(lab / "ann.pub")]
+    assert check(note, trusted, NOW).counter == 1
+    for at in range(len(note)):
+        with pytest.raises(SignatureError):
+            check(note[:at] + bytes([note[at] ^ 1]) + note[at + 1 :], trusted, NOW)
+        with pytest.raises(SignatureError):
+            check(note[:at], trusted, NOW)
+
+
+@FEW
+@given(st.binary(max_size=300))
+def test_any_bytes_are_a_signature_or_refused(data: bytes) -> None:
+    with pytest.raises(SignatureError):
+        check(data, [], NOW)
 
 
 PATHS = st.text(st.characters(exclude_characters="\n", exclude_categories=("Cs", "Cc")), min_size=1)
