@@ -70,10 +70,17 @@ class Statement(NamedTuple):
 
 
 def sign(statement: Statement, key: Ed25519PrivateKey) -> bytes:
-    """The note. What it says can be read back: no path has a line's end."""
+    """The note. Raises SignatureError when it could not be read back, as for a path with a control character
+    or for too many files."""
     text = str(statement)
-    assert parse(text) == statement
-    return sign_note(text, statement.name, [Signing.of(key)])
+    note = sign_note(text, statement.name, [Signing.of(key)])
+    try:
+        parse_note(note)
+    except NoteError as error:
+        raise SignatureError(str(error)) from error
+    if parse(text) != statement:
+        raise SignatureError(f"{statement.name}: it has a path that no signature can name")
+    return note
 
 
 def parse(text: str) -> Statement:

@@ -11,6 +11,7 @@ from skep.cli.exits import Failed
 
 DAY_NS: Final = 24 * 3600 * 1_000_000_000
 NEVER: Final = "never"
+COUNTER_MAX: Final = 2**53 - 1  # as boot/signing.py takes it
 
 
 @click.command()
@@ -22,7 +23,9 @@ NEVER: Final = "never"
 )
 @click.option("--expires", default="90d", show_default=True, help="After how long: 30d, 12h, never.")
 @click.option(
-    "--counter", type=click.IntRange(1), help="The release. Default: one more than the last signature's."
+    "--counter",
+    type=click.IntRange(1, COUNTER_MAX),
+    help="The release. Default: one more than the last signature's.",
 )
 @click.argument("manifest", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 def sign_command(key: Path, expires: str, counter: int | None, manifest: Path) -> None:

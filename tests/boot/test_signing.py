@@ -250,6 +250,13 @@ def test_nothing_is_signed_that_could_not_be_verified(lab: Path, capsys: pytest.
     assert "kernel: a symbolic link" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["ker\tnel", "k" * 66_000])
+def test_what_no_note_can_say_is_not_signed(name: str) -> None:
+    items = (Item("manifest", "0" * 64, 1, "boot.toml"), Item("kernel", "0" * 64, 1, name))
+    with pytest.raises(SignatureError, match=r"control character|bytes, expected at most"):
+        sign(Statement("worker", 1, None, items), Ed25519PrivateKey.generate())
+
+
 @pytest.mark.parametrize("path", ["../kernel", "/kernel", "sub/../../kernel", ".skep/esp/kernel"])
 def test_no_path_leaves_the_manifests_folder(lab: Path, path: str) -> None:
     text = MANIFEST.replace('"kernel"', f'"{path}"')
