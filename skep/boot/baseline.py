@@ -13,14 +13,19 @@ from skep.boot.argv import command
 from skep.boot.manifest import Manifest
 
 SUFFIX: Final = ".baseline.json"
+ROM: Final = "the machine's own"
 
 
 class Key(msgspec.Struct, frozen=True):
-    """``firmware``: SHA-256 by name, where the manifest names it; QEMU's own comes with its version."""
+    """``firmware``: SHA-256 by name; what x86_64 starts with when the manifest names none, is ROM.
+
+    ``stops``: the milestones that are counted to. A stop lets the guest's next timer come, so that another
+    stop may make another count."""
 
     qemu: str
     argv: tuple[str, ...]
     firmware: dict[str, str]
+    stops: tuple[str, ...] = ()
 
 
 class Baseline(msgspec.Struct, frozen=True):
@@ -35,10 +40,13 @@ class BaselineError(Exception):
     """The file is no baseline."""
 
 
-def key_of(manifest: Manifest, files: Mapping[str, str], qemu: str) -> Key:
-    """What a count depends on beside the images: those are what is judged."""
+def key_of(manifest: Manifest, files: Mapping[str, str], qemu: str, rom: str) -> Key:
+    """What a count depends on beside the images, which are what is judged. ``rom``: "": there is none."""
     fixed = {name: files[name] for name in (manifest.firmware, manifest.vars) if name}
-    return Key(qemu, tuple(command(manifest, exact=True)), fixed)
+    fixed |= {ROM: rom} if rom else {}
+    return Key(
+        qemu, tuple(command(manifest, exact=True)), fixed, tuple(each.name for each in manifest.counted)
+    )
 
 
 def load(path: Path) -> Baseline | None:

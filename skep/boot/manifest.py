@@ -95,6 +95,12 @@ class Page(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     mcs: bool = False
 
 
+class Ceiling(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What not even the fastest boot by the clock may be above, ms; wide: it is no gate."""
+
+    max_ms: Positive
+
+
 class Signature(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``trust``: the public key, a PEM file; a relative path is from the manifest's directory."""
 
@@ -134,6 +140,7 @@ class Manifest(
     shift: Annotated[int, Meta(ge=0, le=10)] = 4
     tolerance: Annotated[float, Meta(ge=0)] = 0.0  # per cent by which a count may be above its baseline
     deadline: Deadlines = Deadlines()
+    wall: Ceiling | None = None  # None: times by the clock judge nothing
     expect: str = "reached"
     forbid: tuple[str, ...] = ()  # lines that must not be printed
     bootinfo: Page | None = None  # None: it is not read

@@ -76,6 +76,7 @@ class Report(msgspec.Struct, omit_defaults=True):
     verdict: Verdict | None = None
     bootinfo: BootInfo | None = None
     scenarios: list[Played] = []
+    tried: list[str] = []  # what became of attempts that were made again
 
 
 def unsigned(name: str, why: str) -> Report:
@@ -131,6 +132,15 @@ def wall_of(boots: Sequence[Boot]) -> list[Wall]:
     return made
 
 
+def ceiled(walls: Sequence[Wall], max_ms: float) -> Verdict | None:
+    """Whether all boots by the clock came to the last milestone later than that."""
+    if not walls or walls[-1].least <= max_ms:
+        return None
+    last = walls[-1]
+    said = f"{last.name}: {last.least:.1f} ms by the clock in the fastest boot, ceiling {max_ms:g}"
+    return Verdict(Class.OVER_BUDGET, said, last.name)
+
+
 def gated(stages: Sequence[Stage], accepted: Baseline | None, tolerance: float) -> tuple[str, Verdict | None]:
     """The gate's word, and a verdict where something is over its budget or above its baseline."""
     last = stages[-1].name if stages else ""
@@ -150,20 +160,22 @@ def gated(stages: Sequence[Stage], accepted: Baseline | None, tolerance: float) 
 
 
 def junit(report: Report) -> bytes:
-    """JUnit XML: a case for the boot, one for each budget and each scenario."""
+    """JUnit XML: a case for the boot, for each stage, with its virtual seconds, and for each scenario."""
     suite = ElementTree.Element("testsuite", name=f"skep boot {report.name}")
     played = [each.verdict for each in report.scenarios]
     boot = report.verdict if report.verdict not in played else None
     shown = boot.evidence if boot is not None else ()
     cases: list[tuple[str, str, Sequence[str]]] = [("boot", _told(boot), shown)]
-    bounded = [stage for stage in report.stages if stage.max_ms or stage.max_instructions]
-    cases += [(stage.name, stage.over, shown) for stage in bounded]
+    cases += [(stage.name, stage.over, shown) for stage in report.stages]
+    seconds = {stage.name: f"{stage.virtual_ms / 1000:.9f}" for stage in report.stages}
     cases += [
         (each.name, _told(each.verdict), each.verdict.evidence if each.verdict is not None else ())
         for each in report.scenarios
     ]
     for name, failure, evidence in cases:
         case = ElementTree.SubElement(suite, "testcase", classname=f"boot.{report.name}", name=name)
+        if name in seconds:
+            case.set("time", seconds[name])
         if failure:
             child = ElementTree.SubElement(case, "failure", message=_printable(failure))
             child.text = _printable("\n".join(evidence))

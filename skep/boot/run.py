@@ -8,6 +8,7 @@ import asyncio
 import re
 import time
 from collections.abc import Callable, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,6 +26,8 @@ from skep.boot.qemu import SERIAL_MAX, LabError, Machine, NotStarted, started
 from skep.boot.scenario import Scenario, manifest_of, unmet
 from skep.boot.symbols import Symbols
 
+ROM_AT: Final = 0xFFFC0000  # x86_64's firmware to its end: another package than QEMU's
+ROM_SIZE: Final = 1 << 18
 BEYOND_S: Final = 60.0  # after the total deadline: to look at a guest that hangs, and to end it
 AFTERMATH_S: Final = 0.3  # what is still printed after a line that tells why
 LOOKS: Final = 25  # at a processor, to see whether it stays at one instruction and is no loop
@@ -53,6 +56,7 @@ class Boot(msgspec.Struct, omit_defaults=True):
     serial: bytes = b""
     stamps: list[tuple[float, int]] = []  # (ms since cont, bytes printed until then)
     qemu: str = ""
+    rom: str = ""  # SHA-256 of the machine's own firmware; "": it has none, or the manifest names another
     tried: list[str] = []  # what became of the attempts before
     ended: Verdict | None = None  # as what it ended, also where that was expected; None: well
     page: bytes = b""  # BootInfo, and what follows it
@@ -158,6 +162,8 @@ class _Run:
                 machine.serial.copied = self.printed
                 machine.reply_s = deadline.reply
                 boot.qemu = await machine.version()
+                if self.exact and self.manifest.arch == "x86_64" and not self.manifest.firmware:
+                    boot.rom = sha256(await machine.memory(ROM_AT, ROM_SIZE, physical=True)).hexdigest()
                 begun = time.monotonic()
                 ended = await self._follow(machine)
                 last = machine.serial.pieces[-1][0] if machine.serial.pieces else begun

@@ -170,7 +170,7 @@ async def _booted(
     stage: Staged, manifest: Manifest, kept: Baseline | None, boots: int, printed: Callable[[bytes], None]
 ) -> tuple[Report, list[Boot]]:
     from skep.boot.baseline import key_of
-    from skep.boot.report import Played, Report, gated, stages_of, wall_of
+    from skep.boot.report import Played, Report, ceiled, gated, stages_of, wall_of
     from skep.boot.run import exact, played, wall
     from skep.boot.scenario import read as read_scenario
 
@@ -182,12 +182,14 @@ async def _booted(
         done.append(await exact(manifest, stage.base, printed))
         printed(b"\n")
         verdict = done[0].verdict
-    for _ in range(boots if verdict is None else 0):
-        done.append(await wall(manifest, stage.base, printed))
-        printed(b"\n")
-        verdict = done[-1].verdict
-        if verdict is not None:
-            break
+    with _counted(boots) as advance:
+        for _ in range(boots if verdict is None else 0):
+            done.append(await wall(manifest, stage.base, printed))
+            printed(b"\n")
+            advance()
+            verdict = done[-1].verdict
+            if verdict is not None:
+                break
     for name, scenario in scenarios.items() if verdict is None else ():
         boot = await played(manifest, stage.base, scenario)
         found = boot.verdict
@@ -196,15 +198,33 @@ async def _booted(
         plays.append(Played(name, scenario.about, found))
         verdict = verdict or found
     files = stage.hashes
-    key = key_of(manifest, files, done[0].qemu if done else "")
+    key = key_of(manifest, files, done[0].qemu if done else "", done[0].rom if done else "")
     accepted = kept if kept is not None and kept.key == key else None
     stages = stages_of(manifest, done[0].reached, accepted) if manifest.counted else []
     gate, over = gated(stages, accepted, manifest.tolerance)
     walls = wall_of([boot for boot in done if not boot.exact])
-    report = Report(manifest.name, key.qemu, manifest.shift, stages, walls, files, key, gate, verdict or over)
+    slow = ceiled(walls, manifest.wall.max_ms) if manifest.wall is not None else None
+    report = Report(
+        manifest.name, key.qemu, manifest.shift, stages, walls, files, key, gate, verdict or over or slow
+    )
     report.bootinfo = done[0].bootinfo if done else None
     report.scenarios = plays
+    report.tried = [each for boot in done for each in boot.tried]
     return report, done
+
+
+@contextmanager
+def _counted(boots: int) -> Iterator[Callable[[], None]]:
+    """To be called after each boot: tells how many there were, where somebody looks on."""
+    if boots < 2 or not sys.stderr.isatty():
+        yield lambda: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as shown:
+        task = shown.add_task("boots", total=boots)
+        yield lambda: shown.advance(task)
 
 
 def _accepted(report: Report, path: Path) -> Report:
@@ -274,6 +294,8 @@ def _tell(report: Report) -> None:
         )
     if report.stages:
         click.echo(f"baseline: {report.gate}")
+    for failure in report.tried:
+        click.echo(f"tried again after {failure}")
     if report.bootinfo is not None:
         empty, end = report.bootinfo.regions["empty"]
         click.echo(f"bootinfo: {len(report.bootinfo.untyped)} untyped, {end - empty} empty slots")

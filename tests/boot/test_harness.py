@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import subprocess
@@ -17,6 +18,7 @@ import pytest
 from lab import manifest
 from qemus import written
 
+from skep.__main__ import run
 from skep.boot.classes import Class
 from skep.boot.manifest import Manifest, parse
 from skep.boot.qemu import SERIAL_MAX, Serial
@@ -210,6 +212,50 @@ def test_an_expected_failure_is_looked_for_by_both_kinds_of_boot(images: Path, b
     boot = asyncio.run(boots(parse(text), images / "aarch64"))
     assert boot.verdict is not None
     assert boot.verdict.message.startswith("forbidden: vm fault")
+
+
+@pytest.mark.slow
+def test_the_ceiling_of_the_wall_is_for_the_fastest_boot(
+    images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = manifest(images, "aarch64", tail="[wall]\nmax_ms = 60000\n")
+    assert run(["boot", "run", "--boots", "2", str(path)]) == 0
+    path = manifest(images, "aarch64", tail="[wall]\nmax_ms = 0.001\n")
+    assert run(["boot", "run", "--boots", "2", str(path)]) == Class.OVER_BUDGET.row.status
+    assert "by the clock in the fastest boot, ceiling 0.001 (after said)" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_baseline_is_of_the_firmware_and_the_milestones_too(images: Path, tmp_path: Path) -> None:
+    path = manifest(images, "x86_64")
+    kept = tmp_path / "kept.json"
+    asked = ["boot", "run", "--boots", "0", "--baseline", str(kept), "--out", str(tmp_path)]
+    assert run([*asked, "--accept", str(path)]) == 0
+    accepted = kept.read_text()
+
+    def gate() -> str:
+        assert run([*asked, str(path)]) == 0
+        return str(json.loads((tmp_path / "boot.json").read_bytes())["gate"])
+
+    assert gate() == "same"
+    key = json.loads(accepted)["key"]
+    (rom,) = key["firmware"].values()
+    kept.write_text(accepted.replace(rom, "0" * 64))
+    assert gate() == "none"
+    kept.write_text(accepted)
+    path.write_text(path.read_text().replace('name = "ready"', 'name = "prepared"'))
+    assert gate() == "none"
+
+
+def test_what_was_tried_again_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SKEP_QEMU_X86_64", str(tmp_path / "qemu"))
+    (tmp_path / "kernel").write_bytes(b"")
+    path = tmp_path / "boot.toml"
+    path.write_text(FAKE.format(start=1))
+    assert run(["boot", "run", str(path)]) == Class.QEMU_START_FAILED.row.status
+    assert f"tried again after qemu_start_failed: {tmp_path}/qemu: there is no" in capsys.readouterr().out
 
 
 PHASES = ("start", "exact", "wall")
