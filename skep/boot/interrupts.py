@@ -6,7 +6,7 @@ what is trapped to give a thread the floating point unit. Formats as of QEMU 7.2
 from __future__ import annotations
 
 import re
-from collections import Counter
+from collections import Counter, deque
 from typing import Final
 
 from skep.boot.classes import Fault
@@ -17,6 +17,8 @@ _X86: Final = re.compile(
     r" .*\bpc=(?P<pc>[0-9a-f]+)(?:.*\bCR2=(?P<address>[0-9a-f]+))?"
 )
 PAGE_FAULT: Final = 14
+DOUBLE_FAULT: Final = 8  # an exception that cannot be taken; where it cannot be either, the machine is reset
+LAST: Final = 3  # exceptions that lead to a reset
 INTERRUPTS: Final = 0x20  # x86: vectors from here on are interrupts
 NO_FAULTS: Final = (2, 7)  # x86: NMI, and no floating point unit
 
@@ -37,6 +39,7 @@ class Interrupts:
     def __init__(self) -> None:
         self.fault: Fault | None = None
         self.lines: tuple[str, ...] = ()
+        self.last: deque[tuple[int, int, str]] = deque(maxlen=LAST)  # x86's exceptions: vector, pc, as logged
         self.delivered: Counter[int] = Counter()  # interrupts, by x86's vector; aarch64 has one, 0
         self._split = Lines()
         self._said: dict[str, str] = {}  # of aarch64's exception that is being told
@@ -50,10 +53,17 @@ class Interrupts:
             elif line[:3] in ("Tak", "...", "Exc") and (match := _ARM.match(line)):
                 self._arm(match, line)
 
+    @property
+    def triple(self) -> int | None:
+        """Where a triple fault has reset the machine; None: it was something else."""
+        return self.last[-1][1] if self.last and self.last[-1][0] == DOUBLE_FAULT else None
+
     def _x86(self, match: re.Match[str], line: str) -> None:
         vector, error = int(match["vector"], 16), int(match["error"], 16)
         if vector >= INTERRUPTS and match["software"] == "0":
             self.delivered[vector] += 1
+        if vector < INTERRUPTS:
+            self.last.append((vector, int(match["pc"], 16), line.strip()))
         if match["level"] != "3" or match["software"] == "1" or vector >= INTERRUPTS or vector in NO_FAULTS:
             return
         pc = int(match["pc"], 16)

@@ -16,7 +16,7 @@ import msgspec
 
 from skep.boot.argv import command
 from skep.boot.bootinfo import BootInfo
-from skep.boot.classes import Class, Verdict
+from skep.boot.classes import Class, Fault, Verdict
 from skep.boot.diagnose import Observed, decoded, diagnose, registers, runs_user, worded
 from skep.boot.grammar import Grammar, Lines
 from skep.boot.interrupts import Interrupts, in_words
@@ -117,7 +117,7 @@ async def _tried(run: _Run) -> Boot:
         if boot.verdict is None or not boot.verdict.cause.row.retried or attempt == ATTEMPTS - 1:
             break
         tried.append(f"{boot.verdict.cause.value}: {boot.verdict.message}")
-    if run.quiet and boot.verdict is not None and boot.verdict.cause in SILENT:
+    if boot.verdict is not None and run.unexplained(boot.verdict):
         boot.ended = await run.logged(boot.verdict)
         boot.verdict = None if boot.ended.cause.value == run.manifest.expect else boot.ended
     return boot
@@ -214,12 +214,17 @@ class _Run:
             return msgspec.structs.replace(verdict, message=more)
         return verdict
 
+    def unexplained(self, verdict: Verdict) -> bool:
+        """Whether QEMU's log of exceptions may tell more: of a silent end, or of a reset of x86."""
+        if verdict.cause is Class.RESET:
+            return self.manifest.arch == "x86_64"
+        # Where a thread still runs, whatever fault there was has been handled.
+        return self.quiet and verdict.cause in SILENT and not runs_user(verdict.registers)
+
     async def logged(self, verdict: Verdict) -> Verdict:
-        """Of a guest that says nothing more: the fault that QEMU saw in another boot of it, if any."""
+        """What is found of a silent end, or of a reset, in another boot: of that QEMU logs the exceptions."""
         told = Interrupts()
         deadline = self.manifest.deadline
-        if runs_user(verdict.registers):  # something goes on, whatever was handled before it
-            return verdict
         try:
             async with (
                 asyncio.timeout(deadline.start + AGAIN_S),
@@ -232,8 +237,26 @@ class _Run:
                     await ends.before(asyncio.Future(), min(deadline.milestone, AGAIN_S))
         except (LabError, TimeoutError, OSError):
             return verdict
-        if told.fault is None:
+        if verdict.cause is Class.RESET:
+            return self._triple(verdict, told)
+        return self._unheard(verdict, told) if told.fault is not None else verdict
+
+    def _triple(self, verdict: Verdict, told: Interrupts) -> Verdict:
+        """With the place of a triple fault, if it was one."""
+        if told.triple is None:
             return verdict
+        fault = decoded(Fault("triple", pc=told.triple), self.manifest.arch, self.symbols)
+        lines = tuple(line for _, _, line in told.last)
+        return msgspec.structs.replace(
+            verdict,
+            message=f"{worded(f'a triple fault at {told.triple:#x}', fault)}, as QEMU saw it",
+            evidence=verdict.evidence + lines,
+            fault=fault,
+        )
+
+    def _unheard(self, verdict: Verdict, told: Interrupts) -> Verdict:
+        """The last fault of user space, which nobody has told of."""
+        assert told.fault is not None
         fault = decoded(told.fault, self.manifest.arch, self.symbols)
         return Verdict(
             Class.USER_FAULT,

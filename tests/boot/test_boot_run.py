@@ -186,6 +186,14 @@ def test_every_way_to_fail_has_one_cause(
     assert told in err
 
 
+def test_a_triple_fault_is_placed_in_the_kernel(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["boot", "run", str(manifest(own, "x86_64", "do=reset"))]) == Class.RESET.row.status
+    out, err = capsys.readouterr()
+    assert "reset: a triple fault at 0xffffffff802" in err
+    assert " in reset+0x" in err
+    assert "v=08" in out
+
+
 def test_tests_that_do_not_end_are_another_cause_than_a_boot_that_does_not(
     own: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -45,6 +45,7 @@ SAID = {
     "do=entry": "Kernel entry via Interrupt, irq 33\nhalting...",
     "do=halt": "halting...",
     "do=reject": "Invalid ELF: .*\nboot_sys failed for BSP\nhalting...",
+    "do=ready ticks=3": "\n3 interrupts of the timer\nBooting all finished",
     "do=vm-read form=silent slow=3": "",
     "do=kernel-spin": "",
     "do=silence": "",

@@ -150,7 +150,7 @@ def test_the_scenarios_of_the_guests_end_as_they_must(
 ) -> None:
     names = sorted(path.stem for path in (own / arch / "scenarios").iterdir())
     assert "null-read" in names
-    path = requiring(own, arch, *names, seconds=3)
+    path = requiring(own, arch, *names, seconds=2)
     assert run(["boot", "run", "--out", str(tmp_path / "out"), str(path)]) == 0
     assert "scenario null-read: as it must" in capsys.readouterr().out
     suite = ElementTree.parse(tmp_path / "out" / "junit.xml").getroot()

@@ -32,6 +32,34 @@ void reset(void)
 /* Clocks need no calibration here. */
 void wait_periods(word count) { (void)count; }
 
+#define DISTRIBUTOR (0x08000000ul + HIGH)
+#define INTERFACE (0x08010000ul + HIGH)
+#define TIMER 27
+static volatile word ticks;
+void on_interrupt(void);
+
+static volatile uint32_t *device(word at) { return (volatile uint32_t *)at; }
+static void start_timer(void) { __asm__ volatile("msr cntv_tval_el0, %0" ::"r"(62500 * 5ul)); /* 5 ms */ }
+
+void on_interrupt(void)
+{
+    uint32_t number = *device(INTERFACE + 0xc);
+    ticks++;
+    start_timer();
+    *device(INTERFACE + 0x10) = number;
+}
+
+void take_ticks(word count)
+{
+    *device(DISTRIBUTOR) = 1, *device(DISTRIBUTOR + 0x100) = 1u << TIMER;
+    *device(INTERFACE + 4) = 0xf0, *device(INTERFACE) = 1;
+    start_timer();
+    __asm__ volatile("msr cntv_ctl_el0, %0" ::"r"(1ul));
+    while (ticks < count)
+        __asm__ volatile("msr daifclr, #2; wfi; msr daifset, #2");
+    __asm__ volatile("msr cntv_ctl_el0, xzr");
+}
+
 void invalid_vector(void)
 {
     say("\n\nKERNEL INVALID VECTOR ENTRY!\n");

@@ -21,7 +21,8 @@ vectors:
     vector unexpected
     .endr
     vector of_kernel
-    .rept 3
+    vector of_interrupt
+    .rept 2
     vector unexpected
     .endr
     vector of_user
@@ -37,6 +38,15 @@ of_kernel:
     mrs x1, far_el1
     mrs x2, esr_el1
     b on_kernel_fault
+of_interrupt:
+    .irp pair, "x0, x1", "x2, x3", "x4, x5", "x6, x7", "x8, x9", "x10, x11", "x12, x13", "x14, x15", "x16, x17", "x18, x30"
+    stp \pair, [sp, #-16]!
+    .endr
+    bl on_interrupt
+    .irp pair, "x18, x30", "x16, x17", "x14, x15", "x12, x13", "x10, x11", "x8, x9", "x6, x7", "x4, x5", "x2, x3", "x0, x1"
+    ldp \pair, [sp], #16
+    .endr
+    eret
 of_user:                        /* a system call has its number in x7, its argument in x0 */
     stp x29, x30, [sp, #-16]!
     mrs x1, elr_el1

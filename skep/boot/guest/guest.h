@@ -11,6 +11,7 @@ struct choice {
     char what[24]; /* do= */
     char form[8];  /* form= debug, mcs, print, silent */
     word wait;     /* wait= periods of 50 ms that the kernel spins for (x86) */
+    word ticks;    /* ticks= interrupts of the timer that the kernel waits for */
     word slow;     /* slow= turns of a loop before the root task is ready */
 };
 
@@ -42,6 +43,7 @@ _Noreturn void idle(void);
 _Noreturn void stop(void); /* interrupts off, for ever */
 _Noreturn void reset(void);
 void wait_periods(word count);
+void take_ticks(word count); /* interrupts of the timer, some ms apart */
 _Noreturn void enter_user(word pc, word sp, word argument, word offset);
 
 /* say.c: */

@@ -93,6 +93,11 @@ void kernel(const struct image *root, word offset)
     root_image = *root;
     wait_periods(choice.wait);
     calibrated();
+    if (choice.ticks) {
+        take_ticks(choice.ticks);
+        if (told())
+            say("%u interrupts of the timer\n", choice.ticks);
+    }
     misbehave();
     word info = tell_bootinfo(offset);
     word sp = info + 2 * PAGE + 16 * STACK;

@@ -60,6 +60,7 @@ void choose(struct choice *to, const char *words)
     take(to->what, sizeof to->what, (said = after(words, "do=")) ? said : "ready");
     take(to->form, sizeof to->form, (said = after(words, "form=")) ? said : "debug");
     to->wait = (said = after(words, "wait=")) ? word_of(said) : 0;
+    to->ticks = (said = after(words, "ticks=")) ? word_of(said) : 0;
     to->slow = (said = after(words, "slow=")) ? word_of(said) : 0;
 }
 

@@ -125,6 +125,18 @@ common:
 1:  hlt
     jmp 1b
 
+    .globl on_tick, tick_entry
+tick_entry:
+    .irp register, rax, rcx, rdx, rsi, rdi, r8, r9, r10, r11
+    pushq %\register
+    .endr
+    cld
+    call on_tick
+    .irp register, r11, r10, r9, r8, rdi, rsi, rdx, rcx, rax
+    popq %\register
+    .endr
+    iretq
+
 syscall_entry:                  /* number in rdx, argument in rdi; rcx: where to go on */
     movq %rsp, user_sp(%rip)
     leaq kernel_stack(%rip), %rsp
