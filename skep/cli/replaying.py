@@ -89,6 +89,11 @@ def replay_command(
       skep replay ledger.db --policy ./operator --jobs 4
       skep replay --wire ~/.local/state/skep/hive/log/trace/sessions/01JD….9pt
     """
+    if wire is None and (fresh or beside is not None):
+        raise click.UsageError("--fresh and --ledger are about a conversation: expected --wire FILE")
+    of_ledger = (first > 1, last, every, policy, name, jobs > 1, no_snapshots, check_snapshots)
+    if wire is not None and any(of_ledger):
+        raise click.UsageError("--wire: expected none of the options that are about a ledger")
     if wire is not None:
         from skep.cli.playing import play
 
@@ -103,6 +108,8 @@ def replay_command(
 
     if last is not None and last < first:
         raise click.UsageError(f"--to {last}: expected --from {first} or more")
+    if check_snapshots and not _file_of(ledger).is_file():
+        raise click.UsageError(f"{ledger}: --check-snapshots: expected a hive's directory or its {LEDGER}")
     rules = _rules(policy, name)
 
     def replayed(entries: Tail, beside: Beside | None) -> Report:
@@ -188,6 +195,8 @@ def _rules(policy: Path | None, name: str | None) -> HiveRules:
         return rules_under(policy, name)
     except BundleError as error:
         raise click.UsageError(f"{policy}/{error}") from error
+    except OSError as error:
+        raise click.UsageError(f"{error.filename}: {error.strerror}: expected a file of a bundle") from error
 
 
 def _tell(found: Report) -> None:

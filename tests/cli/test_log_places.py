@@ -4,6 +4,7 @@ address, in the ledger's file."""
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -66,3 +67,50 @@ def test_a_log_that_is_not_consistent_is_not_replayed(hive: Hive, tmp_path: Path
     assert done.stderr.startswith(f"skep: {trace}: integrity: entry 1: leaf hash ")
     assert 2 == run("replay", str(tmp_path / "nothing")).returncode
     assert 3 == run("replay", f"unix:{tmp_path}/nobody").returncode
+
+
+def test_a_hives_directory_and_the_url_of_its_ledger_are_verified(hive: Hive) -> None:
+    said = {
+        run("verify", target).stdout
+        for target in (str(hive.directory), f"sqlite://{hive.directory}/ledger.db")
+    }
+    assert 1 == len(said)
+    assert said.pop().startswith("consistent: ")
+
+
+def test_what_is_no_log_is_a_mistake_in_what_was_typed(hive: Hive, tmp_path: Path) -> None:
+    (tmp_path / "bundle" / "more").mkdir(parents=True)
+    (tmp_path / "kept").write_text("no note")
+    ledger = str(hive.directory / "ledger.db")
+    mistakes = (
+        (("verify", str(tmp_path / "nothing")), "there is no log: expected a mount"),
+        (
+            ("verify", "--checkpoint", str(tmp_path / "kept"), ledger),
+            f"--checkpoint {tmp_path}/kept: expected",
+        ),
+        (("replay", "--check-snapshots", hive.address), "--check-snapshots: expected a hive's directory"),
+        (("replay", "--fresh", ledger), "expected --wire FILE"),
+        (("replay", "--wire", ledger, "--from", "2"), "--wire: expected none"),
+        (
+            ("replay", "--policy", str(tmp_path / "bundle"), ledger),
+            "Is a directory: expected a file of a bundle",
+        ),
+    )
+    for command, said in mistakes:
+        done = run(*command)
+        assert (2, "") == (done.returncode, done.stdout), command
+        assert said in done.stderr
+
+
+def test_programs_are_told_what_was_found(hive: Hive, tmp_path: Path) -> None:
+    trace = asyncio.run(fetched(hive.address, tmp_path / "tiles"))
+    told = json.loads(run("verify", "--json", str(trace)).stdout)
+    key = hive.ask("cat", "/log/trace/keys").split(" ")[0]
+    assert [key] == told["signers"]
+    assert f"{told['origin']}\n{told['size']}\n{told['root']}\n\n" in (trace / "checkpoint").read_text()
+    (bundle,) = (trace / "tile" / "entries").glob("*/*")
+    bundle.write_bytes(bundle.read_bytes()[:-1])
+    done = run("verify", "--json", str(trace))
+    found = json.loads(done.stdout)
+    assert (16, "truncated", told["size"]) == (done.returncode, found["kind"], found["entry"])
+    assert f"skep: {trace}: {found['text']}\n" == done.stderr

@@ -87,7 +87,7 @@ def test_an_older_checkpoint_that_is_not_continued_is_told(copy: Path) -> None:
 
 def test_what_cannot_be_verified_says_what_was_expected(tmp_path: Path, copy: Path) -> None:
     done = verified(tmp_path / "nothing")
-    assert (1, True) == (done.returncode, "expected a directory, a file or an address" in done.stderr)
+    assert (2, True) == (done.returncode, "there is no log: expected a mount" in done.stderr)
     assert 18 == verified(tmp_path).returncode
     assert 18 == verified(copy / "old").returncode
     assert 2 == verified("--key", "no key", copy).returncode
