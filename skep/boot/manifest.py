@@ -24,6 +24,9 @@ to = "calibrated"
 symbol = "bootinfo"                 # a pointer to it; or address = its own, or physical = that of the machine
 elf = "rootserver"
 
+[layout]                            # checked before it boots
+allow = ["R6"]                      # rules that may be broken, see skep boot check
+
 [signature]
 trust = "release.pub"               # NAME.sig must be by this key (PEM), beside the manifest
 
@@ -101,6 +104,12 @@ class Ceiling(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_ms: Positive
 
 
+class Layout(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``allow``: ids of rules that may be broken."""
+
+    allow: tuple[str, ...] = ()
+
+
 class Signature(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``trust``: the public key, a PEM file; a relative path is from the manifest's directory."""
 
@@ -146,6 +155,7 @@ class Manifest(
     bootinfo: Page | None = None  # None: it is not read
     symbols: tuple[str, ...] = ()  # further ELF files whose functions are named in what is told
     scenario: tuple[Name, ...] = ()  # further boots, each of which must end as its file says
+    layout: Layout | None = None  # None: what the files are like is not asked
     signature: Signature | None = None  # None: nobody need have signed it
 
     @property

@@ -81,7 +81,11 @@ class Report(msgspec.Struct, omit_defaults=True):
 
 def unsigned(name: str, why: str) -> Report:
     """Of what was not booted: it is not what was signed."""
-    verdict = Verdict(Class.SIGNATURE_INVALID, why)
+    return unbooted(name, Verdict(Class.SIGNATURE_INVALID, why))
+
+
+def unbooted(name: str, verdict: Verdict) -> Report:
+    """Of what was found out before anything was booted."""
     return Report(name, "", 0, [], [], {}, Key("", (), {}), "none", verdict)
 
 

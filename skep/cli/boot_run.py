@@ -130,8 +130,9 @@ def booted(
     """Boot it. ``kept``: the baseline's file; ``printed`` gets what the guest prints, and a newline after
     each boot. Raises ClickException, Failed."""
     from skep.boot.baseline import BaselineError, load
+    from skep.boot.layout.gate import invalid
     from skep.boot.manifest import ManifestError
-    from skep.boot.report import unsigned
+    from skep.boot.report import unbooted, unsigned
     from skep.boot.run import SymbolError
     from skep.boot.signing import Seen, SignatureError
     from skep.boot.staging import staged
@@ -143,6 +144,8 @@ def booted(
             said = _bounded(stage.manifest, asked.max_ms)
             if asked.shift is not None:
                 said = msgspec.structs.replace(said, shift=asked.shift)
+            if (found := invalid(said, stage.base)) is not None:
+                return unbooted(said.name, found), []
             return asyncio.run(_booted(stage, said, load(kept), asked.boots, printed))
     except SignatureError as error:
         return unsigned(manifest.stem, str(error)), []
