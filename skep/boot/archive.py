@@ -92,12 +92,17 @@ def _within(name: str, other: str) -> bool:
 
 
 def pack(manifest: Path, to: BinaryIO) -> None:
-    """Write the archive of the manifest, its files, and what stands beside it: its signature, its baseline.
+    """Write the archive of the manifest, its files, and what stands beside it: its signature, its
+    baseline, the key that it names when that is below it.
 
     Raises ManifestError, ArchiveError, OSError."""
     base = manifest.parent
-    beside = (manifest.name + SIGNATURE, manifest.with_suffix(BASELINE).name)
-    names = [manifest.name, *files_of(read(manifest)), *(name for name in beside if (base / name).is_file())]
+    said = read(manifest)
+    beside = [manifest.name + SIGNATURE, manifest.with_suffix(BASELINE).name]
+    if said.signature is not None and ".." not in said.signature.trust.split("/"):
+        beside.append(said.signature.trust)
+    there = [name for name in beside if not name.startswith("/") and (base / name).is_file()]
+    names = dict.fromkeys([manifest.name, *files_of(said), *there])
     index = Index(SIZE_MAX)
     with tarfile.open(fileobj=to, mode="w|", format=tarfile.USTAR_FORMAT) as archive:
         for name in names:

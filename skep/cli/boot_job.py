@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
+from base64 import b64encode
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import click
 import msgspec
 
+from skep.cli.boot_check import encoded
 from skep.cli.boot_run import Asked, booted, cause_of
 from skep.cli.boot_verify import trust_options
 from skep.cli.exits import Failed
@@ -20,6 +22,7 @@ if TYPE_CHECKING:  # these take a while to import
     from skep.boot.report import Report
 
 BOOTS_MAX: Final = 100  # of one run: it keeps its worker as long
+CHECKS_MAX: Final = 24  # files whose layout is told: a worker keeps 64 outputs
 OUT: Final = "out"  # what is left there, the worker makes artifacts of
 
 
@@ -33,9 +36,17 @@ class Said(msgspec.Struct, frozen=True, rename="kebab"):
 
 @click.command()
 @click.option("--labels", default="", help="How, as the job's labels say it: shift:4,boots:3,max-ms:200.")
+@click.option(
+    "--sign",
+    "key",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Sign the reports of layouts with this Ed25519 key (PEM).",
+)
 @trust_options
 @click.argument("image", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-def job_command(labels: str, trust: tuple[Path, ...], seen: Path | None, image: Path) -> None:
+def job_command(
+    labels: str, key: Path | None, trust: tuple[Path, ...], seen: Path | None, image: Path
+) -> None:
     """Boot IMAGE, an archive of `skep boot pack`, for a worker's handlers: its reports are left in ./out.
 
     What the guest prints goes to stderr as it comes, what became of it to stdout, one line. The exit status
@@ -61,7 +72,9 @@ def job_command(labels: str, trust: tuple[Path, ...], seen: Path | None, image: 
             manifest = unpack(image, Path(into))
         except ArchiveError as error:
             raise Failed(f"{image.name}: {error}") from error
+        Path(OUT).mkdir(exist_ok=True)
         report, _ = booted(manifest, asked, manifest.with_suffix(SUFFIX), _print)
+        _check(manifest, key)
     _leave(report)
     verdict = report.verdict
     if verdict is not None and verdict.cause.row.retried:
@@ -79,12 +92,33 @@ def _leave(report: Report) -> None:
     from skep.boot.report import junit, waterfall
 
     out = Path(OUT)
-    out.mkdir(exist_ok=True)
     timing = msgspec.structs.replace(report, verdict=None)
     (out / "timing.json").write_bytes(msgspec.json.encode(timing) + b"\n")
     (out / "diagnostics.json").write_bytes(msgspec.json.encode(report.verdict) + b"\n")
     (out / "junit.xml").write_bytes(junit(report))
     (out / "stages.svg").write_text(waterfall(report))
+
+
+def _check(manifest: Path, key: Path | None) -> None:
+    """Leave a report of the layout of each ELF and PE file that is booted, as `skep boot check` writes it."""
+    from skep.boot.layout.checking import FILE_MAX, Asked, check
+    from skep.boot.manifest import files_of, read
+    from skep.trace.pem import PemError, private_key
+
+    try:
+        signer = private_key(key) if key is not None else None
+    except PemError as error:
+        raise click.UsageError(f"--sign: {error}") from error
+    for name in files_of(read(manifest))[:CHECKS_MAX]:
+        with (manifest.parent / name).open("rb") as file:
+            content = file.read(FILE_MAX + 1)
+        if len(content) > FILE_MAX or not content.startswith((b"\x7fELF", b"MZ")):
+            continue
+        report = check(name, content, Asked(None, None, None, ())).report
+        said, path = encoded(report), Path(OUT) / f"{report.sha256}.json"
+        path.write_bytes(said)
+        if signer is not None:
+            path.with_suffix(".json.sig").write_bytes(b64encode(signer.sign(said)) + b"\n")
 
 
 def _summary(report: Report) -> str:

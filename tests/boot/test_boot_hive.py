@@ -66,6 +66,9 @@ def test_a_run_is_done_by_a_worker_with_the_handler(tmp_path: Path, images: Path
             assert (2, [2]) == (timing["shift"], [each["boots"] for each in timing["wall"]])
             assert "null" == hive.ask("cat", f"/boot/runs/{asked}/diagnostics.json")
             assert hive.ask("cat", f"/boot/runs/{asked}/stages.svg").startswith("<svg ")
+            kernel = timing["files"]["kernel.elf"]
+            layout = msgspec.json.decode(hive.ask("cat", f"/log/boot/elf_checks/{kernel}.json"))
+            assert ("kernel", kernel) == (layout["kind"], layout["sha256"])
             # Three boots, one of them exact, and it was told as it was printed.
             followed, _ = follower.communicate(timeout=10)
             assert 3 == followed.count("ROOT: start")
@@ -85,6 +88,31 @@ def test_the_same_files_are_the_same_archive(tmp_path: Path, images: Path) -> No
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
     listed = subprocess.run(["tar", "tf", str(tmp_path / "one")], capture_output=True, text=True)
     assert ["boot.toml", "image", "kernel.elf", "rootserver"] == listed.stdout.splitlines()[:4]
+
+
+def test_a_lab_boots_what_its_key_has_signed(tmp_path: Path, images: Path) -> None:
+    for name in ("ours", "theirs"):
+        key, public = str(tmp_path / f"{name}.pem"), str(tmp_path / f"{name}.pub")
+        subprocess.run(["openssl", "genpkey", "-algorithm", "ed25519", "-out", key], check=True)
+        subprocess.run(["openssl", "pkey", "-in", key, "-pubout", "-out", public], check=True)
+    said, image = manifest(images, "aarch64"), tmp_path / "image"
+    assert 0 == run("boot", "sign", str(said), "--key", str(tmp_path / "ours.pem")).returncode
+    assert 0 == run("boot", "pack", str(said), str(image)).returncode
+    for name, verdict in (("ours", "as expected: "), ("theirs", "signature_invalid: ")):
+        work = tmp_path / f"job-{name}"
+        work.mkdir()
+        job = ["boot", "job", "--labels=boots:0", "--seen", str(tmp_path / "seen"), str(image)]
+        done = subprocess.run(
+            [sys.executable, "-m", "skep", *job, "--trust", str(tmp_path / f"{name}.pub")],
+            cwd=work,
+            capture_output=True,
+            text=True,
+        )
+        assert 0 == done.returncode, done.stderr
+        assert done.stdout.startswith(verdict)
+        # It is told without having been booted.
+        assert (name == "ours") == ("ROOT: start" in done.stderr or "Bootstrapping kernel" in done.stderr)
+    said.with_name("boot.toml.sig").unlink()
 
 
 @pytest.mark.parametrize(

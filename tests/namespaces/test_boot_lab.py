@@ -151,6 +151,7 @@ def test_a_run_is_a_job_of_a_pool_that_is_made_when_somebody_asks() -> None:
         assert '{"cause":"x"}' == await hive.ann.read(f"{at}/diagnostics.json")
         assert '{"stages":[]}' == await hive.ann.read(f"/log/boot/runs/{run}.json")
         assert [f"{run}.json"] == await hive.ann.names("/log/boot/runs")
+        assert [] == await hive.ann.names("/log/boot/elf_checks")
         other = await hive.submit()
         assert [run] == await hive.ann.names("/boot/runs")
         assert not await hive.ann.exists(f"/boot/runs/{other}")
@@ -170,6 +171,20 @@ def test_images_and_runs_are_their_tenants_own() -> None:
                 assert not await door.exists(f"/boot/{path}")
             assert not await door.exists(f"/log/boot/runs/{run}.json")
             assert E.USAGE is await refused(hive.say("run image=worker", who))
+
+    lab(story)
+
+
+def test_reports_of_layouts_are_found_by_the_hash_of_their_file() -> None:
+    async def story(hive: Lab) -> None:
+        name = f"{'0f' * 32}.json"
+        for text in ("first", "second"):
+            await hive.stage(name, text.encode())
+            await hive.ann.write("/artifacts/ctl", f"seal name={name}")
+        assert [name] == await hive.ann.names("/log/boot/elf_checks")
+        assert "second" == await hive.ann.read(f"/log/boot/elf_checks/{name}")
+        assert not await hive.ann.exists(f"/log/boot/elf_checks/{name}.sig")
+        assert not await hive.door(BOB).exists(f"/log/boot/elf_checks/{name}")
 
     lab(story)
 

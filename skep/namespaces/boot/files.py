@@ -37,6 +37,7 @@ Images and runs are their tenant's own. How the hive began is told to the audito
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Final
 
 import msgspec
@@ -51,6 +52,7 @@ from skep.namespaces.artifacts.core import Artifact
 from skep.namespaces.artifacts.kept import Kept
 from skep.namespaces.boot.images import Images
 from skep.namespaces.boot.runs import (
+    CHECK,
     DIAGNOSTICS,
     JUNIT,
     POOL,
@@ -107,7 +109,25 @@ def records(hive: Hive) -> Dir:
         artifact = _output(hive, found, TIMING)
         return None if artifact is None else Kept(hive.store, artifact)
 
-    return Dir({"starts": _told(hive, lambda: hive.starts.log()), "runs": Listing(names, walk)})
+    return Dir(
+        {
+            "starts": _told(hive, lambda: hive.starts.log()),
+            "runs": Listing(names, walk),
+            "elf_checks": Listing(lambda caller: sorted(_checks(hive, caller)), partial(_check, hive)),
+        }
+    )
+
+
+def _checks(hive: Hive, caller: Caller) -> dict[str, Artifact]:
+    """By name, the reports of checks that the caller's tenant has, each as it was sealed last."""
+    sealed = {} if caller.node else hive.state.artifacts.by_hash.get(caller.tenant, {})
+    found = (each for each in sealed.values() if CHECK.fullmatch(each.name))
+    return {each.name: each for each in sorted(found, key=lambda each: each.rev)}
+
+
+def _check(hive: Hive, name: str, caller: Caller) -> Kept | None:
+    artifact = _checks(hive, caller).get(name) if CHECK.fullmatch(name) else None
+    return None if artifact is None else Kept(hive.store, artifact)
 
 
 def _told(hive: Hive, content: Callable[[], str]) -> Text:

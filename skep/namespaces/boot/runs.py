@@ -23,6 +23,7 @@ TIMING: Final = "timing.json"  # outputs of the job
 DIAGNOSTICS: Final = "diagnostics.json"
 JUNIT: Final = "junit.xml"
 STAGES: Final = "stages.svg"
+CHECK: Final = re.compile(r"[0-9a-f]{64}\.json(\.sig)?")  # of a file's layout, named by its SHA-256
 
 _IMAGE: Final = Arg("image", required=True, kind="name")
 VERBS: Final = ctl.verbs(

@@ -38,6 +38,9 @@
                                boot, online, shutdown; when it began, how long it took, the hash of
                                /boot/transcript. For the hive's own auditors
     boot/runs/<id>.json        R the timing of a run of the boot lab. For its tenant
+    boot/elf_checks/<sha256>.json  R the layout of a file that was booted, or was checked elsewhere: as
+                               `skep boot check --out` writes it, sealed under that name; .json.sig its
+                               signature, which says what it is worth. For its tenant
     denials                    R lines of operation, class of error, how often. For the hive's own auditors
 
 A line of the trace has seq, time, trace, actor, role, tenant, path, line, outcome, events. A line of what was
