@@ -13,6 +13,7 @@ without; 32 bits have the same order. Source: libsel4's bootinfo_types.h."""
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from typing import Any, Final
 
 import msgspec
@@ -78,6 +79,7 @@ class BootInfo(msgspec.Struct, omit_defaults=True):
     broken: list[str] = []
 
 
+@cache
 def layout(bits: int, mcs: bool) -> Construct:
     """All before untypedList."""
     word, signed = WORDS[bits]
@@ -96,6 +98,7 @@ def layout(bits: int, mcs: bool) -> Construct:
     )
 
 
+@cache
 def untyped_layout(bits: int) -> Construct:
     word, _ = WORDS[bits]
     return Struct("paddr" / word, "bits" / Int8ul, "device" / Flag, Padding(word.sizeof() - 2))

@@ -7,7 +7,7 @@ import struct
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from skep.__main__ import run
@@ -127,6 +127,7 @@ def test_what_does_not_fit_its_place_is_told() -> None:
     ]
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=5000), st.sampled_from(FORMS))
 def test_any_bytes_are_read_or_refused(data: bytes, form: tuple[int, bool]) -> None:
     if len(data) < layout(*form).sizeof():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from skep.boot.classes import Fault
@@ -79,6 +79,7 @@ def test_a_fault_is_told_as_the_kernel_would_tell_it() -> None:
 PARTS = st.sampled_from([*X86.values(), *ARM.values()]).map(str.encode)
 
 
+@settings(deadline=None)
 @given(st.lists(PARTS | st.binary(max_size=40), max_size=8), st.data())
 def test_any_bytes_are_read_the_same_however_they_are_cut(parts: list[bytes], data: st.DataObject) -> None:
     log = b"".join(parts)

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from skep.__main__ import run
@@ -86,6 +86,7 @@ def test_a_table_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert json.loads(capsys.readouterr().out) == numbers("master")
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_any_text_is_a_header_of_some_calls_or_of_none(text: str) -> None:
     found = read_header(text + enum("mcs"))
