@@ -23,8 +23,7 @@ from skep.boot.layout.rule import (
 
 Said = Iterator[Found | Unknown]
 DEVICE_TREE: Final = "kernel.dtb"
-# What an archive may have beside a kernel, a device tree and the root task: <name>.bin is <name>'s digest.
-HASHES: Final = {".bin": ".elf"}
+HASH: Final = ".bin"  # kernel.bin is the kernel's digest, app.bin the root task's
 DIGESTS: Final = {16: "md5", 32: "sha256"}
 
 
@@ -63,7 +62,7 @@ def root_of(members: dict[str, bytes]) -> str | None:
 
 
 def _is_hash(name: str) -> bool:
-    return any(name.endswith(suffix) for suffix in HASHES)
+    return name.endswith(HASH)
 
 
 def enters(elf: Elf, subject: Subject) -> Said:
@@ -73,7 +72,7 @@ def enters(elf: Elf, subject: Subject) -> Said:
         return
     # Where headers are loaded with it, _text may stand before the first instruction.
     code = [each.addr for each in elf.sections if each.flags & SHF_EXECINSTR]
-    if elf.entry not in (text.value, *code[:1]):
+    if elf.entry not in (text.value, min(code, default=text.value)):
         yield Found("header", f"entry {elf.entry:#x}", f"_text, {text.value:#x}")
 
 
@@ -142,20 +141,20 @@ def has_their_hashes(elf: Elf, subject: Subject) -> Said:
 
 
 def mismatched(members: dict[str, bytes]) -> Iterator[Found]:
-    root = root_of(members)
+    root, known = root_of(members), dict[tuple[str, str], str]()
     for name, content in members.items():
         if not _is_hash(name):
             continue
-        of = cpio.KERNEL if name == "kernel.bin" else root
+        of = cpio.KERNEL if name == f"kernel{HASH}" else root
         digest = DIGESTS.get(len(content))
         if of is None or of not in members or digest is None:
             yield Found(f"member {name}", f"{len(content)} bytes", f"a digest of {of}, of 16 or 32 bytes")
             continue
-        expected = hashlib.new(digest, members[of], usedforsecurity=False).hexdigest()
-        if content.hex() != expected:
-            yield Found(
-                f"member {name}", f"{digest} {content.hex()}", f"{expected}, that of {of} as it is packed"
-            )
+        if (of, digest) not in known:
+            known[of, digest] = hashlib.new(digest, members[of], usedforsecurity=False).hexdigest()
+        if content.hex() != known[of, digest]:
+            expected = f"{known[of, digest]}, that of {of} as it is packed"
+            yield Found(f"member {name}", f"{digest} {content.hex()}", expected)
 
 
 SOURCE: Final = "seL4's elfloader-tool, linker.lds and load_images"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from skep.boot.layout.reading import PF_W, PF_X, PT_GNU_STACK, PT_LOAD, PT_TLS, Elf
+from skep.boot.layout.reading import PF_W, PF_X, PT_GNU_STACK, PT_LOAD, PT_TLS, Elf, Segment
 from skep.boot.layout.rule import (
     PAGE,
     TARGETS,
@@ -23,6 +23,7 @@ from skep.boot.layout.rule import (
 Said = Iterator[Found | Unknown]
 ROOT: Final = (Kind.ROOT,)
 BEHIND: Final = 2  # pages behind the image: IPC buffer, bootinfo. More bootinfo is known when it boots.
+EXAMINED_MAX: Final = 4  # times the file's size; segments that lie on each other would have it read for ever
 NAMES: Final = ("_sel4_start", "_start", "__executable_start", "_end", "__sel4_ipc_buffer", "bootinfo")
 
 
@@ -63,20 +64,32 @@ def leaves_null_alone(elf: Elf, subject: Subject) -> Said:
 def is_not_clobbered(elf: Elf, subject: Subject) -> Said:
     if subject.target != "x86_64":
         return
+    left = EXAMINED_MAX * len(elf.data)
     for each in elf.segments:
-        cleared = Range(each.vaddr + each.filesz, each.end)
-        if each.type == PT_LOAD or cleared.begin >= cleared.end:
+        if each.type == PT_LOAD:
             continue
-        for load in elf.loads:
-            lost = Range(max(cleared.begin, load.vaddr), min(cleared.end, load.vaddr + load.filesz))
-            # In their order: what is loaded later is whole.
-            if load.index > each.index or lost.begin >= lost.end:
-                continue
+        for load, lost in _cleared(elf, each):
+            left -= lost.end - lost.begin
+            if left < 0:
+                yield Unknown(f"program headers clear more than {EXAMINED_MAX} times the file")
+                return
             at = load.offset + lost.begin - load.vaddr
-            content = elf.data[at : at + lost.end - lost.begin]
-            if damaged := len(content) - content.count(0):
+            end = min(at + lost.end - lost.begin, len(elf.data))
+            if damaged := end - at - elf.data.count(0, at, end):
                 said = f"the loader clears {lost} for it, {damaged} bytes of {load.name}"
                 yield Found(each.name, said, "zeros there, or filesz = memsz")
+
+
+def _cleared(elf: Elf, segment: Segment) -> Iterator[tuple[Segment, Range]]:
+    """Of what is loaded before it, the addresses that are cleared with it."""
+    for load in elf.loads:
+        begin, end = (
+            max(segment.vaddr + segment.filesz, load.vaddr),
+            min(segment.end, load.vaddr + load.filesz),
+        )
+        # In their order: what is loaded later is whole.
+        if load.index < segment.index and begin < end and load.offset + begin - load.vaddr < len(elf.data):
+            yield load, Range(begin, end)
 
 
 def has_one_tls(elf: Elf, subject: Subject) -> Said:
