@@ -16,7 +16,7 @@ from exports import diod, skep_export
 from guest import GuestResult, run_guest
 from tap import FAR, Address, Tap, far_read, tapped
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 SCRIPT = (Path(__file__).parent / "export.sh").read_text()
 BLOB = random.Random(9).randbytes(10_000_000)

@@ -10,7 +10,7 @@ from exports import hive
 from guest import GuestResult, run_guest
 from tap import TREAD, Tap, tapped
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 SCRIPT = (Path(__file__).parent / "hive.sh").read_text()
 BLOB = random.Random(9).randbytes(10_000_000)
