@@ -252,7 +252,7 @@ def test_whoever_is_killed_nothing_is_left_and_nothing_hangs(own: Path, victim: 
         end = time.monotonic() + 60
         while not qemu and time.monotonic() < end:
             found = subprocess.run(
-                ["pgrep", "-P", str(lab.pid), "-f", "^qemu"], capture_output=True, text=True
+                ["pgrep", "-P", str(lab.pid), "-f", "^[^ ]*qemu-system"], capture_output=True, text=True
             )
             qemu = int(found.stdout.split()[0]) if found.stdout else 0
         assert qemu
