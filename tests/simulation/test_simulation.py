@@ -21,8 +21,21 @@ from skep.sim.trial import attempt, shortest
 HERE = Path(__file__).parent
 STEPS = 120
 STEPS_OF_A_LIFE = 200  # of a process, from the submits to the ends of their jobs
-FRESH_S = 40.0  # how long fresh seeds are tried
+FRESH_S = 20.0  # how long fresh seeds are tried
 SEEDS_MAX = 60  # in which a planted mistake must be found
+FOUND = {
+    "an ack is not asked for its fence": 16,
+    "what has succeeded is cancelled": 8,
+    "deciding depends on what was not written down": 2,
+    "a key is free when its job has ended": 1,
+    "a trigger fires again after a restart": 6,
+    "a lock forgets who holds it": 1,
+    "limits are not asked": 2,
+    "an answer leaves before the entry is on the disk": 8,
+    "what a full disk refused was done": 11,
+    "readers see what is not on the disk": 11,
+}
+"""Which seed found a mistake last, if not the first: it is tried first, as the others take long."""
 
 
 def test_a_seed_gives_one_story() -> None:
@@ -95,18 +108,24 @@ def test_fresh_seeds_end_well(capsys: pytest.CaptureFixture[str]) -> None:
         print(f"\nsimulation: seeds {first}.0 to {first}.{n - 1}, {STEPS} steps each")
 
 
+def finding(mistake: str) -> Story:
+    """A story in which the mistake does harm. Raises StopIteration: there is none."""
+    seeds = dict.fromkeys((FOUND.get(mistake, 0), *range(SEEDS_MAX)))
+    stories = (story_of(f"m{n}", 80) for n in seeds)
+    return next(story for story in stories if attempt(story, MISTAKES[mistake]).wrong)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_planted_mistake_is_found(mistake: str) -> None:
-    made = MISTAKES[mistake]
-    assert any(attempt(story_of(f"m{n}", 80), made).wrong for n in range(SEEDS_MAX)), mistake
+    finding(mistake)
 
 
 @pytest.mark.slow
 def test_a_story_that_fails_is_told_as_short_as_it_can_be() -> None:
-    made = MISTAKES["what has succeeded is cancelled"]
-    story = next(s for n in range(SEEDS_MAX) if attempt(s := story_of(f"m{n}", 80), made).wrong)
-    short = shortest(story, made)
+    mistake = "what has succeeded is cancelled"
+    made = MISTAKES[mistake]
+    short = shortest(finding(mistake), made)
     assert {"submit", "cancel"} == {action.do for action in short.actions}
     assert 2 == len(short.actions)
     again = parse(short.lines())
