@@ -5,8 +5,10 @@ The table is what was measured of real seL4; the rules under it are written with
 from __future__ import annotations
 
 import io
+import subprocess
 from collections.abc import Callable, Iterator
 from itertools import combinations, pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -199,3 +201,25 @@ def test_a_shape_is_read_as_pyelftools_reads_it(shape: str) -> None:
     assert [
         (s.name, s["st_value"], s["st_size"]) for s in its.get_section_by_name(".symtab").iter_symbols()
     ] == [(s.name, s.value, s.size) for s in mine.symbols or ()]
+
+
+PROGRAM = """
+__thread long counted[8];
+static void begin(void) {}
+void (*const first)(void) __attribute__((section(".init_array"), used)) = begin;
+void _start(void) { counted[1]++; for (;;); }
+"""
+
+
+@pytest.mark.slow
+def test_a_linker_puts_a_pointer_where_the_loader_clears(tmp_path: Path) -> None:
+    """.tbss takes no addresses, so what is linked behind it begins where it does."""
+    flags = ["-static", "-nostdlib", "-fno-pic", "-no-pie", "-O1", "-Wl,--build-id=none"]
+    source, made = tmp_path / "root.c", tmp_path / "root"
+    source.write_text(PROGRAM)
+    subprocess.run(["x86_64-linux-gnu-gcc", *flags, "-o", str(made), str(source)], check=True, timeout=60)
+    data = made.read_bytes()
+    found = [each.said for each in check("root", data).report.findings if each.rule == "R6"]
+    assert cleared(ELFFile(io.BytesIO(data)))
+    assert 1 == len(found)
+    assert " bytes of segment " in found[0]
