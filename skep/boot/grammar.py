@@ -89,13 +89,17 @@ TOLD: Final = tuple(
 EARLY: Final = re.compile(r"^ERROR: |abort\(\) called\.")
 # Who speaks next. A release kernel says nothing of itself, so that user space comes after the jump.
 SPEAKERS: Final = (
-    ("early", re.compile(r"^Bootstrapping kernel")),
+    # Of boards: all is firmware from its banner until it starts what it has loaded.
+    ("board", re.compile(r"^U-Boot (?:SPL )?\d|^NOTICE: +BL\d")),
+    ("early", re.compile(r"^Bootstrapping kernel|^## Starting application|^Starting kernel")),
     ("user", re.compile(r"dropped to user space")),
     ("jumped", re.compile(r"[Jj]umping to (?:kernel-image )?entry")),
 )
 # The first words of an image, of which a boot has one.
 START: Final = re.compile(r"^ELF-loader started|^Kernel loaded to: start=")
-FIRMWARE: Final = re.compile(r"SeaBIOS|iPXE|^Booting from|BdsDxe|UEFI|EDK II|qboot")
+FIRMWARE: Final = re.compile(
+    r"SeaBIOS|iPXE|^Booting from|BdsDxe|UEFI|EDK II|qboot|^## Starting application|^Starting kernel"
+)
 # 919 of them in a run of sel4test that passes.
 NOISE: Final = re.compile(r"Attempted to invoke a null cap|^<<seL4\(CPU \d+\)")
 
@@ -144,7 +148,7 @@ def plain(line: bytes) -> str:
 # A line without any of these tells nothing: most lines of a long log are asked this alone.
 _CUE: Final = re.compile(
     "fault|syscall|xception|handle:|seL4|KERNEL|Kernel |halt|Huge|ERROR|abort|boot_sys|Cannot|loading|ELF"
-    "|4KB|region|Bds|Boot|SeaBIOS|iPXE|UEFI|EDK|qboot|null cap|umping|dropped"
+    "|4KB|region|Bds|Boot|Starting|NOTICE|SeaBIOS|iPXE|UEFI|EDK|qboot|null cap|umping|dropped"
 )
 _WORD: Final = re.compile(r"\w")
 
@@ -160,19 +164,19 @@ class Grammar:
         self.boots = 0  # images that began, where they say so
         self.lines = 0
         self._announced = -PREFACE_LINES - 1
-        self.speaker = "early"  # or "jumped" to the kernel, "user" for sure
+        self.speaker = "early"  # or "board", "jumped" to the kernel, "user" for sure
         self._open: Finding | None = None  # that the next lines may continue
 
     def read(self, line: str) -> None:
         self.lines += 1
         if self._open is None and not _CUE.search(line):
-            self.guest += 1 if _WORD.search(line) else 0
+            self._count(line, self.speaker == "board")
             return
         line = _STAMP.sub("", line)
-        if FIRMWARE.search(line):
-            self.firmware += 1
-        elif _WORD.search(line):
-            self.guest += 1
+        if START.search(line):
+            self._start(line)
+        self.speaker = next((name for name, each in SPEAKERS if each.search(line)), self.speaker)
+        self._count(line, self.speaker == "board" or bool(FIRMWARE.search(line)))
         if NOISE.search(line):
             self.noise += 1
         elif self._open is None or not self._continues(line):
@@ -182,15 +186,20 @@ class Grammar:
         """No more lines come."""
         self._close()
 
+    def _count(self, line: str, firmware: bool) -> None:
+        if firmware:
+            self.firmware += 1
+        elif _WORD.search(line):
+            self.guest += 1
+
+    def _start(self, line: str) -> None:
+        self.boots += 1
+        self.speaker = "early"
+        if self.boots == 2:
+            self._keep(Finding(Class.RESET, self.lines - 1, f"it began again: {line}"))
+
     def _tell(self, line: str) -> None:
         number = self.lines - 1
-        if START.search(line):
-            self.boots += 1
-            self.speaker = "early"
-            if self.boots == 2:
-                self._keep(Finding(Class.RESET, number, f"it began again: {line}"))
-            return
-        self.speaker = next((name for name, each in SPEAKERS if each.search(line)), self.speaker)
         if any(preface.search(line) for preface in PREFACES):
             self._announced = number
         elif number - self._announced <= PREFACE_LINES and self._is_fault(line):

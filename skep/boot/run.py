@@ -34,7 +34,7 @@ LOOKS: Final = 25  # at a processor, to see whether it stays at one instruction 
 QUIET_S: Final = 0.5  # a guest that has printed nothing for so long does not go on
 AGAIN_S: Final = 20.0  # at most, of a second boot whose exceptions are logged
 # What a fault that nobody tells of looks like.
-SILENT: Final = (Class.NO_OUTPUT, Class.BOOT_TIMEOUT, Class.KERNEL_HALTED)
+SILENT: Final = (Class.NO_OUTPUT, Class.BOOT_TIMEOUT, Class.TEST_TIMEOUT, Class.KERNEL_HALTED)
 ATTEMPTS: Final = 2  # of what may end otherwise: QEMU that did not start, the lab's own failures
 
 

@@ -202,7 +202,8 @@ def test_tests_that_do_not_end_are_another_cause_than_a_boot_that_does_not(
 
 
 @pytest.mark.parametrize(
-    ("words", "status"), [("do=vm-read", 0), ("do=ready", Class.TEST_TIMEOUT.row.status)]
+    ("words", "status"),
+    [("do=vm-read", 0), ("do=vm-read form=silent", 0), ("do=ready", Class.TEST_TIMEOUT.row.status)],
 )
 def test_a_scenario_may_demand_a_fault(own: Path, words: str, status: int) -> None:
     path = manifest(own, "aarch64", words, more='expect = "user_fault"', seconds=SHORT_S)

@@ -126,6 +126,8 @@ EXPECTED: dict[str, tuple[Class | None, str, Fault | None]] = {
     "efi-exception-aarch64": (Class.KERNEL_PANIC, "Synchronous Exception at 0x000000007C743000", None),
     "secure-boot": (Class.SIGNATURE_INVALID, "failed to load Boot0001", None),
     "firmware-alone": (Class.FIRMWARE_STUCK, "3 lines of firmware", None),
+    "board-ready": (None, "", None),
+    "board-stuck": (Class.FIRMWARE_STUCK, "12 lines of firmware, none of the image", None),
     "nothing": (Class.NO_OUTPUT, "nothing was printed", None),
     "began-again": (Class.RESET, "it began again: Kernel loaded to:", None),
     "no-bootstrap": (None, "", None),
