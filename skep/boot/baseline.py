@@ -49,6 +49,11 @@ def key_of(manifest: Manifest, files: Mapping[str, str], qemu: str, rom: str) ->
     )
 
 
+def unlike(accepted: Key, now: Key) -> tuple[str, ...]:
+    """In what they differ."""
+    return tuple(name for name in Key.__struct_fields__ if getattr(accepted, name) != getattr(now, name))
+
+
 def load(path: Path) -> Baseline | None:
     """None when there is none yet. Raises BaselineError."""
     try:

@@ -76,6 +76,7 @@ class Report(msgspec.Struct, omit_defaults=True):
     verdict: Verdict | None = None
     bootinfo: BootInfo | None = None
     scenarios: list[Played] = []
+    unlike: tuple[str, ...] = ()  # in what the baseline that there is has another key
     tried: list[str] = []  # what became of attempts that were made again
 
 

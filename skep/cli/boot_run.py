@@ -51,6 +51,7 @@ class NotAsExpected(Failed):
     "--baseline", type=click.Path(dir_okay=False, path_type=Path), help="Default: beside the manifest."
 )
 @click.option("--accept", is_flag=True, help="Write what is counted now as the baseline.")
+@click.option("--need-baseline", is_flag=True, help="Fail when there is no baseline that holds.")
 @click.option(
     "--out",
     type=click.Path(file_okay=False, path_type=Path),
@@ -64,6 +65,7 @@ def run_command(
     max_ms: float | None,
     baseline: Path | None,
     accept: bool,
+    need_baseline: bool,
     out: Path | None,
     trust: tuple[Path, ...],
     seen: Path | None,
@@ -102,6 +104,8 @@ def run_command(
         _tell(report)
     if report.verdict is not None:
         raise NotAsExpected(cause_of(report.verdict), report.verdict.cause.row.status)
+    if need_baseline and report.gate == "none":
+        raise Failed(f"{kept}: {_without(report)}: --accept writes one")
 
 
 @contextmanager
@@ -172,7 +176,7 @@ def _bounded(manifest: Manifest, max_ms: float | None) -> Manifest:
 async def _booted(
     stage: Staged, manifest: Manifest, kept: Baseline | None, boots: int, printed: Callable[[bytes], None]
 ) -> tuple[Report, list[Boot]]:
-    from skep.boot.baseline import key_of
+    from skep.boot.baseline import key_of, unlike
     from skep.boot.report import Played, Report, ceiled, gated, stages_of, wall_of
     from skep.boot.run import exact, played, wall
     from skep.boot.scenario import read as read_scenario
@@ -212,6 +216,7 @@ async def _booted(
     )
     report.bootinfo = done[0].bootinfo if done else None
     report.scenarios = plays
+    report.unlike = unlike(kept.key, key) if kept is not None else ()
     report.tried = [each for boot in done for each in boot.tried]
     return report, done
 
@@ -296,7 +301,7 @@ def _tell(report: Report) -> None:
             f"{each.boots} boot{'s' if each.boots > 1 else ''}"
         )
     if report.stages:
-        click.echo(f"baseline: {report.gate}")
+        click.echo(f"baseline: {_without(report) if report.gate == 'none' else report.gate}")
     for failure in report.tried:
         click.echo(f"tried again after {failure}")
     if report.bootinfo is not None:
@@ -307,6 +312,10 @@ def _tell(report: Report) -> None:
             f"scenario {play.name}: {'as it must' if play.verdict is None else play.verdict.cause.value}"
         )
     tell_evidence(report.verdict)
+
+
+def _without(report: Report) -> str:
+    return f"none for this {', '.join(report.unlike)}" if report.unlike else "none"
 
 
 def tell_evidence(verdict: Verdict | None) -> None:

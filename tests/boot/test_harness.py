@@ -226,7 +226,9 @@ def test_the_ceiling_of_the_wall_is_for_the_fastest_boot(
 
 
 @pytest.mark.slow
-def test_the_baseline_is_of_the_firmware_and_the_milestones_too(images: Path, tmp_path: Path) -> None:
+def test_the_baseline_is_of_the_firmware_and_the_milestones_too(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = manifest(images, "x86_64")
     kept = tmp_path / "kept.json"
     asked = ["boot", "run", "--boots", "0", "--baseline", str(kept), "--out", str(tmp_path)]
@@ -242,6 +244,8 @@ def test_the_baseline_is_of_the_firmware_and_the_milestones_too(images: Path, tm
     (rom,) = key["firmware"].values()
     kept.write_text(accepted.replace(rom, "0" * 64))
     assert gate() == "none"
+    assert run([*asked, "--need-baseline", str(path)]) == 1
+    assert f"{kept}: none for this firmware: --accept writes one" in capsys.readouterr().err
     kept.write_text(accepted)
     path.write_text(path.read_text().replace('name = "ready"', 'name = "prepared"'))
     assert gate() == "none"
