@@ -27,6 +27,9 @@ argv = ["sleep", "{text}"]
 
 [copy]
 argv = ["cp", "{input}", "out/copy"]
+
+["boot.run"]
+argv = ["cp", "{input}", "out/timing.json"]
 """
 
 

@@ -17,11 +17,11 @@ from skep.cli.boot_run import Asked, booted, cause_of
 from skep.cli.boot_verify import trust_options
 from skep.cli.exits import Failed
 from skep.fs.ctl import labels as parsed
+from skep.namespaces.boot.runs import BOOTS_MAX, DIAGNOSTICS, JUNIT, STAGES, TIMING
 
 if TYPE_CHECKING:  # these take a while to import
     from skep.boot.report import Report
 
-BOOTS_MAX: Final = 100  # of one run: it keeps its worker as long
 CHECKS_MAX: Final = 24  # files whose layout is told: a worker keeps 64 outputs
 OUT: Final = "out"  # what is left there, the worker makes artifacts of
 
@@ -93,10 +93,10 @@ def _leave(report: Report) -> None:
 
     out = Path(OUT)
     timing = msgspec.structs.replace(report, verdict=None)
-    (out / "timing.json").write_bytes(msgspec.json.encode(timing) + b"\n")
-    (out / "diagnostics.json").write_bytes(msgspec.json.encode(report.verdict) + b"\n")
-    (out / "junit.xml").write_bytes(junit(report))
-    (out / "stages.svg").write_text(waterfall(report))
+    (out / TIMING).write_bytes(msgspec.json.encode(timing) + b"\n")
+    (out / DIAGNOSTICS).write_bytes(msgspec.json.encode(report.verdict) + b"\n")
+    (out / JUNIT).write_bytes(junit(report))
+    (out / STAGES).write_text(waterfall(report))
 
 
 def _check(manifest: Path, key: Path | None) -> None:

@@ -195,6 +195,7 @@ def test_who_may_submit_nothing_has_nothing_booted() -> None:
         assert E.DENIED is await refused(hive.say("run image=worker", EYE))
         assert E.USAGE is await refused(hive.say("run image=other"))
         assert E.USAGE is await refused(hive.say("run image=worker shift=11"))
+        assert E.USAGE is await refused(hive.say("run image=worker boots=101"))
         assert E.USAGE is await refused(hive.say("put image=Worker"))
         assert E.USAGE is await refused(hive.say("put image=other"))
         assert E.USAGE is await refused(hive.say("put image=a\nput image=b"))

@@ -146,7 +146,13 @@ def test_a_nodes_name_stays_the_certificates_when_it_is_not_here(hive: Networked
 
 @pytest.mark.parametrize(
     ("role", "node"),
-    [("sensor-relay", "eye1"), ("cuda-annex", "gpu1"), ("validator", "v1"), ("kiosk-interactive", "")],
+    [
+        ("sensor-relay", "eye1"),
+        ("cuda-annex", "gpu1"),
+        ("boot-lab", "lab1"),
+        ("validator", "v1"),
+        ("kiosk-interactive", ""),
+    ],
 )
 def test_a_role_is_a_nodes_when_it_has_a_place_of_its_own(hive: Networked, role: str, node: str) -> None:
     who = hive.enroll(role, node or role)

@@ -13,6 +13,7 @@ import pytest
 from skep.fs.dial import Client
 from skep.fs.messages import Dialect
 from tests.daemons import Daemon, wait_for
+from tests.namespaces.imaging import MANIFEST, archive
 from tests.networked import NAME, Networked, networked
 
 pytestmark = pytest.mark.slow  # processes begin and end
@@ -101,6 +102,20 @@ def test_a_gpu_server_is_a_worker_by_its_own_certificate(hive: Networked) -> Non
         hive.ask("write", "/nodes/ctl", "cordon node=gpu1")
         hive.ask("write", "/nodes/ctl", "trust node=gpu1 level=red")
         assert ["cordoned", "red"] == [hive.ask("cat", f"/nodes/gpu1/{name}") for name in ("state", "trust")]
+
+
+def test_a_machine_of_the_boot_lab_does_runs_and_sees_nothing_else(hive: Networked) -> None:
+    lab = hive.enroll("boot-lab", "lab1")
+    image = archive({"boot.toml": MANIFEST, "kernel": b"kernel"}).decode()
+    hive.ask("write", "/artifacts/stage/worker.boot", stdin=image)
+    hive.ask("write", "/boot/ctl", "put image=worker")
+    run = hive.ask("write", "/boot/ctl", "run image=worker").split()[0]
+    with lab.working(pools="boot-lab"):
+        assert "succeeded" == hive.ask("cat", f"/boot/runs/{run}/wait")
+        assert image == hive.ask("cat", f"/boot/runs/{run}/timing.json")
+        assert "boot-lab" == hive.ask("cat", "/nodes/lab1/role")
+    for path in ("/boot", f"/jobs/{run}/state", "/pools/default", "/artifacts/by-name"):
+        assert 1 == lab.skep("ls", path).returncode
 
 
 def test_a_ca_is_rotated_under_load_and_no_job_is_lost(hive: Networked) -> None:

@@ -52,6 +52,7 @@ from skep.namespaces.artifacts.core import Artifact
 from skep.namespaces.artifacts.kept import Kept
 from skep.namespaces.boot.images import Images
 from skep.namespaces.boot.runs import (
+    BOOTS_MAX,
     CHECK,
     DIAGNOSTICS,
     JUNIT,
@@ -148,6 +149,9 @@ async def _run(hive: Hive, images: Images, caller: Caller, commands: list[Comman
         if artifact is None:
             name = f"image={command.args['image']}"
             raise FsError(E.USAGE, f"line {command.number}: run: {name}: no image was put under that name")
+        if int(command.args.get("boots", 1)) > BOOTS_MAX:
+            said = f"line {command.number}: run: boots={command.args['boots']}: expected {BOOTS_MAX} or less"
+            raise FsError(E.USAGE, said)
         lines.append(submit_line(artifact.sha256, command.args))
     if caller.tenant == HIVE_TENANT:
         # Pools are there for all: that one was made tells no tenant of another's asking.

@@ -17,6 +17,7 @@ ROLE: Final = "boot-lab"
 POOL: Final = "boot-lab"
 TOPIC: Final = "boot.run"
 SHIFT_MAX: Final = 10  # QEMU's
+BOOTS_MAX: Final = 100  # of one run: it keeps its worker as long
 SUFFIX: Final = ".boot"  # of an image's name among the artifacts
 NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")  # of an image
 TIMING: Final = "timing.json"  # outputs of the job
