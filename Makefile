@@ -14,6 +14,8 @@ SOURCES := setup.py pyproject.toml $(wildcard skep/native/*.[ch] skep/native/*_b
 
 .PHONY: help up down test check bench clean
 .DELETE_ON_ERROR:
+# Where it is set, each of the hundreds of processes that tests start would compile skep anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 help:
 	@echo 'make up     install what is needed, start a hive, mount it at $(MOUNT), run a first job'

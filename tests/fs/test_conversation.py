@@ -58,7 +58,7 @@ KERNELS = pytest.mark.parametrize("kernel", [False, True], ids=["python", "kerne
 DIALECTS = pytest.mark.parametrize("dialect", list(Dialect), ids=lambda dialect: dialect.value)
 HOSTS = pytest.mark.parametrize("host", [False, True], ids=["synthetic", "host"])
 MSIZE = 8192
-some = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+some = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 def furnish(grounds: Grounds) -> None:

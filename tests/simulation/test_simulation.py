@@ -32,7 +32,7 @@ FOUND = {
     "a lock forgets who holds it": 1,
     "limits are not asked": 2,
     "an answer leaves before the entry is on the disk": 8,
-    "what a full disk refused was done": 11,
+    "what a full disk refused was done": 18,
     "readers see what is not on the disk": 11,
 }
 """Which seed found a mistake last, if not the first: it is tried first, as the others take long."""

@@ -36,7 +36,7 @@ from skep.fs.connection import ConnectionLost
 from skep.fs.dial import Client
 from skep.fs.errors import E, FsError
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(500)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 JOBS = int(os.environ.get("SKEP_JOBS") or 20_000)
 SUBMITTERS = 4
@@ -48,7 +48,7 @@ LEASE_S = 2.0
 BEYOND_S = (2.5, 4.0)  # how long a worker is stopped, or its cable out
 PAUSE_S = (0.2, 1.0)  # between two mishaps
 ROUNDS = 4  # of every mishap once, in any order
-DRAIN_S = 240.0
+DRAIN_S = 400.0
 WORKERS = ("w1", "w2", "w3", "w4")
 
 
