@@ -117,9 +117,9 @@ def check_command(
         if rule not in STATED:
             raise click.UsageError(f"--allow {rule}: expected one of {' '.join(STATED)}")
     asked = Asked(Kind(kind) if kind else None, target, _range(ram), allowed)
-    checked = [check(path.name, _content(path), asked) for path in files]
+    checked = [check(_shown(path.name), _content(path), asked) for path in files]
     pairs(checked)
-    base = check(against.name, _content(against), asked) if against is not None else None
+    base = check(_shown(against.name), _content(against), asked) if against is not None else None
     for each in checked:
         if base is not None:
             each.report.growth = list(changes(each, base))
@@ -133,7 +133,7 @@ def check_command(
         if as_json:
             click.echo(encoded(each.report))
         else:
-            _tell(str(path), each.report)
+            _tell(_shown(str(path)), each.report)
     errors = [found for each in checked for _, found in each.report.errors()]
     if errors:
         broken = sorted({found.rule for found in errors})
@@ -156,12 +156,23 @@ def _range(text: str | None) -> Range | None:
     return Range(begin, end)
 
 
+def _shown(name: str) -> str:
+    """A name of a file, whatever bytes it has."""
+    from skep.boot.layout.reading import printable
+
+    return printable(os.fsencode(name))
+
+
 def _content(path: Path) -> bytes:
     """The whole file, read once: what is hashed is what is checked."""
     from skep.boot.layout.checking import FILE_MAX
 
-    # A pipe that nobody writes to does not block us.
-    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+    try:
+        # A pipe that nobody writes to does not block us.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    except OSError as error:
+        raise Failed(f"{path}: {error.strerror}") from error
+    with os.fdopen(descriptor, "rb") as file:
         facts = os.fstat(file.fileno())
         if not stat.S_ISREG(facts.st_mode) or facts.st_size > FILE_MAX:
             raise click.UsageError(f"{path}: expected a plain file of at most {FILE_MAX} bytes")

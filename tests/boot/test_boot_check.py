@@ -168,6 +168,14 @@ def test_a_pipe_that_nobody_writes_to_does_not_block(tmp_path: Path) -> None:
     assert USAGE == run(["boot", "check", "/dev/zero"])
 
 
+def test_a_file_may_have_any_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / os.fsdecode(b"\xff\x1b[2J\n")
+    assert 0 == run(["boot", "check", written(path, build(sel4test_root()))])
+    assert "/\\xff\\x1b[2J\\n: root, x86_64" in capsys.readouterr().out
+    assert 0 == run(["boot", "check", str(path), "--json"])
+    assert "\\xff\\x1b[2J\\n" == json.loads(capsys.readouterr().out)["name"]
+
+
 def test_a_rule_is_explained_without_a_file(capsys: pytest.CaptureFixture[str]) -> None:
     assert 0 == run(["boot", "check", "--explain", "k5"])
     said = capsys.readouterr().out

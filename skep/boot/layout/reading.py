@@ -371,4 +371,6 @@ def _string(data: bytes, begin: int, end: int, offset: int) -> str | None:
 def printable(name: bytes) -> str:
     """A name out of a file that is not to be trusted: what a terminal would act on is escaped."""
     text = name.decode("utf-8", "backslashreplace")
-    return text if text.isprintable() else text.encode("unicode_escape").decode()
+    if text.isprintable():
+        return text
+    return "".join(ch if ch.isprintable() else ch.encode("unicode_escape").decode() for ch in text)
