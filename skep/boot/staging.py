@@ -1,8 +1,8 @@
 """A private copy of what is to boot: QEMU opens the very bytes that were hashed, and nothing else is there.
 
 Names stay as they are: on x86 they reach the guest, and its counts. Every file is opened once, hashed while
-it is copied, and not looked at again; whoever changes it afterwards changes nothing. Of a signed boot no part of
-a path is a symbolic link, and no file is read beyond the size that was signed."""
+it is copied, and not looked at again; whoever changes it afterwards changes nothing. Of a signed boot no part
+of a path is a symbolic link, and no file is read beyond the size that was signed."""
 
 from __future__ import annotations
 
