@@ -70,18 +70,21 @@ def test_a_bundle_is_checked_tested_signed_published_and_rolled_back(
     assert "DENY" == json.loads(hive.ask("policy", "simulate", request))["decision"]
 
 
+@pytest.mark.slow
 def test_a_bad_bundle_is_told_with_file_and_line(mine: Path) -> None:
     (mine / "mine.cedar").write_text(DENY_DRAIN + "permit (principal, action, resource) when { 1 + };")
     done = run("policy", "check", str(mine))
     assert (1, f"skep: {mine}/mine.cedar:3: unexpected token `}}`\n") == (done.returncode, done.stderr)
 
 
+@pytest.mark.slow
 def test_a_failing_test_is_shown_among_the_others(mine: Path) -> None:
     (mine / "tests.json").write_text('[{"name": "a", "request": {"action": "x.y"}, "decision": "ALLOW"}]')
     done = run("policy", "test", str(mine))
     assert (1, "FAILED DENY     default-deny  a\n") == (done.returncode, done.stdout)
 
 
+@pytest.mark.slow
 def test_the_line_that_sign_prints_publishes_the_draft(mine: Path, tmp_path: Path) -> None:
     signer = keys.create(tmp_path / "ann.pem")
     done = run("policy", "sign", "--key", str(tmp_path / "ann.pem"), str(mine))

@@ -145,6 +145,7 @@ def test_what_was_answered_before_the_bad_frame_keeps_its_answer() -> None:
     assert lost.error is session.error
 
 
+@pytest.mark.slow
 @given(st.data())
 def test_any_cut_of_the_bytes_ends_the_same_calls(data: st.DataObject) -> None:
     session = agreed()

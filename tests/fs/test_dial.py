@@ -115,6 +115,7 @@ def test_walks_of_any_depth_lead_there_and_say_which_step_is_refused(
     play(story, tmp_path, dialect, "host")
 
 
+@pytest.mark.slow
 def test_a_long_listing_comes_whole(tmp_path: Path) -> None:
     for i in range(3000):
         (tmp_path / f"file-{i:04}").touch()
@@ -285,6 +286,7 @@ def test_attaching_in_vain_leaves_no_connection(tmp_path: Path) -> None:
     asyncio.run(run())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["tcp", "unix"])
 def test_over_sockets_many_calls_share_one_connection(kind: str, tmp_path: Path) -> None:
     async def run() -> None:

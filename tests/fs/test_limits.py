@@ -38,6 +38,7 @@ class Clock:
 # buckets
 
 
+@pytest.mark.slow
 @given(st.integers(1, 10_000), st.integers(2 * MS, 50 * MS))
 def test_over_ten_seconds_a_bucket_gives_its_rate_to_a_hundredth(rate: int, step_ns: int) -> None:
     burst = max(2.0, rate * 0.005)

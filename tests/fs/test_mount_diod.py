@@ -47,6 +47,7 @@ for i in 1 2 3 4 5 6 7 8 9; do echo $i > n$i; done; cat n*; ls -l | wc -l; rm n*
 """
 
 
+@pytest.mark.slow
 def test_names_change_and_files_are_copied(diod: Diod, tmp_path: Path) -> None:
     beside = tmp_path / "beside"
     beside.mkdir()

@@ -57,6 +57,7 @@ LOOPS = pytest.mark.parametrize(
 # 9P over it
 
 
+@pytest.mark.slow
 @LOOPS
 @DIALECTS
 def test_files_are_read_written_and_listed_in_every_dialect(

@@ -69,6 +69,7 @@ def test_the_kernel_is_told_of_a_descriptor_that_leads_to_the_server(hive: Mount
     assert pack(NOTAG, Rversion(8192, "9P2000.L"), Dialect.L) == (tmp_path / "bin/answer").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_signal_unmounts(hive: Mounted) -> None:
     assert hive.mount is not None
     hive.mount.send_signal(signal.SIGTERM)
@@ -76,17 +77,20 @@ def test_a_signal_unmounts(hive: Mounted) -> None:
     assert hive.said.decode().endswith(f"skep: {hive.place} is unmounted\n")
 
 
+@pytest.mark.slow
 def test_a_lost_connection_ends_the_mount_and_says_so(hive: Mounted) -> None:
     hive.stop_serving()
     assert 0 == hive.ended()
     assert f"skep: the connection to {hive.address} has ended\n" in hive.said.decode()
 
 
+@pytest.mark.slow
 def test_unmounting_from_outside_ends_the_process(hive: Mounted, tmp_path: Path) -> None:
     os.system(f"umount {hive.place}")
     assert 0 == hive.ended()
 
 
+@pytest.mark.slow
 def test_a_killed_mount_is_unmounted_by_its_watchdog(hive: Mounted, tmp_path: Path) -> None:
     assert hive.mount is not None
     hive.mount.kill()

@@ -125,6 +125,7 @@ def test_any_bytes_are_an_error_or_the_message_that_packs_to_them(
         assert frame == pack(1, message, dialect)
 
 
+@pytest.mark.slow
 @DIALECTS
 @given(data=st.data())
 def test_a_frame_without_its_end_is_an_error(dialect: Dialect, data: st.DataObject) -> None:
@@ -149,6 +150,7 @@ def test_entries_of_a_directory_follow_each_other(dialect: Dialect, data: st.Dat
     assert stats == found
 
 
+@pytest.mark.slow
 @given(st.lists(st.builds(Dirent, qids, st.integers(0, (1 << 64) - 1), st.integers(0, 255), raw_text)))
 def test_entries_of_a_listing_follow_each_other(entries: list[Dirent]) -> None:
     packed = b"".join(pack_dirent(entry) for entry in entries)

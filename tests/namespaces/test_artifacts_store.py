@@ -94,6 +94,7 @@ def test_a_file_of_several_chunks_has_the_hash_of_all_and_one_of_each(tmp_path: 
     assert CHUNK.to_bytes(4, "little") + zeros * (STEP // CHUNK) + sha256(b"x").digest() == manifest
 
 
+@pytest.mark.slow
 @given(
     st.integers(0, 3 * CHUNK + 1),
     st.lists(st.tuples(st.integers(0, 3 * CHUNK), st.integers(0, 2 * CHUNK)), max_size=8),

@@ -85,6 +85,7 @@ def test_tighter_is_associative_and_no_looser_than_either(given_: tuple[Key, lis
         assert is_within(key, b, tighter(key, a, b))
 
 
+@pytest.mark.slow
 @settings(max_examples=50, deadline=None)
 @given(documents(), documents(), documents())
 def test_merging_is_associative_and_nothing_changes_nothing(a: Any, b: Any, c: Any) -> None:

@@ -420,6 +420,7 @@ async def cookies(chan: Chan, offset: int, count: int) -> list[tuple[int, str]]:
     return [(entry.offset, entry.name) for entry in unpack_dirents(memoryview(data))]
 
 
+@pytest.mark.slow
 def test_a_long_directory_is_listed_in_pages_while_jobs_come_and_go() -> None:
     async def story(alive: Living) -> None:
         jobs = await submitted(alive, 3 * PAGE)

@@ -371,6 +371,7 @@ def folded(events: Sequence[tuple[Meta, bytes]]) -> Locks:
     return locks
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(steps)
 def test_exclusion_order_and_fences_hold_under_any_interleaving(plan: list[Step]) -> None:

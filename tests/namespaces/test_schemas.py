@@ -253,6 +253,7 @@ def test_a_minor_version_takes_all_that_the_one_before_took(
             assert not was.is_valid(document) or now.is_valid(document), (document, old, new)
 
 
+@pytest.mark.slow
 @settings(max_examples=10, deadline=None)
 @given(parts(schemas))
 def test_a_schema_without_references_is_a_minor_of_itself(schema: Any) -> None:

@@ -81,6 +81,7 @@ def test_an_hour_that_begins_with_a_star_goes_by_real_time() -> None:
     assert 25 == len(days("15 * * * *", BERLIN, "2026-10-25", 25))
 
 
+@pytest.mark.slow
 @given(
     cron=st.sampled_from(
         [
@@ -478,6 +479,7 @@ def test_ticks_that_passed_while_the_hive_was_down(missed: str, expected: list[s
     asyncio.run(run())
 
 
+@pytest.mark.slow
 def test_of_missed_ticks_the_last_hundred_fire() -> None:
     async def story(alive: Living) -> None:
         at(alive.clock, "2026-05-04T10:00:30Z")

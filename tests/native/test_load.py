@@ -168,6 +168,7 @@ def test_a_refusal_before_the_asking_is_the_rows_error(tmp_path: Path) -> None:
     assert ("error: Is a directory", None) == (got.error, got.value)
 
 
+@pytest.mark.slow
 def test_every_ctl_line_is_another(tmp_path: Path) -> None:
     with Scripted(tmp_path, lambda kind, body: (119, body[12:16])) as server:
         load = measure(

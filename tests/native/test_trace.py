@@ -74,6 +74,7 @@ def growths(draw: st.DrawFn) -> list[tuple[int, list[int]]]:
     return [(n, sorted(draw(st.sets(st.integers(1, n), max_size=n))) if n else []) for n in counts]
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(growths(), st.integers(0, 1 << 32))
 def test_trees_grow_as_the_twins(compiled: Compiled, steps: list[tuple[int, list[int]]], seed: int) -> None:

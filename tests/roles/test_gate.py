@@ -222,6 +222,7 @@ def test_one_connection_is_one_session_that_ends_with_it(hive: Doors) -> None:
     assert (0, f"unix:pid={os.getpid()}") == asyncio.run(look())
 
 
+@pytest.mark.slow
 def test_a_kicked_session_ends(hive: Doors) -> None:
     async def kick() -> bool:
         client = await attach(hive.address, USER)

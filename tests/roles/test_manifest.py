@@ -171,6 +171,7 @@ def naive(given: list[Rule], path: list[str]) -> Right | None:
     return found or None
 
 
+@pytest.mark.slow
 @given(st.lists(rules, max_size=6), st.lists(names, max_size=4))
 def test_a_view_is_what_a_naive_reading_of_the_rules_says(given: list[Rule], path: list[str]) -> None:
     found = rights(Manifest("test", tuple(given)), "/" + "/".join(path) if path else "")

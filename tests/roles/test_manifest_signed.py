@@ -151,6 +151,7 @@ def skep(*args: str | Path) -> tuple[int, str, str]:
     return done.returncode, done.stdout.strip(), done.stderr.strip()
 
 
+@pytest.mark.slow
 def test_what_was_signed_by_the_command_is_checked_by_it(tmp_path: Path) -> None:
     file, key, root = tmp_path / "watcher.ns", tmp_path / "key.pem", public_pem(tmp_path / "root.pem")
     file.write_bytes(WATCH)

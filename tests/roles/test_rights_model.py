@@ -424,5 +424,5 @@ Machine.TestCase.settings = Bearing.TestCase.settings = settings(
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )
-test_the_server_answers_as_the_model_of_the_rights = Machine.TestCase
+test_the_server_answers_as_the_model_of_the_rights = pytest.mark.slow(Machine.TestCase)
 test_under_a_token_it_answers_as_the_model_says_too = pytest.mark.slow(Bearing.TestCase)
