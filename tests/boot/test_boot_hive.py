@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +12,7 @@ import msgspec
 import pytest
 
 from tests.boot.lab import manifest
-from tests.daemons import ROOT, Hive, daemon, queen, run
+from tests.daemons import ROOT, Hive, daemon, queen, run, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -79,6 +81,33 @@ def test_a_run_is_done_by_a_worker_with_the_handler(tmp_path: Path, images: Path
             assert hive.ask("cat", f"/boot/runs/{faulted}/verdict").startswith("user_fault: vm fault on data")
             told = msgspec.json.decode(hive.ask("cat", f"/boot/runs/{faulted}/diagnostics.json"))
             assert ("user_fault", 0x10) == (told["cause"], told["fault"]["address"])
+
+
+def inside(directory: Path) -> list[str]:
+    """The processes that work there, by the names of their programs."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if process.joinpath("cwd").readlink().is_relative_to(directory):
+                found.append(process.joinpath("comm").read_text().strip())
+    return found
+
+
+def test_a_worker_that_is_killed_leaves_no_guest_running(
+    tmp_path: Path, images: Path, handlers: Path
+) -> None:
+    with queen(tmp_path / "hive") as hive:
+        put(hive, images, "do=spin")
+        run = hive.ask("write", "/boot/ctl", "run image=worker").split()[0]
+        place = tmp_path / "worker"
+        options = ("--pools", "boot-lab", "--dir", str(place), "--node", "lab")
+        with daemon("ready", "worker", "-H", hive.workers, "--handlers", str(handlers), *options) as began:
+            printed = f"/boot/runs/{run}/serial.log"
+            wait_for(lambda: "ROOT: start" in hive.ask("cat", printed), "the guest runs")
+            assert any(name.startswith("qemu") for name in inside(place))
+            began.end(signal.SIGKILL)
+            wait_for(lambda: inside(place) == [], "all has ended")
+        assert "" == hive.ask("cat", f"/boot/runs/{run}/verdict")
 
 
 def test_the_same_files_are_the_same_archive(tmp_path: Path, images: Path) -> None:

@@ -334,6 +334,8 @@ def test_an_observer_may_change_nothing_anywhere() -> None:
         ("simulator-test", "/validator", None),
         ("validator", "/log/trace/live.jsonl", READ | LIST),
         ("validator", "/validator/ctl", READ | WRITE | LIST),
+        ("validator", "/boot/config", READ),
+        ("validator", "/boot/images", None),
         ("validator", "/jobs", LIST),
         ("validator", "/pools/validator/next", READ),
         ("validator", "/pools/default", None),
