@@ -24,7 +24,7 @@ from skep.boot.manifest import Manifest, Milestone
 from skep.boot.page import Found, find
 from skep.boot.qemu import SERIAL_MAX, LabError, Machine, NotStarted, started
 from skep.boot.scenario import Scenario, manifest_of, unmet
-from skep.boot.symbols import Symbols
+from skep.boot.symbols import Symbols, archived
 
 ROM_AT: Final = 0xFFFC0000  # x86_64's firmware to its end: another package than QEMU's
 ROM_SIZE: Final = 1 << 18
@@ -133,7 +133,7 @@ class _Run:
         self.base = base
         self.printed = printed
         self.addresses = addresses(manifest, base)
-        self.symbols = [Symbols(base / name) for name in manifest.elves]
+        self.symbols = [Symbols(base / name) for name in manifest.elves] + archived(base / manifest.kernel)
         self.counts = False  # whether its interrupts are counted
         self.quiet = False  # whether it came to its deadline without a word
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from contextlib import suppress
+from io import BytesIO
 from itertools import islice
 from pathlib import Path
 from typing import Final
@@ -11,15 +13,19 @@ from elftools.common.exceptions import ELFError
 from elftools.elf.elffile import ELFFile
 from elftools.elf.sections import SymbolTableSection
 
+from skep.boot.layout.cpio import BadArchive, find, members
+
 SYMBOLS_MAX: Final = 1 << 18  # of one file; a kernel has some thousands
 SEGMENTS_MAX: Final = 64
 FILE_MAX: Final = 1 << 30
+IMAGE_MAX: Final = 1 << 28  # of a file that is searched for an archive
 
 
 class Symbols:
     """Of one file: ``entry``, ``machine`` (EM_…), ``span`` and the addresses by name."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, content: bytes | None = None) -> None:
+        """``content``: of a file that is in another, ``path``."""
         self.entry = 0
         self.machine = ""
         self.span: tuple[int, int] | None = None  # of its segments in memory; None: there are none
@@ -27,7 +33,7 @@ class Symbols:
         self._functions: list[tuple[int, int, str]] = []
         if path.stat().st_size > FILE_MAX:
             return
-        with path.open("rb") as file:
+        with path.open("rb") if content is None else BytesIO(content) as file:
             try:
                 self._read(ELFFile(file))
             # Sizes and offsets of a file are not to be trusted; pyelftools raises these over them.
@@ -66,3 +72,17 @@ class Symbols:
         if (size and address >= begin + size) or address - begin > 1 << 20:
             return ""
         return f"{name}+{address - begin:#x}"
+
+
+def archived(path: Path) -> list[Symbols]:
+    """Of the files in the archive of an elfloader's image: the kernel and the root task; else none."""
+    if path.stat().st_size > IMAGE_MAX:
+        return []
+    image = path.read_bytes()
+    begin = find(image)
+    if begin is None:
+        return []
+    found: list[Symbols] = []
+    with suppress(BadArchive):  # those before what is wrong with it
+        found += (Symbols(path, image[each.begin : each.end]) for each in members(image, begin, len(image)))
+    return found

@@ -22,7 +22,7 @@ PIECE: Final = 65536
     "elves",
     multiple=True,
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="A file with the symbols of what ran; may be repeated.",
+    help="A file with the symbols of what ran, also an elfloader's image; may be repeated.",
 )
 @click.option(
     "--arch", type=click.Choice(["x86_64", "aarch64"]), help="Default: that of the files, or of the log."
@@ -50,14 +50,14 @@ def diagnose_command(
       picocom --quiet /dev/ttyUSB0 | skep boot diagnose - --expect 'All is well in the universe'
     """
     from skep.boot.diagnose import arch_of, of_log, read
-    from skep.boot.symbols import Symbols
+    from skep.boot.symbols import Symbols, archived
 
     for pattern in expected:
         try:
             re.compile(pattern)
         except re.error as error:
             raise click.UsageError(f"--expect {pattern}: {error}") from error
-    symbols = [Symbols(path) for path in elves]
+    symbols = [each for path in elves for each in (Symbols(path), *archived(path))]
     reading = read(_pieces(log), expected)
     arch = arch or arch_of(reading, symbols)
     verdict, grammar = of_log(reading, arch, symbols), reading.grammar

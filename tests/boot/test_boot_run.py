@@ -23,7 +23,7 @@ from skep.__main__ import run
 from skep.boot.classes import Class
 from skep.boot.manifest import read
 from skep.boot.run import exact
-from skep.boot.symbols import Symbols
+from skep.boot.symbols import Symbols, archived
 
 pytestmark = pytest.mark.slow
 BOTH = ("x86_64", "aarch64")
@@ -276,6 +276,18 @@ def test_functions_are_named_by_the_files_symbols(images: Path) -> None:
     assert symbols.place(symbols.by_name["root"] + 5) == "root+0x5"
     assert symbols.place(0) == ""
     assert symbols.entry == 0x400000
+
+
+def test_the_archive_of_an_image_is_read_as_far_as_it_goes(images: Path, tmp_path: Path) -> None:
+    image = images / "aarch64" / "image"
+    assert [each.entry != 0 for each in archived(image)] == [True, True]
+    data = image.read_bytes()
+    second = data.index(b"rootserver\0", data.index(b"070701"))
+    path = tmp_path / "cut"
+    for end in (second + 400, second - 200, 100):
+        path.write_bytes(data[:end])
+        assert len(archived(path)) <= 1
+    assert archived(images / "x86_64" / "kernel") == []
 
 
 @pytest.mark.parametrize("cut", [0, 3, 16, 63, 64, 1000])

@@ -239,6 +239,9 @@ def test_a_fault_is_placed_by_the_symbols_of_a_file(
     assert run(["boot", "diagnose", "--json", "--elf", str(elf), str(log)]) == Class.USER_FAULT.row.status
     said = json.loads(capsys.readouterr().out)
     assert (said["arch"], said["verdict"]["fault"]["where"]) == (arch, "root+0x8")
+    if arch == "aarch64":  # the same from the image that has the file
+        assert run(["boot", "diagnose", "--elf", str(images / arch / "image"), str(log)]) == 45
+        assert " in root+0x8 " in capsys.readouterr().err
 
 
 # Of causes that no serial log tells: what skep boot says on stderr.

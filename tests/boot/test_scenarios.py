@@ -135,8 +135,7 @@ def test_a_bootinfo_that_does_not_hold_is_a_cause(
 
 
 def requiring(own: Path, arch: str, *names: str, seconds: float = 30) -> Path:
-    more = f'scenario = {json.dumps(names)}\nsymbols = ["rootserver"]'
-    path = manifest(own, arch, more=more, seconds=seconds)
+    path = manifest(own, arch, more=f"scenario = {json.dumps(names)}", seconds=seconds)
     # Wall boots alone: what is counted is not of interest here.
     text = path.read_text().partition("[[milestone]]")[0]
     path.write_text(text + '[[milestone]]\nname = "said"\nline = "^ROOT: ready"\n')
