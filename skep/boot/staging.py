@@ -7,11 +7,13 @@ of a path is a symbolic link, and no file is read beyond the size that was signe
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
+import shutil
 import stat
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import BinaryIO, Final, NamedTuple
@@ -20,10 +22,13 @@ from skep.boot.argv import CODE, ESP
 from skep.boot.manifest import MANIFEST_MAX, OVMF, Manifest, ManifestError, kinds_of, load
 from skep.boot.secureboot import FIRMWARE, LOADER
 from skep.boot.signing import SUFFIX, Item, Seen, SignatureError, Statement, check, compare
+from skep.trace.clock import SECOND
 from skep.trace.note import NOTE_MAX
 from skep.trace.pem import public_key
 
 PIECE: Final = 1 << 20
+PREFIX: Final = "skep-boot-"
+ABANDONED_NS: Final = 60 * SECOND  # from when a folder is made until it is locked, at the very most
 
 
 class Staged(NamedTuple):
@@ -49,10 +54,37 @@ def staged(path: Path, trusted: Sequence[Path], seen: Seen, now_ns: int) -> Iter
     Raises SignatureError, ManifestError, PemError, OSError."""
     folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        with tempfile.TemporaryDirectory(prefix="skep-boot-") as into:
-            yield _staged(folder, path, trusted, seen, now_ns, Path(into))
+        with _private(now_ns) as into:
+            yield _staged(folder, path, trusted, seen, now_ns, into)
     finally:
         os.close(folder)
+
+
+@contextmanager
+def _private(now_ns: int) -> Iterator[Path]:
+    """A folder for us alone, removed at the end. We hold its lock: one that nobody holds was left by a lab
+    that was killed, and is removed by the next."""
+    for left in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+        _remove_abandoned(left, now_ns)
+    with tempfile.TemporaryDirectory(prefix=PREFIX) as into:
+        held = os.open(into, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX)
+            yield Path(into)
+        finally:
+            os.close(held)
+
+
+def _remove_abandoned(left: Path, now_ns: int) -> None:
+    with suppress(OSError):  # another's, held by another, or removed by another meanwhile
+        held = os.open(left, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            found = os.fstat(held)
+            if found.st_uid == os.getuid() and now_ns - found.st_mtime_ns > ABANDONED_NS:
+                shutil.rmtree(left)
+        finally:
+            os.close(held)
 
 
 def _staged(folder: int, path: Path, trusted: Sequence[Path], seen: Seen, now_ns: int, into: Path) -> Staged:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -29,7 +30,7 @@ from skep.boot.manifest import ManifestError, read
 from skep.boot.run import exact
 from skep.boot.signing import Item, Seen, SignatureError, Statement, check, parse, sign
 from skep.boot.staging import staged
-from skep.trace.clock import SECOND, ManualClock
+from skep.trace.clock import SECOND, ManualClock, SystemClock
 from skep.trace.pem import public_key
 
 FEW = settings(max_examples=40)
@@ -286,6 +287,22 @@ def test_what_is_staged_are_the_files_that_were_signed_and_no_others(lab: Path) 
         assert (found.base / "kernel").read_bytes() == b"kernel" * 100
         assert found.base.stat().st_mode & 0o777 == 0o700
     assert not found.base.exists()
+
+
+def test_what_a_killed_lab_left_is_removed_by_the_next(lab: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(lab))
+    path, later = lab / "boot" / "boot.toml", SystemClock().now_ns() + 120 * SECOND
+    left, new = lab / "skep-boot-left", lab / "skep-boot-new"
+    (left / "sub").mkdir(parents=True)
+    with staged(path, [], Seen(lab / "seen"), NOW) as running:
+        assert left.exists()
+        with staged(path, [], Seen(lab / "seen"), later):
+            assert not left.exists()
+            assert (running.base / "kernel").exists()
+        new.mkdir()
+        with staged(path, [], Seen(lab / "seen"), SystemClock().now_ns()):
+            assert new.exists()
+    assert [new] == list(lab.glob("skep-boot-*"))
 
 
 def test_without_a_signature_links_are_followed(lab: Path) -> None:
