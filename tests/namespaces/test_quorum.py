@@ -328,6 +328,23 @@ def test_a_witness_that_disagrees_is_named_until_it_cosigns_again() -> None:
     live(story)
 
 
+def test_who_disagrees_is_named_also_where_the_quorum_was_lost_before() -> None:
+    async def story(alive: Living) -> None:
+        stage = Stage(alive)
+        await stage.add(2, 2)
+        await stage.tick(2 * MINUTE)
+        assert "disagrees" not in await stage.read("/state", ANN)
+        await alive.write(f"{HERE}/ctl", f"disagree key={stage.vkeys[1]} why='two roots'", who=VAL)
+        for _ in range(3):
+            await stage.tick(SECOND)
+        state = await stage.read("/state", ANN)
+        assert "w0 missing: " in state
+        assert "w1 disagrees: two roots" in state
+        assert 2 == len(stage.events("witness.lost"))
+
+    live(story)
+
+
 def test_what_was_agreed_is_there_after_a_restart() -> None:
     async def story(alive: Living) -> None:
         stage = Stage(alive)

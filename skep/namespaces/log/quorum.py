@@ -252,7 +252,7 @@ class Quorum:
             if of.lost and sum(each.word == "agrees" for each in standings.values()) >= of.need:
                 log.warning("quorum %d/%d is there again", of.need, len(of.by_name))
                 await self._say("regained")
-        elif not of.lost:
+        elif not of.lost or any(not _is_told(of.lost, name, each) for name, each in absent.items()):
             why = self._why(absent)
             log.error("%s", why)
             await self._say(line("lost", {"why": why}))
@@ -271,6 +271,12 @@ class Quorum:
         except FsError as error:
             # It is said again at the next tick; a full disk has said so itself.
             log.warning("quorum: %s", error)
+
+
+def _is_told(lost: str, name: str, standing: Standing) -> bool:
+    """Whether the reason that was written down will do for a witness. Who is missing or behind may come and
+    go; that one disagrees must stand there."""
+    return standing.word != "disagrees" or f" {name} disagrees: " in lost
 
 
 def _at(time_ns: int) -> str:
