@@ -121,6 +121,7 @@ class Tapes:
         self.tapes: dict[str, Tape] = {}  # by session
         self._say = say
         self._unsaid: list[tuple[str, str]] = []  # lines and their tenants that are to be written down
+        self._delayed = ""  # the line that could not be, and that was logged
         self._tenants: dict[str, str] = {}  # of the files that were looked at, by name
         self._timer: asyncio.TimerHandle | None = None
         self._writing = asyncio.Lock()
@@ -308,7 +309,9 @@ class Tapes:
             try:
                 await self._say(PATH, line, tenant)
             except FsError as error:
-                log.info("%s: %s", line, error)
+                # It is tried at every tick for as long as a disk is full.
+                log.log(logging.INFO if line != self._delayed else logging.DEBUG, "%s: %s", line, error)
+                self._delayed = line
                 return
             del self._unsaid[0]
 

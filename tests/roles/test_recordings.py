@@ -24,13 +24,15 @@ from skep.fs.ninept import Header, Reading, Record, read
 from skep.fs.server import listen
 from skep.fs.spiffe import Spiffe
 from skep.fs.wire import unpack
-from skep.namespaces.log.recordings import Recorded
-from skep.namespaces.tapes import FILES_MAX, TAPES_MAX
+from skep.namespaces.log.recordings import Ordered, Orders, Recorded
+from skep.namespaces.sessions.core import Sessions
+from skep.namespaces.tapes import FILES_MAX, TAPES_MAX, Tapes
 from skep.namespaces.tokens.biscuit import Terms, attenuate, key_id, public_key, verify
 from skep.namespaces.tree import hive_tree
 from skep.namespaces.trust.authority import Authority
 from skep.roles.gate import Doorkeeper
 from skep.roles.manifest import load
+from skep.trace.clock import ManualClock
 from tests.namespaces.door import Door
 from tests.namespaces.hives import EYE, Living, living
 from tests.namespaces.trusting import Applicant
@@ -397,6 +399,27 @@ def test_a_full_disk_ends_the_recording_with_what_was_lost() -> None:
             subprocess.run(["umount", served.folder], check=True)
 
     story(told)
+
+
+def test_what_a_full_disk_keeps_from_being_said_is_logged_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def full(path: str, line: str, tenant: str) -> None:
+        raise FsError(E.NOSPACE, "entry 36")
+
+    async def run() -> None:
+        tapes = Tapes(tmp_path, ManualClock(), "0.1", Sessions(), lambda: 0, Orders, full)
+        for session in ("s1", "s2"):
+            tapes.moved(Ordered("", on=True, session=session))
+        for _ in range(5):
+            tapes.tick()
+            await tapes.flush()
+        await tapes.close()
+
+    caplog.set_level("INFO", "skep.recordings")
+    asyncio.run(run())
+    said = [record.getMessage() for record in caplog.records]
+    assert ["recorded session=s1 why=missing: no space left on device: entry 36"] == said
 
 
 def test_the_oldest_recordings_make_room() -> None:
