@@ -150,7 +150,9 @@ class Maker:
         """The note of a head that is of this hive's ledger. Raises SnapshotError."""
         head = parse_head(text)
         root = self.hive.turn.ledger.committed_root(head.size)
-        if (head.origin, head.root, head.rules) != (self._evidence.origin, root, fingerprint()):
+        if head.rules != fingerprint():
+            raise SnapshotError("other code was installed since this hive was started: start it again")
+        if (head.origin, head.root) != (self._evidence.origin, root):
             raise SnapshotError(f"entry {head.size} of {head.origin} is not this hive's")
         return sign_note(text, head.origin, self._evidence.signing())
 

@@ -107,10 +107,11 @@ def test_the_hive_signs_what_is_of_its_own_ledger_alone(tmp_path: Path) -> None:
             head._replace(size=head.size - 1),
             head._replace(root=bytes(32)),
             head._replace(origin="h2/log/trace"),
-            head._replace(rules=head.state),
         ):
             with pytest.raises(SnapshotError, match="is not this hive's"):
                 maker.signed(other.text())
+        with pytest.raises(SnapshotError, match="other code was installed"):
+            maker.signed(head._replace(rules=head.state).text())
 
     made(tmp_path, story)
 
