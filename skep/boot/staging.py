@@ -27,7 +27,7 @@ from skep.trace.note import NOTE_MAX
 from skep.trace.pem import public_key
 
 PIECE: Final = 1 << 20
-PREFIX: Final = "skep-boot-"
+PREFIX: Final = "skep-staged-"
 ABANDONED_NS: Final = 60 * SECOND  # from when a folder is made until it is locked, at the very most
 
 
