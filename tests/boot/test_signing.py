@@ -292,7 +292,7 @@ def test_what_is_staged_are_the_files_that_were_signed_and_no_others(lab: Path) 
 def test_what_a_killed_lab_left_is_removed_by_the_next(lab: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(lab))
     path, later = lab / "boot" / "boot.toml", SystemClock().now_ns() + 120 * SECOND
-    left, new = lab / "skep-staged-left", lab / "skep-boot-new"
+    left, new = lab / "skep-staged-left", lab / "skep-staged-new"
     (left / "sub").mkdir(parents=True)
     with staged(path, [], Seen(lab / "seen"), NOW) as running:
         assert left.exists()
