@@ -82,7 +82,7 @@ class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename={
     interrupts: tuple[Interrupt, ...] = ()
 
 
-def read(base: Path, name: str) -> Scenario:
+def read(base: Path, name: str, arch: str) -> Scenario:
     """Raises ManifestError."""
     where = f"{FOLDER}/{name}.toml"
     try:
@@ -94,6 +94,8 @@ def read(base: Path, name: str) -> Scenario:
         raise ManifestError(f"{where}: expect = {scenario.expect!r}: expected one of {', '.join(causes)}")
     if scenario.fault is not None and scenario.expect != Class.USER_FAULT.value:
         raise ManifestError(f"{where}: fault: expected expect = {Class.USER_FAULT.value!r} with it")
+    if arch == "aarch64" and any(each.vector is not None for each in scenario.interrupts):
+        raise ManifestError(f"{where}: interrupt: vector: aarch64 has one for all, expected none")
     for pattern in scenario.demand + scenario.forbid:
         try:
             re.compile(pattern)

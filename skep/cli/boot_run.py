@@ -182,7 +182,7 @@ async def _booted(
     from skep.boot.scenario import read as read_scenario
 
     done: list[Boot] = []
-    scenarios = {name: read_scenario(stage.base, name) for name in manifest.scenario}
+    scenarios = {name: read_scenario(stage.base, name, manifest.arch) for name in manifest.scenario}
     plays: list[Played] = []
     verdict: Verdict | None = None
     if manifest.counted:

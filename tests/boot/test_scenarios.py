@@ -71,6 +71,7 @@ def test_what_was_demanded_and_did_not_come_is_told(scenario: Scenario, told: li
         ('about = "a"\n[fault]\nkind = "vm data"\n', "expected expect = 'user_fault' with it"),
         ('about = "a"\ndemand = ["("]\n', "'(':"),
         ('about = "a"\n[[interrupt]]\nvector = 3\n', ">= 32"),
+        ('about = "a"\n[[interrupt]]\nvector = 32\n', "aarch64 has one for all, expected none"),
         ('about = "a"\ncolour = 1\n', "unknown field `colour`"),
     ],
 )
@@ -78,7 +79,7 @@ def test_what_is_wrong_with_a_scenario_is_told(text: str, told: str, tmp_path: P
     (tmp_path / "scenarios").mkdir()
     (tmp_path / "scenarios" / "a.toml").write_text(text)
     with pytest.raises(ManifestError, match=re.escape(told)):
-        read(tmp_path, "a")
+        read(tmp_path, "a", "aarch64")
 
 
 @pytest.mark.parametrize(

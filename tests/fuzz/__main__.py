@@ -20,7 +20,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 CORPUS = HERE / "corpus"
-TARGETS = ("wire", "handshake", "lines", "manifests", "papers", "tokens", "bundles", "elves")
+TARGETS = ("wire", "handshake", "lines", "manifests", "papers", "tokens", "bundles", "elves", "logs")
 MEMORY_MIB = 768  # of the process, OpenSSL's and Cedar's libraries in it
 ONE_S = 10  # that one input may take
 KEPT_MAX = 8 << 10  # bytes of a corpus: it is for starting from, coverage is found again in seconds
