@@ -17,11 +17,13 @@ def guest_command(arch: tuple[str, ...], directory: Path) -> None:
     """Build small images to try the boot lab with, in DIRECTORY/<arch>.
 
     They print seL4's lines and break in its ways: the word do= of their command line picks one. The words are
-    told in README.md beside the images. It takes gcc, and gcc-aarch64-linux-gnu for aarch64.
+    told in README.md beside the images. boot.toml, a manifest to begin with, is written where there is none.
+    It takes gcc, and gcc-aarch64-linux-gnu for aarch64.
 
     \b
     Example:
       skep boot guest images
+      skep boot run images/aarch64/boot.toml
     """
     from importlib import resources
 

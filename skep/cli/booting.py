@@ -46,5 +46,5 @@ def boot_command() -> None:
     \b
     Examples:
       skep boot guest images
-      skep boot run boot.toml --max-ms 200
+      skep boot run images/aarch64/boot.toml --max-ms 200
     """

@@ -19,6 +19,7 @@ FLAGS: Final = (
 BUILD_S: Final = 60.0  # one file takes some tenths of a second
 EFI: Final = ("efi_header.S", "efi.c")
 EFI_FLAGS: Final = ("-fpie", "-fshort-wchar")  # firmware puts it anywhere; strings are UTF-16
+MANIFEST: Final = "boot.toml"
 SHARED: Final = ("say.c", "elf.c")
 
 
@@ -96,6 +97,8 @@ def build(arch: str, into: Path) -> None:
             _run((f"{how.prefix}objcopy", "-O", "elf32-i386", *names), sources, "binutils")
             shutil.copy(where / "kernel", into / "kernel")
         shutil.copytree(sources / "scenarios", into / "scenarios", dirs_exist_ok=True)
+        if not (into / MANIFEST).exists():  # one that is there is somebody's own
+            shutil.copy(sources / f"{arch}.toml", into / MANIFEST)
 
 
 def cpio(members: Sequence[tuple[str, bytes]]) -> bytes:
