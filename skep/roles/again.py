@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import secrets
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from hashlib import sha256
@@ -14,8 +15,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
 from skep.fs.chan import Chan
 from skep.fs.conversation import Conversation, Peer
+from skep.fs.ctl import parse_line
 from skep.fs.errors import E, FsError
 from skep.fs.messages import NUMBERS, Tflush, Tread
 from skep.fs.ninept import Header
@@ -26,6 +30,9 @@ from skep.namespaces.order import actor_of
 from skep.namespaces.sessions.core import Session
 from skep.namespaces.stored import Begun
 from skep.namespaces.tokens.afid import Afids
+from skep.namespaces.tokens.biscuit import Terms
+from skep.namespaces.tokens.desk import Desk, Fresh, Keys
+from skep.namespaces.tokens.files import CLONE
 from skep.namespaces.tree import hive_tree
 from skep.roles.gate import NO_ANAME, names
 from skep.roles.manifest import load
@@ -47,6 +54,26 @@ class PastHive(Hive):
 
     def draft_id(self) -> str:
         return self.drafts.popleft() if self.drafts else super().draft_id()
+
+
+class PastDesk(Desk):
+    """A token desk whose tokens go by the names that they had. They are worth nothing: nobody has them any
+    more, and a recording shows none."""
+
+    def __init__(self, hive: PastHive, turn: PastTurn, actor: str) -> None:
+        private = secrets.token_bytes(32)
+        public = Ed25519PrivateKey.from_private_bytes(private).public_key().public_bytes_raw()
+        super().__init__(hive.clock, lambda: Keys(private, (public,)), lambda: hive.state)
+        self._turn = turn
+        self._actor = actor
+
+    def mint(self, terms: Terms) -> Fresh:
+        fresh = super().mint(terms)
+        line = self._turn.line_of(self._actor, CLONE)
+        if line is None:
+            return fresh
+        was = parse_line(line).args
+        return Fresh(was["id"], was["key"], fresh.token)
 
 
 class _Door:
@@ -182,6 +209,8 @@ async def past_wire(
         with TemporaryDirectory(prefix="skep-again-") as directory:
             hive = PastHive(turn, clock, Path(directory), header.release, _NEVER_S)
             hive.drafts = deque()
+            if turn.state.trust.hive:  # it has keys
+                hive.tokens = PastDesk(hive, turn, actor_of(header.principal, header.node))
             door = _Door(hive, hive_tree(hive), header)
             wire = PastWire(hive, turn, clock, door, header)
             try:

@@ -35,7 +35,7 @@ from skep.namespaces.trust.authority import Authority
 from skep.trace.clock import HOUR
 from skep.trace.sqlite import SqliteLedger
 from skep.validator.conversation.compared import Difference
-from skep.validator.conversation.volatile import NUMBERED
+from skep.validator.conversation.volatile import HIDDEN, NUMBERED
 from skep.validator.replay.snapshots import Beside
 
 replace = msgspec.structs.replace
@@ -347,6 +347,26 @@ async def _token(served: Served) -> str:
                 await ctl.read(0, 4096)
             await eve.read_file("/trust/ca.pem")
             return (await eve.read_file("/whoami")).decode().partition("session ")[2].split()[0]
+
+
+async def _mints(served: Served) -> str:
+    """Mints two tokens, and asks for one that nobody gets."""
+    authority = Authority.open(served.directory, clock=served.alive.clock)
+    await served.alive.hive.establish(authority, Spiffe("hive", "queen-primary", "q1"))
+    async with await served.operator() as ann:
+        for line in (b"mint ops=read paths=/jobs ttl=1h\n", b"mint ops=fly paths=/ ttl=1h\n") * 2:
+            async with await ann.open("/trust/tokens/clone", "rw") as clone:
+                with contextlib.suppress(FsError):
+                    await clone.write(0, line)
+                await clone.read(0, clone.unit)
+        return await session_of(ann)
+
+
+@pytest.mark.slow
+def test_tokens_are_made_again_and_go_by_the_names_that_they_had() -> None:
+    found = play(record(_mints))
+    assert (0, []) == (found.differ, found.notes)
+    assert 4 == found.volatile[HIDDEN]
 
 
 @pytest.mark.slow

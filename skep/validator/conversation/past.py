@@ -139,6 +139,16 @@ class PastTurn(Turn[Any, Event, str]):
         heads = ((seq, self._heads.decode(body)) for seq, body in self.ledger.ahead() if seq <= last)
         return next((seq for seq, head in heads if head.actor == actor), None)
 
+    def line_of(self, actor: str, path: str) -> str | None:
+        """What the actor wrote next to ``path``; None: nothing that may be looked for."""
+        heads = ((seq, self._heads.decode(body)) for seq, body in self.ledger.ahead())
+        for seq, head in heads:
+            if seq > self.horizon:
+                return None
+            if (head.actor, head.path) == (actor, path):
+                return head.line
+        return None
+
     async def submit(self, line: Line) -> Done[str]:
         found = self._find(line)
         if found is not None:
