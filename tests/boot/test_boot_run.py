@@ -10,7 +10,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +23,7 @@ from skep.boot.classes import Class
 from skep.boot.manifest import read
 from skep.boot.run import exact
 from skep.boot.symbols import Symbols, archived
+from tests.daemons import wait_for
 
 pytestmark = pytest.mark.slow
 BOTH = ("x86_64", "aarch64")
@@ -249,23 +249,21 @@ def test_whoever_is_killed_nothing_is_left_and_nothing_hangs(own: Path, victim: 
         [sys.executable, "-m", "skep", "boot", "run", str(path)], stderr=subprocess.PIPE, text=True
     )
     try:
-        qemu = 0
-        end = time.monotonic() + 60
-        while not qemu and time.monotonic() < end:
-            found = subprocess.run(
-                ["pgrep", "-P", str(lab.pid), "-f", "^[^ ]*qemu-system"], capture_output=True, text=True
-            )
-            qemu = int(found.stdout.split()[0]) if found.stdout else 0
-        assert qemu
+
+        def started() -> str:
+            command = ["pgrep", "-P", str(lab.pid), "-f", "^[^ ]*qemu-system"]
+            return subprocess.run(command, capture_output=True, text=True).stdout
+
+        wait_for(lambda: started() != "" or lab.poll() is not None, "QEMU is started")
+        assert lab.poll() is None, lab.communicate()
+        qemu = int(started().split()[0])
         os.kill(lab.pid if victim == "lab" else qemu, signal.SIGKILL)
         _, err = lab.communicate(timeout=60)
         if victim == "qemu":
             # Killed once, it is tried again: that it spins is what is found.
             lab_status = lab.returncode
             assert lab_status in (Class.HARNESS_ERROR.row.status, Class.BOOT_TIMEOUT.row.status), err
-        while Path(f"/proc/{qemu}").exists() and time.monotonic() < end:
-            pass
-        assert not Path(f"/proc/{qemu}").exists()
+        wait_for(lambda: not Path(f"/proc/{qemu}").exists(), "QEMU is gone")
     finally:
         lab.kill()
         lab.communicate()

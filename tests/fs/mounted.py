@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-WAIT_S = 10.0
+WAIT_S = 30.0
 ROOT = Path(__file__).parents[2]
 MOUNT = """
 import asyncio, sys, uvloop
