@@ -13,6 +13,7 @@ from skep.boot.classes import CLASSES
 from skep.fs.errors import E, FsError
 from skep.fs.local import local
 from skep.namespaces.jobs.record import MOVES, TERMINAL
+from skep.native.kernels.page import sections
 
 ROOT = Path(__file__).parent.parent
 NOUNS = [
@@ -79,6 +80,10 @@ def test_the_causes_are_those_of_the_table() -> None:
     rows = [f"| {row.status} | `{cause.value}` | {row.meaning} |\n" for cause, row in CLASSES.items()]
     head = "| status | cause | |\n|---|---|---|\n"
     generated(ROOT / "docs" / "BOOT.md", "causes", head + "".join(rows))
+
+
+def test_the_kernels_are_those_of_the_table() -> None:
+    generated(ROOT / "docs" / "KERNELS.md", "catalogue", sections())
 
 
 def test_the_ten_line_program_is_the_example() -> None:

@@ -1,0 +1,244 @@
+"""The kernels' device code: as C everywhere, by NVIDIA's compiler and on a device where they are.
+
+What could not run is skipped, and says what it was: ``pytest -rs tests/native/test_kernels_cuda.py``."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+from typing import Any
+
+import cffi
+import numpy as np
+import pytest
+from nvrtc import compiled, library
+
+from skep.native.kernels.catalogue import HERE, KERNELS
+from skep.native.kernels.conv2d import conv2d
+from skep.native.kernels.device import THREADS, chosen, source
+from skep.native.kernels.histogram import histogram_numpy
+from skep.native.kernels.run import run
+from skep.native.kernels.softmax import softmax
+from skep.native.kernels.topk import keys
+
+ENTRIES = {
+    "vector_add": ["vector_add", "saxpy"],
+    "reduce_sum": ["reduce_sum"],
+    "histogram": ["histogram", "histogram_few"],
+    "sha256_leaves": ["leaves"],
+    "topk": ["topk_keys"],
+    "conv2d": ["conv2d"],
+    "softmax": ["softmax"],
+}
+CALLS = """
+typedef unsigned long long wide;
+void all_add(wide count, wide n, const float *a, const float *b, float *out);
+void all_saxpy(wide count, wide n, float alpha, const float *x, const float *y, float *out);
+double all_sum(wide n, const float *a, double *sums);
+int bin(float x, double low, double high, double scale, int bins);
+void all_keys(wide n, const unsigned *a, wide *out);
+void all_conv2d(wide n, wide c, wide h, wide w, wide o, wide r, wide s, const float *a, const float *b, float *out);
+void all_softmax(wide rows, wide columns, const float *a, float *out, float *all);
+"""  # noqa: E501
+LOOPS = """
+void
+all_add(wide count, wide n, const float *a, const float *b, float *out)
+{
+	for (wide t = 0; t < count; t++)
+		add(t, count, n, a, b, out);
+}
+
+void
+all_saxpy(wide count, wide n, float alpha, const float *x, const float *y, float *out)
+{
+	for (wide t = 0; t < count; t++)
+		scale_and_add(t, count, n, alpha, x, y, out);
+}
+
+double
+all_sum(wide n, const float *a, double *sums)
+{
+	for (word t = 0; t < THREADS; t++)
+		sums[t] = part(t, THREADS, n, a);
+	for (word step = THREADS / 2; step > 0; step /= 2)
+		for (word t = 0; t < THREADS; t++)
+			fold(t, step, sums);
+	return sums[0];
+}
+
+void
+all_keys(wide n, const unsigned *a, wide *out)
+{
+	for (wide i = 0; i < n; i++)
+		out[i] = key(a[i], i);
+}
+
+void
+all_conv2d(wide n, wide c, wide h, wide w, wide o, wide r, wide s, const float *a, const float *b, float *out)
+{
+	for (wide i = 0; i < n; i++)
+		out[i] = element(i, c, h, w, o, r, s, a, b);
+}
+
+void
+all_softmax(wide rows, wide columns, const float *a, float *out, float *all)
+{
+	for (wide i = 0; i < rows; i++) {
+		const float *row = a + i * columns;
+		float most;
+
+		for (word t = 0; t < THREADS; t++)
+			all[t] = largest(t, columns, row);
+		for (word step = THREADS / 2; step > 0; step /= 2)
+			for (word t = 0; t < THREADS; t++)
+				fold_largest(t, step, all);
+		most = all[0];
+		for (word t = 0; t < THREADS; t++)
+			all[t] = sum_above(t, columns, row, most);
+		for (word step = THREADS / 2; step > 0; step /= 2)
+			for (word t = 0; t < THREADS; t++)
+				fold_sum(t, step, all);
+		for (word t = 0; t < THREADS; t++)
+			share(t, columns, row, most, all[0], out + i * columns);
+	}
+}
+"""
+FILES = ("prelude.h", "elementwise.cu", "reduce_sum.cu", "histogram.cu", "topk.cu", "conv2d.cu", "softmax.cu")
+SPECIAL = [0.0, -0.0, 1e-45, -1e-45, np.nan, -np.nan, np.inf, -np.inf, 3e38]
+
+
+@pytest.fixture(scope="module")
+def as_c(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The kernels' text, compiled for this processor."""
+    ffi = cffi.FFI()
+    ffi.cdef(CALLS)
+    before = f"#include <math.h>\n#define DEVICE\n#define REAL float\n#define THREADS {THREADS}\n"
+    # What a test calls by its name must be there by it.
+    text = "\n".join((HERE / name).read_text() for name in FILES)
+    text = text.replace("DEVICE static int\nbin", "int\nbin")
+    ffi.set_source("annex_as_c", before + text + LOOPS, libraries=["m"])
+    made = ffi.compile(tmpdir=str(tmp_path_factory.mktemp("annex")))
+    spec = importlib.util.spec_from_file_location("annex_as_c", made)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def of(module: Any, kind: str, array: Any) -> Any:
+    return module.ffi.from_buffer(kind, array)
+
+
+def floats(shape: tuple[int, ...], seed: int, special: bool = False) -> Any:
+    chance = np.random.default_rng(seed)
+    made = chance.standard_normal(shape).astype(np.float32)
+    return np.where(chance.random(shape) < 0.2, chance.choice(SPECIAL, shape), made) if special else made
+
+
+@pytest.mark.slow
+def test_as_c_each_element_has_its_thread(as_c: Any) -> None:
+    for n, count in ((0, 7), (5, 7), (7, 7), (1000, 7)):
+        a, b = floats((n,), 1), floats((n,), 2)
+        out, twice = np.zeros_like(a), np.zeros_like(a)
+        arrays = [of(as_c, "float *", array) for array in (a, b, out, twice)]
+        as_c.lib.all_add(count, n, *arrays[:3])
+        as_c.lib.all_saxpy(count, n, 2.0, *arrays[:2], arrays[3])
+        assert np.array_equal(a + b, out)
+        assert np.allclose(2 * a + b, twice, rtol=0, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_as_c_a_block_folds_to_the_sum(as_c: Any) -> None:
+    for n in (0, 1, THREADS - 1, THREADS, 10_000):
+        a, sums = floats((n,), 3), np.zeros(THREADS)
+        found = as_c.lib.all_sum(n, of(as_c, "float *", a), of(as_c, "double *", sums))
+        assert abs(np.sum(a, dtype=np.float64) - found) <= 1e-9
+
+
+@pytest.mark.slow
+def test_as_c_bins_are_the_twins(as_c: Any) -> None:
+    a = np.concatenate(
+        [floats((2000,), 4, special=True).astype(np.float32), np.array([-1.5, 2.25], np.float32)]
+    )
+    for bins in (1, 7, 100):
+        low, high = -1.5, 2.25
+        at = [as_c.lib.bin(float(x), low, high, bins / (high - low), bins) for x in a]
+        counts = np.bincount([i for i in at if i >= 0], minlength=bins)
+        assert histogram_numpy(a, bins, low, high)[0].tolist() == counts.tolist()
+
+
+@pytest.mark.slow
+def test_as_c_keys_are_the_twins(as_c: Any) -> None:
+    a = floats((2000,), 5, special=True).astype(np.float32)
+    out = np.zeros(a.size, np.uint64)
+    as_c.lib.all_keys(a.size, of(as_c, "unsigned *", a), of(as_c, "wide *", out))
+    assert np.array_equal(keys(a), out)
+
+
+@pytest.mark.slow
+def test_as_c_windows_and_rows_are_the_twins(as_c: Any) -> None:
+    images, weights = floats((2, 3, 7, 6), 6), floats((4, 3, 3, 2), 7)
+    (expected,) = conv2d(images, weights)
+    out = np.zeros_like(expected)
+    arrays = [of(as_c, "float *", array) for array in (images, weights, out)]
+    as_c.lib.all_conv2d(out.size, 3, 7, 6, 4, 3, 2, *arrays)
+    assert np.allclose(expected, out, rtol=0, atol=1e-5)
+    for columns in (0, 1, 5, 1000):
+        a = floats((9, columns), 8)
+        a[::3] = floats((3, columns), 9, special=True)
+        (expected,) = softmax(a)
+        out, all_ = np.zeros_like(a), np.zeros(THREADS, np.float32)
+        arrays = [of(as_c, "float *", array) for array in (a, out, all_)]
+        as_c.lib.all_softmax(9, columns, *arrays)
+        assert np.allclose(expected, out, rtol=1e-5, atol=1e-7, equal_nan=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("real", ["float", "double"])
+def test_nvidias_compiler_takes_the_annexs_kernels(real: str) -> None:
+    found = library()
+    if found is None:
+        pytest.skip("did not run: NVRTC is not here (nvidia-cuda-nvrtc-cu12, of the extra bench)")
+    ffi, lib = found
+    for name, entries in ENTRIES.items():
+        ptx = compiled(ffi, lib, source(KERNELS[name], real))
+        assert [1] * len(entries) == [ptx.count(f".entry {entry}(") for entry in entries]
+
+
+GIVEN: dict[str, dict[str, Any]] = {
+    "vector_add": {"a": floats((100_003,), 1), "b": floats((100_003,), 2)},
+    "saxpy": {"x": floats((100_003,), 1), "y": floats((100_003,), 2), "alpha": 1.5},
+    "matmul": {"a": floats((65, 130), 3), "b": floats((130, 33), 4)},
+    "reduce_sum": {"a": floats((1_000_003,), 5)},
+    "histogram": {"a": floats((100_003,), 6), "bins": 100, "low": -2.0, "high": 2.5},
+    "sha256_leaves": {"data": np.zeros(700, np.uint8), "ends": np.array([0, 5, 64, 700], np.uint64)},
+    "topk": {"a": floats((100_003,), 7, special=True).astype(np.float32), "k": 100},
+    "conv2d": {"images": floats((2, 3, 20, 21), 8), "weights": floats((4, 3, 3, 5), 9)},
+    "softmax": {"a": floats((300, 1001), 10)},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list(KERNELS))
+def test_on_a_device_the_kernel_makes_what_its_twin_makes(name: str) -> None:
+    device = chosen("auto", os.environ)
+    if device.cupy is None:
+        pytest.skip(f"did not run: {device.said}, nothing of {name} ran on one")
+    given = GIVEN[name]
+    arrays = {key: value for key, value in given.items() if isinstance(value, np.ndarray)}
+    numbers = {key: value for key, value in given.items() if key not in arrays}
+    there = run(KERNELS[name], device, arrays, numbers).outs
+    here = run(KERNELS[name], chosen("cpu", {}), arrays, numbers).outs
+    for key, expected in here.items():
+        if KERNELS[name].tolerance.steps == "0":
+            assert np.array_equal(expected, there[key], equal_nan=expected.dtype.kind == "f")
+        else:
+            assert np.allclose(expected, there[key], rtol=1e-5, atol=1e-4)
+
+
+def test_every_device_source_is_a_file_of_the_table() -> None:
+    named = {Path(file).name for kernel in KERNELS.values() for file in kernel.files}
+    assert {path.name for path in HERE.glob("*.cu")} <= named
+    assert KERNELS.keys() == GIVEN.keys()
