@@ -193,8 +193,12 @@ def test_another_entry_beside_it_is_found() -> None:
 def test_another_tree_is_found() -> None:
     recording = OPERATOR()
     header = replace(recording.header, tree="00" * 32)
-    found = first(written(recording, recording.records(), header))
+    other = written(recording, recording.records(), header)
+    found = first(other)
     assert (0, "header", "tree", "00" * 32) == (found.record, found.message, found.field, found.recorded)
+    # What was said is played all the same, up to the first that is answered otherwise.
+    played = play(other, to_end=False)
+    assert (1, play(recording).compared) == (played.differ, played.compared)
 
 
 @pytest.mark.slow
