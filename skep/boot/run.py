@@ -102,6 +102,7 @@ async def played(manifest: Manifest, base: Path, scenario: Scenario) -> Boot:
     """A boot that must end as its scenario says. Raises SymbolError."""
     run = _Wall(manifest_of(manifest, scenario), base, _nobody)
     run.counts = bool(scenario.interrupts)
+    run.demanded = scenario.demand
     boot = await _tried(run)
     if boot.verdict is None and (told := unmet(scenario, boot.serial, boot.ended, boot.delivered)):
         ended = boot.ended or Verdict(Class.TEST_TIMEOUT, "")
@@ -399,12 +400,16 @@ class _Exact(_Run):
 
 
 class _Wall(_Run):
+    demanded: Sequence[str] = ()  # lines that must come too, in any order, where it shall end well
+
     def _milestones(self) -> Sequence[Milestone]:
         return [each for each in self.manifest.milestones if each.line]
 
     async def _follow(self, machine: Machine) -> str:
         """Read lines as they come, to the last milestone or to a line that says why not."""
+        deadline = self.manifest.deadline
         coming = list(self._milestones())
+        demanded = list(self.demanded) if self.manifest.expect == "reached" else []
         watch = _Watch(machine)
         step = asyncio.Event()
 
@@ -414,16 +419,21 @@ class _Wall(_Run):
                 self.reached.append(Reached(coming.pop(0).name, wall_ms=ms))
                 step.set()
             self.waiting = coming[0] if coming else None
+            for pattern in [each for each in demanded if re.search(each, line)]:
+                demanded.remove(pattern)
+                step.set()
 
         watch.each = each
         begun = time.monotonic()
         await machine.execute("cont")
         with _Ends(machine, watch) as ends:
-            while coming:
+            while coming or demanded:
                 step.clear()
                 going = asyncio.ensure_future(step.wait())
-                if ended := await ends.before(going, self.left(self.manifest.deadline.milestone)):
-                    return ended
+                seconds = deadline.milestone if coming else deadline.end
+                if ended := await ends.before(going, self.left(seconds)):
+                    # Of lines that were demanded, it is told which did not come.
+                    return "reached" if ended == "deadline" and not coming else ended
             if self.manifest.expect == "reached":
                 return "reached"
-            return await ends.before(asyncio.Future(), self.left(self.manifest.deadline.end))
+            return await ends.before(asyncio.Future(), self.left(deadline.end))

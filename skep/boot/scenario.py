@@ -5,7 +5,7 @@ scenarios/null-read.toml, beside the manifest that says scenario = ["null-read"]
 about = "reading address 0x10 is a fault, and the kernel tells it"
 cmdline = "do=vm-read"              # in place of the manifest's
 expect = "user_fault"               # the cause that must be its end; else all milestones are reached
-demand = ["^ROOT: start"]           # lines that must be printed, in any order
+demand = ["^ROOT: start"]           # lines that must be printed, in any order: they are waited for
 forbid = ["KERNEL DATA ABORT"]      # and such as must not
 
 [fault]                             # what the fault must be; what is not said may be anything

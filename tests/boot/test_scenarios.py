@@ -167,7 +167,7 @@ def test_a_scenario_that_ends_otherwise_is_named_and_the_others_are_played(
         "unheard": 'about = "c"\ndemand = ["hello"]\n',
     }.items():
         (own / "aarch64" / "scenarios" / f"{name}.toml").write_text(text)
-    path = requiring(own, "aarch64", "elsewhere", "well", "unheard")
+    path = requiring(own, "aarch64", "elsewhere", "well", "unheard", seconds=2)
     assert run(["boot", "run", "--json", "--out", str(tmp_path / "out"), str(path)]) == 45
     out, err = capsys.readouterr()
     assert "user_fault: scenario elsewhere: the fault is at 0x10, expected 0x20" in err
@@ -175,3 +175,17 @@ def test_a_scenario_that_ends_otherwise_is_named_and_the_others_are_played(
     assert [each.get("verdict", {}).get("cause") for each in played] == ["user_fault", None, "test_timeout"]
     suite = ElementTree.parse(tmp_path / "out" / "junit.xml").getroot()
     assert [len(case) for case in suite] == [0, 1, 0, 1]
+
+
+@pytest.mark.slow
+def test_a_scenario_waits_for_the_lines_that_it_demands(
+    own: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where the manifest has no milestone that is a line."""
+    path = requiring(own, "aarch64", "timer", "null-capability")
+    text = path.read_text().partition("[[milestone]]")[0]
+    path.write_text(text + '[[milestone]]\nname = "ready"\nsymbol = "ready"\nelf = "rootserver"\n')
+    assert run(["boot", "run", "--boots", "0", str(path)]) == 0
+    out = capsys.readouterr().out
+    assert "scenario timer: as it must" in out
+    assert "scenario null-capability: as it must" in out
