@@ -8,6 +8,7 @@ import asyncio
 import re
 import time
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
@@ -78,8 +79,9 @@ class SymbolError(Exception):
 def addresses(manifest: Manifest, base: Path) -> dict[str, int]:
     """Of each milestone that is counted to. Raises SymbolError."""
     found = {}
+    files = {name: Symbols(base / name) for name in {each.elf or each.entry for each in manifest.counted}}
     for each in manifest.counted:
-        symbols = Symbols(base / (each.elf or each.entry))
+        symbols = files[each.elf or each.entry]
         address = symbols.by_name.get(each.symbol) if each.symbol else symbols.entry
         if not address:
             what = each.symbol or "an entry"
@@ -94,12 +96,12 @@ async def exact(manifest: Manifest, base: Path, printed: Printed = _nobody) -> B
 
 
 async def wall(manifest: Manifest, base: Path, printed: Printed = _nobody) -> Boot:
-    """Boot to the expected end, by the clock; the same. Raises SymbolError."""
+    """Boot to the expected end, by the clock; the same."""
     return await _tried(_Wall(manifest, base, printed))
 
 
 async def played(manifest: Manifest, base: Path, scenario: Scenario) -> Boot:
-    """A boot that must end as its scenario says. Raises SymbolError."""
+    """A boot that must end as its scenario says."""
     run = _Wall(manifest_of(manifest, scenario), base, _nobody)
     run.counts = bool(scenario.interrupts)
     run.demanded = scenario.demand
@@ -133,10 +135,15 @@ class _Run:
         self.manifest = manifest
         self.base = base
         self.printed = printed
-        self.addresses = addresses(manifest, base)
-        self.symbols = [Symbols(base / name) for name in manifest.elves] + archived(base / manifest.kernel)
         self.counts = False  # whether its interrupts are counted
         self.quiet = False  # whether it came to its deadline without a word
+
+    @cached_property
+    def symbols(self) -> list[Symbols]:
+        """Those that name what failed: reading them takes as long as a boot."""
+        return [Symbols(self.base / name) for name in self.manifest.elves] + archived(
+            self.base / self.manifest.kernel
+        )
 
     async def boot(self) -> Boot:
         self.reached: list[Reached] = []
@@ -354,6 +361,11 @@ class _Ends:
 
 class _Exact(_Run):
     exact = True
+
+    def __init__(self, manifest: Manifest, base: Path, printed: Printed) -> None:
+        super().__init__(manifest, base, printed)
+        self.addresses = addresses(manifest, base)
+
     found: Found | None = None  # BootInfo, where the manifest says where it is
 
     def _milestones(self) -> Sequence[Milestone]:

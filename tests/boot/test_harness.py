@@ -35,7 +35,7 @@ name = "ready"
 line = "ready"
 [deadline]
 start = {start}
-reply = 0.3
+reply = {reply}
 milestone = 1
 end = 1
 """
@@ -93,12 +93,14 @@ def test_a_qemu_that_answers_nothing_or_nonsense_is_told_as_that(
     way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("SKEP_QEMU_X86_64", str(written(tmp_path, way)))
-    begun = time.monotonic()
-    boot = asyncio.run(
-        wall(parse(FAKE.format(start=5 if FAKES[way][0] is Class.HARNESS_ERROR else 0.3)), tmp_path)
-    )
-    assert time.monotonic() - begun < SOON_S
     cause, told = FAKES[way]
+    # Short is only the one that is waited for in vain: the machine may be busy.
+    hangs = "did not answer" in told
+    start = 0.3 if hangs and cause is Class.QEMU_START_FAILED else 20
+    said = parse(FAKE.format(start=start, reply=0.3 if way == "mute" else 10))
+    begun = time.monotonic()
+    boot = asyncio.run(wall(said, tmp_path))
+    assert time.monotonic() - begun < SOON_S
     assert boot.verdict is not None
     assert (boot.verdict.cause, len(boot.tried)) == (cause, 1), boot.verdict
     assert told in boot.verdict.message
@@ -110,14 +112,14 @@ def test_a_monitor_that_closes_as_soon_as_it_is_open_is_one_of_two(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SKEP_QEMU_X86_64", str(written(tmp_path, "hasty")))
-    boot = asyncio.run(wall(parse(FAKE.format(start=5)), tmp_path))
+    boot = asyncio.run(wall(parse(FAKE.format(start=20, reply=10)), tmp_path))
     assert boot.verdict is not None
     assert boot.verdict.cause in (Class.QEMU_START_FAILED, Class.HARNESS_ERROR)
 
 
 def test_a_command_that_is_not_there_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SKEP_QEMU_X86_64", str(tmp_path / "qemu"))
-    boot = asyncio.run(wall(parse(FAKE.format(start=1)), tmp_path))
+    boot = asyncio.run(wall(parse(FAKE.format(start=20, reply=10)), tmp_path))
     assert boot.verdict is not None
     assert boot.verdict.message == f"{tmp_path}/qemu: there is no such command"
 
@@ -151,16 +153,15 @@ class Boots(Protocol):
 
 def short(path: Path) -> Manifest:
     """With a monitor that must answer soon."""
-    return parse(path.read_text().replace("[deadline]\n", "[deadline]\nreply = 0.5\n"))
+    return parse(path.read_text().replace("[deadline]\n", "[deadline]\nreply = 2\n"))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("boots", [exact, wall])
-@pytest.mark.parametrize("arch", ["x86_64", "aarch64"])
+@pytest.mark.parametrize(("arch", "boots"), [("x86_64", exact), ("aarch64", wall)])
 def test_a_qemu_that_is_stopped_is_an_error_of_the_lab_and_is_ended(
     images: Path, arch: str, boots: Boots
 ) -> None:
-    path = manifest(images, arch, "do=flood", seconds=0.5)
+    path = manifest(images, arch, "do=flood", seconds=3)
 
     def stop(data: bytes) -> None:
         for each in children(os.getpid()):
@@ -171,7 +172,7 @@ def test_a_qemu_that_is_stopped_is_an_error_of_the_lab_and_is_ended(
     assert time.monotonic() - begun < SOON_S
     assert boot.verdict is not None
     assert boot.verdict.cause is Class.HARNESS_ERROR, boot.verdict
-    assert "did not answer within 0.5 s" in boot.verdict.message
+    assert "did not answer within 2 s" in boot.verdict.message
     assert len(boot.tried) == 1
     assert boot.serial != b""
 
@@ -179,7 +180,7 @@ def test_a_qemu_that_is_stopped_is_an_error_of_the_lab_and_is_ended(
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", ["x86_64", "aarch64"])
 def test_a_flood_holds_up_neither_the_monitor_nor_the_end(images: Path, arch: str) -> None:
-    path = manifest(images, arch, "do=flood", seconds=1)
+    path = manifest(images, arch, "do=flood", seconds=3)
     boot = asyncio.run(wall(short(path), path.parent))
     assert boot.verdict is not None
     # Registers are there: the monitor has answered while the guest printed.
@@ -187,12 +188,14 @@ def test_a_flood_holds_up_neither_the_monitor_nor_the_end(images: Path, arch: st
         Class.BOOT_TIMEOUT,
         True,
     )
+    # It is what it is: nothing is gained by another attempt.
+    assert boot.tried == []
 
 
 @pytest.mark.slow
 def test_the_total_is_an_end_of_every_wait_with_the_cause_that_was_seen(images: Path) -> None:
     path = manifest(images, "aarch64", "do=spin", seconds=60)
-    path.write_text(path.read_text().replace("[deadline]\n", "[deadline]\ntotal = 2\n"))
+    path.write_text(path.read_text().replace("[deadline]\n", "[deadline]\ntotal = 4\n"))
     begun = time.monotonic()
     boot = asyncio.run(exact(parse(path.read_text()), path.parent))
     assert time.monotonic() - begun < SOON_S
@@ -257,7 +260,7 @@ def test_what_was_tried_again_is_told(
     monkeypatch.setenv("SKEP_QEMU_X86_64", str(tmp_path / "qemu"))
     (tmp_path / "kernel").write_bytes(b"")
     path = tmp_path / "boot.toml"
-    path.write_text(FAKE.format(start=1))
+    path.write_text(FAKE.format(start=20, reply=10))
     assert run(["boot", "run", str(path)]) == Class.QEMU_START_FAILED.row.status
     assert f"tried again after qemu_start_failed: {tmp_path}/qemu: there is no" in capsys.readouterr().out
 
