@@ -112,6 +112,11 @@ def queen(directory: Path, *args: str, honest: bool = True) -> Iterator[Hive]:
         check_directory(directory)
 
 
+def seconds(count: float) -> float:
+    """So many seconds of a machine that is not busy: of one that is, as many more as wait for a processor."""
+    return count * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+
+
 def wait_for(condition: Callable[[], bool], what: str) -> None:
     """Return when ``condition`` holds: for what another process does and tells nobody."""
     until = time.monotonic() + WAIT_S

@@ -25,7 +25,7 @@ from skep.roles.gate import Doorkeeper
 from skep.roles.manifest import load
 from skep.trace.clock import SECOND, SystemClock
 from skep.worker import Fail, Job, Retry, ThreadJob, Worker
-from tests.daemons import Daemon, Hive, daemon
+from tests.daemons import Daemon, Hive, daemon, seconds
 from tests.namespaces.hives import Living, living
 from tests.networked import networked
 
@@ -253,7 +253,7 @@ def test_a_cancel_reaches_async_and_plain_handlers_within_a_second(tmp_path: Pat
                 job = await field.submit(topic)
                 await field.wait_state(job, "running")
                 await field.write(f"/jobs/{job}/ctl", "cancel reason='not needed'")
-                async with asyncio.timeout(1):
+                async with asyncio.timeout(seconds(1)):
                     assert expected == await seen.get()
                 assert ("cancelled", "not needed") == await field.ended(job)
 

@@ -121,7 +121,7 @@ def test_a_token_ends_its_session_when_it_expires(hive: Networked, ann: Enrolled
 
     async def story() -> None:
         async with await ann.connect(token=token.encode()) as client:
-            await asyncio.wait_for(client.connection.closed, 5)
+            await asyncio.wait_for(client.connection.closed, 30)
         with pytest.raises(FsError) as caught:
             await ann.connect(token=token.encode())
         assert E.EXPIRED is caught.value.kind

@@ -15,7 +15,7 @@ import pytest
 
 from skep.roles.papers import Papers
 from skep.trace.clock import SystemClock
-from tests.daemons import Daemon, run, wait_for
+from tests.daemons import WAIT_S, Daemon, run, seconds, wait_for
 from tests.networked import NAME, Enrolled, Networked, networked
 
 pytestmark = pytest.mark.slow  # processes begin and end
@@ -204,8 +204,8 @@ def test_a_revoked_nodes_session_ends_at_once_and_it_comes_in_no_more(hive: Netw
         wait_for(lambda: "mallory" in sessions(hive), "mallory's session")
         hive.ask("revoke", "--node", "mallory", "--reason", "stolen")
         began = time.monotonic()
-        status = reading.process.wait(5)
-        assert time.monotonic() - began < 1
+        status = reading.process.wait(WAIT_S)
+        assert time.monotonic() - began < seconds(1)
         assert 3 == status
     finally:
         reading.end(signal.SIGKILL)

@@ -31,6 +31,7 @@ from skep.fs.spiffe import parse
 from skep.fs.tls import TlsError
 from skep.fs.trust import Reason, Refusal
 from skep.trace.clock import MINUTE, SECOND, ManualClock
+from tests.daemons import seconds
 from tests.fs.authority import HOUR, QUEEN, WORKER, Authority, Issued, Papers
 from tests.fs.grounds import wait_until
 from tests.fs.tls_hive import (
@@ -411,7 +412,7 @@ def test_a_rotation_under_load_drops_nobody_and_a_revocation_ends_one_within_a_s
             done.append(0)
             task = asyncio.ensure_future(asking(client, done, len(nodes)))
             await all_go_on()
-            async with asyncio.timeout(1):
+            async with asyncio.timeout(seconds(1)):
                 hive.papers.change(crl=OTHER_CA.crl(revoked))
                 with pytest.raises(ConnectionLost):
                     await task

@@ -172,7 +172,7 @@ def test_whatever_fails_those_who_wait_are_told(tmp_path: Path) -> None:
 
     async def story() -> None:
         history = History(tmp_path / FILE, read, 3)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             with pytest.raises(FsError, match="history of jobs"):
                 await history.wait_reached(3)
             await history.close()
@@ -184,7 +184,7 @@ def test_who_asks_after_the_end_is_told_so(tmp_path: Path) -> None:
     async def story() -> None:
         history = History(tmp_path / FILE, lambda after, limit: [], 3)
         await history.close()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             with pytest.raises(FsError, match="the hive has stopped"):
                 await history.wait_reached(3)
 

@@ -32,6 +32,7 @@ from skep.namespaces.trust.authority import CSR_MAX, Authority, AuthorityError, 
 from skep.namespaces.trust.core import DAY
 from skep.namespaces.trust.keys import KeyStoreError
 from skep.trace.clock import HOUR, SECOND
+from tests.daemons import seconds
 from tests.fs.grounds import Grounds, wait_until
 from tests.fs.tls_hive import Gate
 
@@ -398,7 +399,7 @@ def test_through_a_rotation_whoever_knows_either_ca_is_served(tmp_path: Path) ->
                 # The overlap ends: who has not come over is out.
                 hive.clock.advance(HOUR)
                 await hive.authority.tend()
-                await asyncio.wait_for(living.connection.closed, 5)
+                await asyncio.wait_for(living.connection.closed, 30)
             assert Reason.UNKNOWN_CA == await queen.greets(old)
             assert await queen.greets(latecomer._replace(bundle=hive.authority.bundle(), crl=b"")) is None
             assert not await queen.is_pinned_by(old_pin)
@@ -415,7 +416,7 @@ def test_a_session_ends_with_its_certificates_revocation_and_others_do_not(tmp_p
             papers = hive.papers(one, hive.enroll(one)), hive.papers(other, hive.enroll(other, "w2"))
             async with await queen.connect(papers[0]) as first, await queen.connect(papers[1]) as second:
                 hive.write("revoke node=w1")
-                await asyncio.wait_for(first.connection.closed, 1)
+                await asyncio.wait_for(first.connection.closed, seconds(1))
                 await second.stat("/")
             assert Reason.REVOKED in (refusal.reason for refusal in queen.refusals)
 

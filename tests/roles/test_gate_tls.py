@@ -225,7 +225,7 @@ def test_what_a_stolen_ca_key_signs_is_nothing_that_the_hive_granted(
 
 def test_plaintext_is_no_way_in(hive: Networked) -> None:
     async def dial() -> None:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             await Connection.open(parse(hive.tls.replace("tls:", "tcp:")))
 
     with pytest.raises((FsError, OSError)):

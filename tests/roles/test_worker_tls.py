@@ -12,7 +12,7 @@ import pytest
 
 from skep.fs.dial import Client
 from skep.fs.messages import Dialect
-from tests.daemons import Daemon, wait_for
+from tests.daemons import Daemon, seconds, wait_for
 from tests.namespaces.imaging import MANIFEST, archive
 from tests.networked import NAME, Networked, networked
 
@@ -156,14 +156,14 @@ def test_a_revoked_workers_session_ends_within_a_second_and_another_does_its_job
             ):
                 began = time.monotonic()
                 await client.write_file("/trust/ctl", b"revoke node=w1 reason=stolen\n")
-                async with asyncio.timeout(5):
+                async with asyncio.timeout(30):
                     await asyncio.shield(session.connection.closed)
                 return time.monotonic() - began, await client.read_file("/nodes/w1/sessions")
 
         took_s, left = asyncio.run(revoke())
-        assert took_s < 1
+        assert took_s < seconds(1)
         assert b"" == left
-        assert 4 == worker.process.wait(10)
+        assert 4 == worker.process.wait(30)
         assert "w1's certificate: run skep enroll again" in said(worker)
         with other.working():
             done = hive.submit("topic=sha256 input=x")
