@@ -147,21 +147,20 @@ def ceiled(walls: Sequence[Wall], max_ms: float) -> Verdict | None:
 
 
 def gated(stages: Sequence[Stage], accepted: Baseline | None, tolerance: float) -> tuple[str, Verdict | None]:
-    """The gate's word, and a verdict where something is over its budget or above its baseline."""
+    """The gate's word, which is of the baseline alone, and a verdict where something is over its budget or
+    above its baseline."""
     last = stages[-1].name if stages else ""
-    for stage in stages:
-        if stage.over:
-            return "slower" if accepted else "none", Verdict(Class.OVER_BUDGET, stage.over, last)
+    over = next((Verdict(Class.OVER_BUDGET, stage.over, last) for stage in stages if stage.over), None)
     if accepted is None:
-        return "none", None
+        return "none", over
     found = slower(accepted.counts, [(each.name, each.from_reset) for each in stages], tolerance)
     if found:
         name, was, now = found[0]
         more = (now - was) / was * 100
         said = f"{name}: {now} instructions, the baseline has {was} (+{more:.3f} %)"
-        return "slower", Verdict(Class.OVER_BUDGET, said, last)
+        return "slower", over or Verdict(Class.OVER_BUDGET, said, last)
     better = any(stage.baseline is not None and stage.from_reset < stage.baseline for stage in stages)
-    return "better" if better else "same", None
+    return "better" if better else "same", over
 
 
 def junit(report: Report) -> bytes:

@@ -19,6 +19,7 @@ import pytest
 from lab import manifest
 
 from skep.__main__ import run
+from skep.boot.baseline import SUFFIX
 from skep.boot.classes import Class
 from skep.boot.manifest import read
 from skep.boot.run import exact
@@ -117,6 +118,30 @@ def test_the_gate_catches_a_slow_down_of_a_thousandth(
     # Accepted, it is the baseline; with a wider tolerance it never was a failure.
     assert run(["boot", "run", "--boots", "0", "--accept", str(path)]) == 0
     assert run(["boot", "run", "--boots", "0", str(path)]) == 0
+
+
+def test_what_fails_is_not_accepted_however_slow_it_is(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = manifest(own, "aarch64")
+    kept = path.with_suffix(SUFFIX)
+    assert run(["boot", "run", "--boots", "0", "--accept", str(path)]) == 0
+    before = kept.read_bytes()
+    slowed(own, "aarch64", 100)
+    path = manifest(own, "aarch64", more='forbid = ["^ROOT: ready"]')
+    assert run(["boot", "run", "--accept", str(path)]) == Class.KERNEL_PANIC.row.status
+    assert "baseline: slower" in capsys.readouterr().out
+    assert kept.read_bytes() == before
+
+
+def test_a_budget_says_nothing_of_the_baseline(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = manifest(own, "aarch64")
+    over = Class.OVER_BUDGET.row.status
+    late = ["boot", "run", "--boots", "0", "--max-ms", "1", str(path)]
+    assert run([*late, "--accept"]) == over
+    assert "baseline: accepted" in capsys.readouterr().out
+    assert run(late) == over
+    out, err = capsys.readouterr()
+    assert "baseline: same" in out
+    assert "budget 1" in err
 
 
 def test_another_command_line_has_no_baseline(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
