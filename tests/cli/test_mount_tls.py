@@ -37,9 +37,13 @@ def test_a_mount_goes_over_to_new_papers_and_what_is_open_stays_open(tmp_path: P
             finally:
                 os.close(opened)
             until = time.monotonic() + 8
-            while time.monotonic() < until:
+
+            def goes_on() -> bool:
                 assert "online\n" == (place / "state").read_text()
                 (place / "jobs" / "ctl").write_text("submit topic=sha256 input=mounted\n")
+                return time.monotonic() > until
+
+            wait_for(goes_on, "the next session takes over as well")
             assert 0 == mount.end(signal.SIGTERM)
             assert mount.process.stdout is not None
     assert not os.path.ismount(place)
