@@ -106,6 +106,7 @@ def test_a_directory_removed_under_its_reader_is_empty(tmp_path: Path) -> None:
     handle.close()
 
 
+@pytest.mark.slow
 def test_a_long_listing_lets_others_have_their_turn(tmp_path: Path) -> None:
     fill(tmp_path, range(5_000))
     handle = Export(tmp_path).root.open(READ, ME)

@@ -207,6 +207,7 @@ def test_only_the_hive_ends_what_others_hold(hive: Folded) -> None:
 # bounds
 
 
+@pytest.mark.slow
 def test_the_lock_free_for_longest_is_forgotten_and_its_fence_is_not(hive: Folded) -> None:
     acquire(hive)
     release(hive, "1")
