@@ -267,3 +267,9 @@ def test_the_guests_pass(images: Path, arch: str) -> None:
 
 def test_an_endless_pattern_is_no_elf(tmp_path: Path) -> None:
     assert INVALID == run(["boot", "check", written(tmp_path / "noise", CODE * 1000)])
+
+
+def test_a_budget_of_what_is_not_there_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = written(tmp_path / "root", build(arm_root()))
+    assert 0 == run(["boot", "check", root, "--budget", "text=4096"])
+    assert "  ? S1: there is no text\n" in capsys.readouterr().out

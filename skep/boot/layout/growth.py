@@ -48,6 +48,9 @@ def compare(budgets: Sequence[Budget], now: Checked, was: Checked | None) -> Non
     for member, report in inside.items():
         mine = [each for each in budgets if each.member == member]
         add(report, "S1", within(mine, report.sizes, bases.get(member, {})))
+        # A name that was mistyped is no budget that was kept.
+        known = report.sizes.keys() | bases.get(member, {}).keys()
+        add(report, "S1", [Unknown(f"there is no {each.name}") for each in mine if each.name not in known])
     for each in budgets:
         if each.member not in inside:
             add(now.report, "S1", [Unknown(f"there is no {each.member} inside")])
