@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import AsyncIterator
+from stat import S_ISDIR
 from typing import Final
 
 import click
@@ -42,7 +43,10 @@ async def cat_command(hive: Address, follow: bool, paths: tuple[str, ...]) -> No
         for path in paths:
             with told(path):
                 seen = _Seen()
-                with copying(path, 0 if sys.stdout.isatty() else (await client.stat(path)).size) as progress:
+                found = await client.stat(path)
+                if S_ISDIR(found.mode):
+                    raise FsError(E.ISDIR, f"skep ls {path}")
+                with copying(path, 0 if sys.stdout.isatty() else found.size) as progress:
                     async for piece in _whole(client, path):
                         _put(piece)
                         seen.add(piece)

@@ -164,6 +164,11 @@ def test_cat_prints_files_one_after_another(hive: Hive) -> None:
     assert "online\nok" == hive.ask("cat", "/state", "/health/live")
 
 
+def test_cat_of_a_directory_says_how_it_is_listed(hive: Hive) -> None:
+    done = run("-H", hive.address, "cat", "/jobs")
+    assert (1, "", "skep: /jobs: is a directory: skep ls /jobs\n") == (done.returncode, done.stdout, done.stderr)
+
+
 def test_tail_prints_the_last_lines(exported: tuple[Hive, Path]) -> None:
     hive, host = exported
     (host / "nums").write_text("".join(f"{n}\n" for n in range(100)))
