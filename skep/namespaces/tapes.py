@@ -31,6 +31,7 @@ from skep.trace.clock import Clock
 log = logging.getLogger("skep.recordings")
 PATH: Final = "/log/trace"  # where the hive says what became of a recording
 SUFFIX: Final = ".9pt"
+UNSAID_MAX: Final = 4096  # lines that wait while a disk is full; of what comes then, its file alone tells
 FLUSH_S: Final = 0.2  # between two writes: what a crash loses, but for the disk's own time
 TAPES_MAX: Final = 16  # at a time: they cost memory, and the disk
 FILES_MAX: Final = 256
@@ -300,7 +301,8 @@ class Tapes:
 
     def _tell(self, session: str, tenant: str, why: str, said: dict[str, str] | None = None) -> None:
         line = ctl.line("recorded", {"session": session, "why": why} | (said or {}))
-        self._unsaid.append((line, tenant))
+        if len(self._unsaid) < UNSAID_MAX:
+            self._unsaid.append((line, tenant))
         self._stir()
 
     async def _tell_all(self) -> None:

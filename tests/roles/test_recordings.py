@@ -26,7 +26,7 @@ from skep.fs.spiffe import Spiffe
 from skep.fs.wire import unpack
 from skep.namespaces.log.recordings import Ordered, Orders, Recorded
 from skep.namespaces.sessions.core import Sessions
-from skep.namespaces.tapes import FILES_MAX, TAPES_MAX, Tapes
+from skep.namespaces.tapes import FILES_MAX, TAPES_MAX, UNSAID_MAX, Tapes
 from skep.namespaces.tokens.biscuit import Terms, attenuate, key_id, public_key, verify
 from skep.namespaces.tree import hive_tree
 from skep.namespaces.trust.authority import Authority
@@ -420,6 +420,28 @@ def test_what_a_full_disk_keeps_from_being_said_is_logged_once(
     asyncio.run(run())
     said = [record.getMessage() for record in caplog.records]
     assert ["recorded session=s1 why=missing: no space left on device: entry 36"] == said
+
+
+def test_while_a_disk_is_full_only_so_much_waits_to_be_said(tmp_path: Path) -> None:
+    said: list[str] = []
+    is_full = True
+
+    async def say(path: str, line: str, tenant: str) -> None:
+        if is_full:
+            raise FsError(E.NOSPACE, "entry 36")
+        said.append(line)
+
+    async def run() -> None:
+        nonlocal is_full
+        tapes = Tapes(tmp_path, ManualClock(), "0.1", Sessions(), lambda: 0, Orders, say)
+        for n in range(UNSAID_MAX + 3):
+            tapes.moved(Ordered("", on=True, session=f"s{n}"))
+        await tapes.flush()
+        is_full = False
+        await tapes.close()
+
+    asyncio.run(run())
+    assert [f"recorded session=s{n} why=missing" for n in range(UNSAID_MAX)] == said
 
 
 def test_the_oldest_recordings_make_room() -> None:
