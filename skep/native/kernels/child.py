@@ -4,12 +4,15 @@ Only process.py starts it. What a kernel prints goes to stderr; what it breaks i
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
 import sys
-from collections.abc import Mapping
-from hashlib import sha256
+from collections.abc import Iterator, Mapping
+from hashlib import file_digest
+from importlib import import_module
+from importlib.util import find_spec
 from math import ceil
 from pathlib import Path
 from typing import Any, Final
@@ -21,6 +24,7 @@ from skep.native.kernels.device import ASKED, NoDevice, chosen
 from skep.native.kernels.run import SourceError, kernel_of, loaded, run
 
 READY: Final = b"ready\n"
+WARM: Final = "--warm"  # numba is loaded before the first request, where it is installed
 REFUSALS: Final = {ArgumentError: "argument", SourceError: "unsigned"}
 
 
@@ -28,6 +32,8 @@ def main() -> None:
     # The answers keep the pipe for themselves: a library that prints would break a line of them.
     answers = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)
+    if WARM in sys.argv and find_spec("numba") is not None:
+        import_module("numba")
     answers.write(READY)
     for line in sys.stdin.buffer:
         answers.write(json.dumps(answer(json.loads(line))).encode() + b"\n")
@@ -54,13 +60,14 @@ def _ran(request: Mapping[str, Any]) -> dict[str, Any]:
     device = chosen(request["device"], os.environ)
     arrays = {name: array(name, Path(path)) for name, path in request["in"].items()}
     loaded(kernel)
-    _limit(request["seconds"], request["bytes"], device.cupy)
-    ran = run(kernel, device, arrays, request["numbers"], request["signed"])
+    with _limited(request["seconds"], request["bytes"], device.cupy):
+        ran = run(kernel, device, arrays, request["numbers"], request["signed"])
     made = {}
     for name, out in ran.outs.items():
         path = Path(request["out"]) / f"{name}.npy"
         np.save(path, out, allow_pickle=False)
-        digest = sha256(path.read_bytes()).hexdigest()
+        with path.open("rb") as file:
+            digest = file_digest(file, "sha256").hexdigest()
         made[name] = {"path": str(path), "dtype": out.dtype.name, "shape": list(out.shape), "sha256": digest}
     return {"kernel": kernel.name, "device": device.said, "nanoseconds": ran.nanoseconds, "out": made}
 
@@ -75,18 +82,25 @@ def array(name: str, path: Path) -> Any:
         raise ArgumentError(f"{name}: {path}: expected an array in .npy: {error}") from error
 
 
-def _limit(seconds: float, size: int, cupy: Any) -> None:
-    """Bound what this run takes more than what was taken so far: time of all processors, and memory. A
+@contextlib.contextmanager
+def _limited(seconds: float, size: int, cupy: Any) -> Iterator[None]:
+    """Bound what is taken inside more than what was taken so far: time of all processors, and memory. A
     driver reserves more addresses than there is memory: with a device, cupy's own memory is bounded."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     cpu = ceil(used.ru_utime + used.ru_stime + seconds * (os.cpu_count() or 1)) + 1
-    resource.setrlimit(resource.RLIMIT_CPU, (cpu, resource.getrlimit(resource.RLIMIT_CPU)[1]))
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    limits = {resource.RLIMIT_CPU: cpu, resource.RLIMIT_AS: pages * resource.getpagesize() + size}
     if cupy is not None:
         cupy.get_default_memory_pool().set_limit(size=size)
-        return
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    room = pages * resource.getpagesize() + size
-    resource.setrlimit(resource.RLIMIT_AS, (room, resource.getrlimit(resource.RLIMIT_AS)[1]))
+        del limits[resource.RLIMIT_AS]
+    before = {which: resource.getrlimit(which) for which in limits}
+    try:
+        for which, most in limits.items():
+            resource.setrlimit(which, (most, before[which][1]))
+        yield
+    finally:
+        for which, bounds in before.items():
+            resource.setrlimit(which, bounds)
 
 
 if __name__ == "__main__":

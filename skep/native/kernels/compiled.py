@@ -6,9 +6,7 @@ import sys
 from collections.abc import Callable
 from functools import cache
 from importlib.util import find_spec
-from typing import Any, Final
-
-COLD_PAYS: Final = 1 << 28  # elements: to load numba takes as long as NumPy needs for so many
+from typing import Any
 
 
 @cache
@@ -24,7 +22,7 @@ def compiled(loop: Callable[..., Any]) -> Callable[..., Any]:
     return kernel
 
 
-def pays(size: int, warm: int) -> bool:
+def pays(size: int, warm: int, cold: int) -> bool:
     """Whether a compiled loop is worth it: from ``warm`` elements on in a process that has numba, from
-    COLD_PAYS on in one that must load it first; never where it is not installed."""
-    return size >= (warm if "numba" in sys.modules else COLD_PAYS) and find_spec("numba") is not None
+    ``cold`` on in one that must load it first; never where it is not installed."""
+    return size >= (warm if "numba" in sys.modules else cold) and find_spec("numba") is not None

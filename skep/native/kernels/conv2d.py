@@ -13,12 +13,15 @@ def conv2d(images: Any, weights: Any) -> tuple[Any, ...]:
     o, c, r, s = weights.shape
     b, _, h, w = images.shape
     out = np.empty((b, o, h - r + 1, w - s + 1), np.float32)
+    up, right = out.shape[2:]
     flat = weights.reshape(o, c * r * s)
-    # windows: float32[b, c, y, x, r, s], a view; of one image at a time it becomes memory.
-    windows = np.lib.stride_tricks.sliding_window_view(images, (r, s), axis=(2, 3))
+    # columns: what each weight meets, of one image at a time.
+    columns = np.empty((c, r, s, up, right), np.float32)
     for image in range(b):
-        columns = windows[image].transpose(0, 3, 4, 1, 2).reshape(c * r * s, out.shape[2] * out.shape[3])
-        np.matmul(flat, columns, out=out[image].reshape(o, out.shape[2] * out.shape[3]))
+        for i in range(r):
+            for j in range(s):
+                columns[:, i, j] = images[image, :, i : i + up, j : j + right]
+        out[image] = (flat @ columns.reshape(c * r * s, up * right)).reshape(o, up, right)
     return (out,)
 
 

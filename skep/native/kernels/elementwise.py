@@ -11,7 +11,10 @@ import numpy as np
 from skep.native.kernels.compiled import compiled, pays
 from skep.native.kernels.device import Cuda, blocks_for
 
-SAXPY_PAYS: Final = 1 << 16  # elements from which on compiled is faster: tests.bench.kernels
+SAXPY_PAYS: Final = (
+    1 << 20,
+    1 << 31,
+)  # elements from which on compiled is faster, warm and cold: tests.bench.kernels
 
 
 def vector_add(a: Any, b: Any) -> tuple[Any, ...]:
@@ -42,7 +45,7 @@ def compiled_saxpy(x: Any, y: Any, alpha: float) -> tuple[Any, ...]:
 
 
 def saxpy(x: Any, y: Any, alpha: float) -> tuple[Any, ...]:
-    return (compiled_saxpy if pays(x.size, SAXPY_PAYS) else saxpy_numpy)(x, y, alpha)
+    return (compiled_saxpy if pays(x.size, *SAXPY_PAYS) else saxpy_numpy)(x, y, alpha)
 
 
 def saxpy_cuda(cuda: Cuda, x: Any, y: Any, alpha: float) -> tuple[Any, ...]:

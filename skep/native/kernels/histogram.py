@@ -9,7 +9,10 @@ import numpy as np
 from skep.native.kernels.compiled import compiled, pays
 from skep.native.kernels.device import Cuda, blocks_for
 
-PAYS: Final = 1 << 12  # elements from which on compiled is faster: tests.bench.kernels
+PAYS: Final = (
+    1 << 8,
+    1 << 26,
+)  # elements from which on compiled is faster, warm and cold: tests.bench.kernels
 FEW: Final = 8192  # bins that fit into a block's memory: 32 of its 48 KiB
 BLOCKS: Final = 1024  # where each has counts of its own
 
@@ -37,7 +40,7 @@ def compiled_histogram(a: Any, bins: int, low: float, high: float) -> tuple[Any,
 
 
 def histogram(a: Any, bins: int, low: float, high: float) -> tuple[Any, ...]:
-    return (compiled_histogram if pays(a.size, PAYS) else histogram_numpy)(a, bins, low, high)
+    return (compiled_histogram if pays(a.size, *PAYS) else histogram_numpy)(a, bins, low, high)
 
 
 def histogram_cuda(cuda: Cuda, a: Any, bins: int, low: float, high: float) -> tuple[Any, ...]:

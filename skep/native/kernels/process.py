@@ -16,10 +16,13 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Final, NamedTuple, Self
 
-from skep.native.kernels.child import READY
+from skep.native.kernels.child import READY, WARM
 
 START_NS: Final = 60_000_000_000  # for Python and numpy to be there: a cold disk has taken ten seconds
 ANSWER_MAX: Final = 1 << 20  # bytes
+# Its threads wait for each other by spinning: on two busy processors two of them multiply at a third of the
+# rate of one. Leases are what goes side by side; who has processors to spare sets it to more.
+ONE_THREAD: Final = "OPENBLAS_NUM_THREADS"
 
 
 class Request(NamedTuple):
@@ -63,9 +66,10 @@ class RunError(Exception):
 
 
 class Process:
-    """The process of a lease; runs come one at a time."""
+    """The process of a lease; runs come one at a time. ``warm``: it loads numba before its first."""
 
-    def __init__(self) -> None:
+    def __init__(self, warm: bool = False) -> None:
+        self._warm = warm
         self._child: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
@@ -104,6 +108,9 @@ class Process:
             raise self._died(request.kernel)
         answer = json.loads(line)
         if "why" in answer:
+            # A fault on a device spoils all that its process does there.
+            if answer["why"] == "kernel_failed":
+                self.end()
             raise RunError(answer["why"], answer["error"])
         made = {name: Made(**of) for name, of in answer["out"].items()}
         return Done(answer["kernel"], answer["device"], answer["nanoseconds"], made)
@@ -122,9 +129,12 @@ class Process:
                 pipe.close()
 
     def _started(self) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "skep.native.kernels.child"]
+        command = [sys.executable, "-m", "skep.native.kernels.child", *([WARM] if self._warm else [])]
         pipe = subprocess.PIPE
-        child = subprocess.Popen(command, stdin=pipe, stdout=pipe, bufsize=0, start_new_session=True)
+        environment = {ONE_THREAD: "1", **os.environ}
+        child = subprocess.Popen(
+            command, stdin=pipe, stdout=pipe, bufsize=0, start_new_session=True, env=environment
+        )
         self._child = child
         try:
             line = self._line(child, START_NS)

@@ -9,7 +9,10 @@ import numpy as np
 from skep.native.kernels.compiled import compiled, pays
 from skep.native.kernels.device import Cuda, blocks_for
 
-PAYS: Final = 1 << 14  # elements from which on compiled is faster: tests.bench.kernels
+PAYS: Final = (
+    1 << 20,
+    1 << 30,
+)  # elements from which on compiled is faster, warm and cold: tests.bench.kernels
 BLOCKS: Final = 1024  # of the first pass; a second one adds up theirs
 
 
@@ -43,7 +46,7 @@ def compiled_sum(a: Any) -> tuple[Any, ...]:
 
 
 def reduce_sum(a: Any) -> tuple[Any, ...]:
-    return (compiled_sum if pays(a.size, PAYS) else sum_numpy)(a)
+    return (compiled_sum if pays(a.size, *PAYS) else sum_numpy)(a)
 
 
 def reduce_sum_cuda(cuda: Cuda, a: Any) -> tuple[Any, ...]:
