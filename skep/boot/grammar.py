@@ -224,7 +224,9 @@ class Grammar:
                     _number(said.get("pc")),
                     status=_number(said.get("status")),
                 )
-                self._open = Finding(Class.USER_FAULT, self.lines - 1, match[0], fault)
+                # Where the thread's own place follows without a space, it is told apart.
+                text = match[0] if fault.pc is None else match[0].rpartition("at address ")[0].rstrip()
+                self._open = Finding(Class.USER_FAULT, self.lines - 1, text, fault)
                 if fault.pc is not None:
                     self._close()
                 return True

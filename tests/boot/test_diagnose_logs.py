@@ -52,7 +52,7 @@ EXPECTED: dict[str, tuple[Class | None, str, Fault | None]] = {
     ),
     "vm-printing": (
         Class.USER_FAULT,
-        "status 0x4at address 0x401c41",
+        "vm fault on data at address 0x10 with status 0x4 (by the user",
         Fault("vm data", 0x10, 0x401C41, "", 4, "by the user, read, not mapped"),
     ),
     "cap-mcs": (Class.USER_FAULT, "cap fault in send", Fault("cap send", 0, 0x401D20, THREAD)),
