@@ -66,13 +66,14 @@ async def _of_hive(hive: Address, target: str, work: Callable[[Source], T], copy
     """The same of a hive that is reached, on a thread: it asks for what it needs."""
     from skep.cli.connect import dialled
     from skep.fs.errors import E, FsError
+    from skep.trace.tiles import BUNDLE_MAX
 
     loop = asyncio.get_running_loop()
     async with dialled(hive) as client:
 
         async def fetched(name: str) -> bytes | None:
             try:
-                return await client.read_file(f"/{TRACE}/{name}")
+                return await client.read_file(f"/{TRACE}/{name}", BUNDLE_MAX)
             except FsError as error:
                 if error.kind is E.MISSING:
                     return None

@@ -195,10 +195,10 @@ class Client:
                 found += [(name, attr) for name, attr in zip(some, attrs, strict=True) if attr is not None]
             return found
 
-    async def read_file(self, path: str) -> bytes:
-        """All of a file, from one open."""
+    async def read_file(self, path: str, most: int | None = None) -> bytes:
+        """All of a file, from one open. ``most``: as ``Fid.whole`` has it."""
         async with await self.open(path) as fid:
-            return b"".join([piece async for piece in fid.pieces()])
+            return await fid.whole(most)
 
     async def write_file(
         self, path: str, data: bytes, *, append: bool = False, create: bool = False, perm: int = 0o644

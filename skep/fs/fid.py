@@ -181,6 +181,16 @@ class Fid:
             offset += len(piece)
             yield piece
 
+    async def whole(self, most: int | None = None, ahead: int = READ_AHEAD) -> bytes:
+        """All of the file. Raises FsError(E.TOOBIG) when it has more than ``most`` bytes; None: who serves it
+        is believed to come to an end."""
+        data = bytearray()
+        async for piece in self.pieces(ahead=ahead):
+            data += piece
+            if most is not None and len(data) > most:
+                raise FsError(E.TOOBIG, f"max={most}")
+        return bytes(data)
+
     async def _ahead(self, offset: int, size: int, ahead: int) -> AsyncIterator[bytes]:
         """The whole pieces below ``size``, several asked for at once; ends early at a short one."""
         calls: list[Call] = []

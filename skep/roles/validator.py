@@ -33,15 +33,13 @@ from skep.roles.uplink import Uplink
 from skep.roles.worker import Plan
 from skep.trace.checkpoint import parse_checkpoint
 from skep.trace.clock import SECOND, SystemClock
-from skep.trace.entry import ENTRY_MAX
 from skep.trace.note import NoteError, Vkey, parse_note
-from skep.trace.tiles import ENTRIES, WIDTH
+from skep.trace.tiles import BUNDLE_MAX, ENTRIES, WIDTH
 from skep.validator.examine import Examined, Impossible, compare, examine
 
 log = logging.getLogger("skep.validator")
 TRACE: Final = "/log/trace"
 CHECKPOINT: Final = "checkpoint"
-READ_MAX: Final = WIDTH * (2 + ENTRY_MAX)  # bytes of a bundle, of which nothing else has more
 TELL_S: Final = 1.0  # between two reports of how far a run is
 
 
@@ -166,7 +164,8 @@ class Reading:
         if self._over.is_set():
             raise Stopped(name)
         try:
-            return await self._uplink.do(lambda client: _whole(client, f"{TRACE}/{name}"), self._over)
+            path = f"{TRACE}/{name}"
+            return await self._uplink.do(lambda client: client.read_file(path, BUNDLE_MAX), self._over)
         except FsError as error:
             if error.kind is E.MISSING:
                 return None
@@ -176,17 +175,6 @@ class Reading:
 
     def stop(self) -> None:
         self._over.set()
-
-
-async def _whole(client: Client, path: str) -> bytes:
-    """All of a file, of which there is an end. Raises FsError."""
-    data = bytearray()
-    async with await client.open(path) as fid:
-        async for piece in fid.pieces():
-            data += piece
-            if len(data) > READ_MAX:
-                raise FsError(E.TOOBIG, f"{path}: max={READ_MAX}")
-    return bytes(data)
 
 
 def _size_of(checkpoint: bytes) -> int:

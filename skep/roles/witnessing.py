@@ -43,6 +43,7 @@ log = logging.getLogger("skep.witness")
 TRACE: Final = "/log/trace"
 HERE: Final = f"{TRACE}/witness"
 DIAL_S: Final = 5.0  # for reaching another witness
+READ_MAX: Final = 1 << 20  # bytes of a file of the hive or of another: thousands of keys
 SPLIT_MAX: Final = 64 * 1024  # bytes of another's split that are looked at
 
 
@@ -153,13 +154,13 @@ class Follower:
     async def compare(self, client: Client) -> None:
         """Hold what the witness at ``client`` has cosigned against ours, and take over what it has found."""
         for entry in await client.listdir(f"{HERE}/{SPLITS}"):
-            data = await client.read_file(f"{HERE}/{SPLITS}/{entry.name}")
+            data = await client.read_file(f"{HERE}/{SPLITS}/{entry.name}", READ_MAX)
             if len(data) <= SPLIT_MAX:
                 self._adopt(data)
         if self.witness.frozen(self.origin) is not None:
             return
         try:
-            note = await client.read_file(f"{HERE}/origins/{named(self.origin)}/checkpoint")
+            note = await client.read_file(f"{HERE}/origins/{named(self.origin)}/checkpoint", READ_MAX)
         except FsError as error:
             if error.kind is not E.MISSING:
                 raise
@@ -204,7 +205,7 @@ class Follower:
     # what the hive is asked and told
 
     async def _read(self, name: str) -> bytes:
-        return await self.uplink.do(lambda client: client.read_file(f"{TRACE}/{name}"))
+        return await self.uplink.do(lambda client: client.read_file(f"{TRACE}/{name}", READ_MAX))
 
     async def _between(self, old: int, size: int) -> bytes:
         return await self._ask("proof/consistency", f"old={old} size={size}\n")
@@ -213,7 +214,7 @@ class Follower:
         async def work(client: Client) -> bytes:
             async with await client.open(f"{TRACE}/{name}", "rw") as fid:
                 await fid.write_all(said.encode())
-                return b"".join([piece async for piece in fid.pieces(ahead=1)])
+                return await fid.whole(READ_MAX, ahead=1)
 
         return await self.uplink.do(work)
 

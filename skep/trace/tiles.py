@@ -10,10 +10,12 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Final, NamedTuple
 
 from skep.native.trace import hashing
+from skep.trace.entry import ENTRY_MAX
 from skep.trace.ledger import LedgerTampered
 from skep.trace.merkle import HASH_SIZE
 
 WIDTH: Final = 256  # hashes of a whole tile
+BUNDLE_MAX: Final = WIDTH * (2 + ENTRY_MAX)  # bytes of a bundle: no other file of a log has more
 HEIGHT: Final = 8  # levels of the tree that one level of tiles spans
 STEP: Final = WIDTH * HASH_SIZE  # bytes of a whole tile
 LEVEL_MAX: Final = 7  # a ledger of 2**63 entries has no more
