@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
@@ -115,6 +116,8 @@ def run_command(
     """
     from skep.native.kernels.process import Process, Request, RunError
 
+    if find_spec("numpy") is None:
+        raise Failed("numpy is not installed, which kernels need: pip install 'skep[annex]'")
     signed = _signed_of(_kernel(name).name, root, catalogue)
     out.mkdir(parents=True, exist_ok=True)
     values = {key: _number(key, text) for key, text in _pairs(numbers).items()}
@@ -170,7 +173,7 @@ def verify_command(root: Path, file: Path) -> None:
       skep kernel verify --root ./root.pem ./kernels.json
     """
     from skep.native.kernels.catalogue import KERNELS
-    from skep.native.kernels.run import SourceError, check_source
+    from skep.native.kernels.signature import SourceError, check_source
 
     found = _signed(root, file)
     if found.keys() != KERNELS.keys():

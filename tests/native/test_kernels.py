@@ -19,7 +19,8 @@ from skep.native.kernels.catalogue import KERNELS, SAME, described
 from skep.native.kernels.check import ArgumentError, checked
 from skep.native.kernels.device import NoDevice, chosen
 from skep.native.kernels.formula import value
-from skep.native.kernels.run import SourceError, check_source, run
+from skep.native.kernels.run import run
+from skep.native.kernels.signature import SourceError, check_source
 
 ON_CPU = chosen("cpu", {})
 often = settings(max_examples=40, deadline=None)

@@ -54,6 +54,10 @@ def test_what_is_no_array_is_refused_and_the_process_goes_on(process: Process, t
         with pytest.raises(RunError, match="expected an array") as error:
             process.run(request)
         assert "argument" == error.value.why
+    with open(request.inputs["a"], "wb") as file:
+        np.savez(file, a=np.ones(3, np.float32))
+    with pytest.raises(RunError, match="expected an array"):
+        process.run(request)
     np.save(request.inputs["a"], np.array([{}], object), allow_pickle=True)
     with pytest.raises(RunError, match="a: "):
         process.run(request)
@@ -73,6 +77,15 @@ def test_a_fault_ends_the_process_alone(process: Process, tmp_path: Path) -> Non
     assert "kernel_failed" == error.value.why
     process.run(request)
     assert process.pid not in (None, first)
+
+
+def test_a_warm_process_counts_what_a_cold_one_counts(process: Process, tmp_path: Path) -> None:
+    inputs = saved(tmp_path, a=np.linspace(-1, 2, 1000, dtype=np.float32))
+    numbers = {"bins": 7, "low": 0.0, "high": 1.0}
+    request = Request("histogram", inputs, numbers, str(tmp_path), "cpu")
+    cold = np.load(process.run(request).out["out"].path).tolist()
+    with Process(warm=True) as warm:
+        assert cold == np.load(warm.run(request).out["out"].path).tolist()
 
 
 def test_over_its_time_it_is_killed(process: Process, tmp_path: Path) -> None:

@@ -38,6 +38,8 @@ def checked(kernel: Kernel, arrays: Mapping[str, Any], numbers: Mapping[str, Any
         if not value(rule.less, sizes) <= value(rule.more, sizes):
             found = f"{value(rule.less, sizes)} and {value(rule.more, sizes)}"
             raise _wrong(kernel, rule.argument, found, f"{rule.less} <= {rule.more}")
+    # What is in a file may change once it was looked at.
+    arrays = {of.name: np.array(arrays[of.name]) if of.values else arrays[of.name] for of in kernel.arrays}
     for of in kernel.arrays:
         VALUES[of.values](kernel, of, arrays)
     outs = {}

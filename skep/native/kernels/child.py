@@ -21,7 +21,8 @@ import numpy as np
 
 from skep.native.kernels.check import ArgumentError
 from skep.native.kernels.device import ASKED, NoDevice, chosen
-from skep.native.kernels.run import SourceError, kernel_of, loaded, run
+from skep.native.kernels.run import kernel_of, run
+from skep.native.kernels.signature import SourceError
 
 READY: Final = b"ready\n"
 WARM: Final = "--warm"  # numba is loaded before the first request, where it is installed
@@ -59,7 +60,6 @@ def _ran(request: Mapping[str, Any]) -> dict[str, Any]:
     kernel = kernel_of(request["kernel"])
     device = chosen(request["device"], os.environ)
     arrays = {name: array(name, Path(path)) for name, path in request["in"].items()}
-    loaded(kernel)
     with _limited(request["seconds"], request["bytes"], device.cupy):
         ran = run(kernel, device, arrays, request["numbers"], request["signed"])
     made = {}
@@ -77,7 +77,7 @@ def array(name: str, path: Path) -> Any:
     if not path.is_file():
         raise ArgumentError(f"{name}: {path}: expected a file")
     try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
+        return np.lib.format.open_memmap(path, mode="r")
     except (ValueError, EOFError, OSError) as error:
         raise ArgumentError(f"{name}: {path}: expected an array in .npy: {error}") from error
 

@@ -14,13 +14,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from skep.native.kernels.catalogue import KERNELS, Kernel, described, module_path
+from skep.native.kernels.catalogue import KERNELS, Kernel, module_path
 from skep.native.kernels.check import ArgumentError, checked
 from skep.native.kernels.device import Chosen, Cuda
-
-
-class SourceError(Exception):
-    """The kernel's row or source is not the signed one."""
+from skep.native.kernels.signature import check_source
 
 
 class Ran(NamedTuple):
@@ -63,16 +60,6 @@ def run(
         made = out.dtype.name, out.shape
         assert told.outs[name] == made, f"{kernel.name}: {name} is {made}"
     return Ran({name: np.ascontiguousarray(out).reshape(out.shape) for name, out in outs.items()}, took)
-
-
-def check_source(kernel: Kernel, signed: Mapping[str, Any]) -> None:
-    """Raise SourceError unless the kernel is here what it is in a signed catalogue."""
-    here = described(kernel)
-    if here != signed:
-        differ = sorted(key for key in here.keys() | signed.keys() if here.get(key) != signed.get(key))
-        files = {name for of in (here, signed) for name in of.get("files", {})}
-        named = sorted(n for n in files if here["files"].get(n) != signed.get("files", {}).get(n))
-        raise SourceError(f"{kernel.name}: not as it was signed: {' '.join(named or differ)}")
 
 
 @cache

@@ -8,10 +8,11 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from skep.native.kernels.catalogue import KERNELS, described
+from skep.native.kernels.catalogue import KERNELS, Kernel, described
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -23,6 +24,10 @@ SIZE_MAX: Final = 1 << 20  # bytes of a catalogue: a thousand kernels
 
 class SignatureError(Exception):
     """The catalogue is not one, or not signed by the key; the text names it and what was expected."""
+
+
+class SourceError(Exception):
+    """The kernel's row or source is not the signed one; the text says what is not."""
 
 
 def canonical() -> bytes:
@@ -51,6 +56,16 @@ def signed(path: Path, root: Ed25519PublicKey) -> dict[str, Any]:
         raise SignatureError(f"{path}: format {catalogue.get('format')!r}, expected {FORMAT}")
     kernels: dict[str, Any] = catalogue["kernels"]
     return kernels
+
+
+def check_source(kernel: Kernel, row: Mapping[str, Any]) -> None:
+    """Raise SourceError unless the kernel is here what it is in a signed catalogue."""
+    here = described(kernel)
+    if here != row:
+        differ = sorted(key for key in here.keys() | row.keys() if here.get(key) != row.get(key))
+        files = {name for of in (here, row) for name in of.get("files", {})}
+        named = sorted(n for n in files if here["files"].get(n) != row.get("files", {}).get(n))
+        raise SourceError(f"{kernel.name}: not as it was signed: {' '.join(named or differ)}")
 
 
 def _read(path: Path) -> bytes:
