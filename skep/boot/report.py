@@ -163,8 +163,10 @@ def gated(stages: Sequence[Stage], accepted: Baseline | None, tolerance: float) 
     return "better" if better else "same", over
 
 
-def junit(report: Report) -> bytes:
-    """JUnit XML: a case for the boot, for each stage, with its virtual seconds, and for each scenario."""
+def junit(report: Report, lacking: str = "") -> bytes:
+    """JUnit XML: a case for the boot, for each stage, with its virtual seconds, and for each scenario.
+
+    ``lacking``: what is said of a baseline that must be there and is not."""
     suite = ElementTree.Element("testsuite", name=f"skep boot {report.name}")
     played = [each.verdict for each in report.scenarios]
     boot = report.verdict if report.verdict not in played else None
@@ -176,6 +178,8 @@ def junit(report: Report) -> bytes:
         (each.name, _told(each.verdict), each.verdict.evidence if each.verdict is not None else ())
         for each in report.scenarios
     ]
+    if lacking:
+        cases.append(("baseline", lacking, ()))
     for name, failure, evidence in cases:
         case = ElementTree.SubElement(suite, "testcase", classname=f"boot.{report.name}", name=name)
         if name in seconds:

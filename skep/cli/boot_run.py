@@ -78,10 +78,10 @@ def run_command(
     nothing. With --trust, or where the manifest names a key, it boots what was signed or not at all.
 
     \b
-    Exit status: 0 as expected, 2 usage; else the cause: 40 qemu_start_failed, 41 firmware_stuck,
-    42 no_output, 43 kernel_reject, 44 kernel_panic, 45 user_fault, 46 reset, 47 kernel_halted,
-    48 boot_timeout, 49 test_timeout, 50 over_budget, 51 layout_invalid, 52 signature_invalid,
-    53 harness_error.
+    Exit status: 0 as expected, 1 no baseline where one is needed, 2 usage; else the cause:
+    40 qemu_start_failed, 41 firmware_stuck, 42 no_output, 43 kernel_reject, 44 kernel_panic,
+    45 user_fault, 46 reset, 47 kernel_halted, 48 boot_timeout, 49 test_timeout, 50 over_budget,
+    51 layout_invalid, 52 signature_invalid, 53 harness_error.
 
     \b
     Examples:
@@ -97,16 +97,17 @@ def run_command(
         report, done = booted(manifest, Asked(boots, max_ms, trust=trust, seen=seen), kept)
     if accept and report.stages and (report.verdict is None or report.verdict.cause is Class.OVER_BUDGET):
         report = _accepted(report, kept)
+    lacking = f"{kept}: {_without(report)}: --accept writes one" if report.gate == "none" else ""
     if out is not None:
-        _keep(out, report, done)
+        _keep(out, report, done, lacking if need_baseline and report.verdict is None else "")
     if as_json:
         click.echo(msgspec.json.encode(report))
     else:
         _tell(report)
     if report.verdict is not None:
         raise NotAsExpected(cause_of(report.verdict), report.verdict.cause.row.status)
-    if need_baseline and report.gate == "none":
-        raise Failed(f"{kept}: {_without(report)}: --accept writes one")
+    if need_baseline and lacking:
+        raise Failed(lacking)
 
 
 @contextmanager
@@ -246,12 +247,12 @@ def _accepted(report: Report, path: Path) -> Report:
     return msgspec.structs.replace(report, gate="accepted", verdict=None if forgiven else report.verdict)
 
 
-def _keep(out: Path, report: Report, done: list[Boot]) -> None:
+def _keep(out: Path, report: Report, done: list[Boot], lacking: str) -> None:
     from skep.boot.report import junit, waterfall
 
     out.mkdir(parents=True, exist_ok=True)
     (out / "boot.json").write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n")
-    (out / "junit.xml").write_bytes(junit(report))
+    (out / "junit.xml").write_bytes(junit(report, lacking))
     (out / "stages.svg").write_text(waterfall(report))
     walls = count(1)
     for boot in done:

@@ -144,6 +144,14 @@ def test_a_budget_says_nothing_of_the_baseline(own: Path, capsys: pytest.Capture
     assert "budget 1" in err
 
 
+def test_a_baseline_that_is_needed_is_a_case_that_failed(own: Path, tmp_path: Path) -> None:
+    args = ["boot", "run", "--boots", "0", "--out", str(tmp_path), str(manifest(own, "aarch64"))]
+    for more, status, failed in (([], 0, []), (["--need-baseline"], 1, ["baseline"])):
+        assert run([*args, *more]) == status
+        suite = ElementTree.parse(tmp_path / "junit.xml").getroot()
+        assert [case.get("name") for case in suite if len(case)] == failed
+
+
 def test_another_command_line_has_no_baseline(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["boot", "run", "--boots", "0", "--accept", str(manifest(own, "aarch64"))]) == 0
     assert run(["boot", "run", "--boots", "0", str(manifest(own, "aarch64", "do=ready slow=99"))]) == 0
