@@ -166,7 +166,8 @@ def test_cat_prints_files_one_after_another(hive: Hive) -> None:
 
 def test_cat_of_a_directory_says_how_it_is_listed(hive: Hive) -> None:
     done = run("-H", hive.address, "cat", "/jobs")
-    assert (1, "", "skep: /jobs: is a directory: skep ls /jobs\n") == (done.returncode, done.stdout, done.stderr)
+    assert (1, "") == (done.returncode, done.stdout)
+    assert "skep: /jobs: is a directory: skep ls /jobs\n" == done.stderr
 
 
 def test_tail_prints_the_last_lines(exported: tuple[Hive, Path]) -> None:
