@@ -67,10 +67,11 @@ from skep.namespaces.follow import AUDITORS
 from skep.namespaces.jobs import files as jobs
 from skep.namespaces.jobs.history import Found
 from skep.namespaces.jobs.names import job_of, locate
-from skep.namespaces.jobs.record import TERMINAL, Job
+from skep.namespaces.jobs.record import Job
 from skep.namespaces.jobs.verbs import ID
 from skep.namespaces.live import Hive
 from skep.namespaces.order import HIVE_TENANT
+from skep.namespaces.ordered import text_of, verdict
 from skep.namespaces.rows import Rows
 from skep.trace.clock import rfc3339
 
@@ -193,20 +194,6 @@ def _asked(job: Job) -> str:
     return msgspec.json.encode(shown).decode() + "\n"
 
 
-def _verdict(job: Job) -> str:
-    if job.state not in TERMINAL:
-        return ""
-    said = [] if job.state == "succeeded" else [job.state]
-    return ": ".join([*said, *([job.text] if job.text else [])]) + "\n"
-
-
-def _text(render: Callable[[Job], str]) -> Callable[[Hive, str], Text]:
-    async def content(hive: Hive, id: str) -> str:
-        return render((await job_of(hive, id)).job)
-
-    return lambda hive, id: Text(lambda: content(hive, id))
-
-
 def _kept(name: str) -> Callable[[Hive, str], File]:
     return lambda hive, id: _Output(hive, id, name)
 
@@ -233,10 +220,10 @@ def _output(hive: Hive, found: Found, name: str) -> Artifact | None:
 
 
 FILES: Final[Mapping[str, Callable[[Hive, str], Any]]] = {
-    "asked.json": _text(_asked),
+    "asked.json": text_of(_asked),
     "status": jobs.FILES["state"],
     "wait": jobs.FILES["wait"],
-    "verdict": _text(_verdict),
+    "verdict": text_of(verdict),
     "serial.log": jobs.FILES["log"],
     **{name: _kept(name) for name in (TIMING, DIAGNOSTICS, JUNIT, STAGES)},
 }

@@ -47,10 +47,11 @@ from skep.namespaces.follow import AUDITORS, TRACERS
 from skep.namespaces.jobs import files as jobs
 from skep.namespaces.jobs.history import Found
 from skep.namespaces.jobs.names import job_of
-from skep.namespaces.jobs.record import TERMINAL, Job
+from skep.namespaces.jobs.record import Job
 from skep.namespaces.jobs.verbs import ID
 from skep.namespaces.live import Hive
 from skep.namespaces.order import HIVE_TENANT
+from skep.namespaces.ordered import text_of, verdict
 from skep.namespaces.policy.bundle import BundleError
 from skep.namespaces.rows import Rows, fixed
 from skep.namespaces.validator.runs import (
@@ -167,20 +168,6 @@ def _asked(job: Job) -> str:
     return msgspec.json.encode(shown).decode() + "\n"
 
 
-def _verdict(job: Job) -> str:
-    if job.state not in TERMINAL:
-        return ""
-    said = [] if job.state == "succeeded" else [job.state]
-    return ": ".join([*said, *([job.text] if job.text else [])]) + "\n"
-
-
-def _text(render: Callable[[Job], str]) -> Callable[[Hive, str], Text]:
-    async def content(hive: Hive, id: str) -> str:
-        return render((await job_of(hive, id)).job)
-
-    return lambda hive, id: Text(lambda: content(hive, id))
-
-
 class _Diff(File):
     """What a run found: nothing as long as it has not ended."""
 
@@ -204,10 +191,10 @@ def _output(hive: Hive, found: Found, name: str) -> Artifact | None:
 
 
 FILES: Final[Mapping[str, Callable[[Hive, str], Any]]] = {
-    "asked.json": _text(_asked),
+    "asked.json": text_of(_asked),
     "state": jobs.FILES["state"],
     "wait": jobs.FILES["wait"],
-    "verdict": _text(_verdict),
+    "verdict": text_of(verdict),
     "diff": _Diff,
     "progress": jobs.FILES["progress"],
 }
