@@ -10,14 +10,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import multiprocessing
 import os
 import re
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -28,6 +26,7 @@ from skep.boot.argv import command
 from skep.boot.guest.build import ARCHES, build
 from skep.boot.manifest import Manifest, parse
 from skep.boot.run import exact, wall
+from tests.boot.lab import burning
 
 READY = rb"^ROOT: ready"
 KERNEL = {
@@ -108,24 +107,6 @@ def lab(manifest: Manifest, base: Path) -> Took:
 
 def _took(begun: float, spoke: float, ready: float) -> Took:
     return Took(*((at - begun) * 1000 for at in (spoke, ready, time.monotonic())))
-
-
-@contextmanager
-def burning() -> Iterator[None]:
-    loops = [multiprocessing.Process(target=_burn, daemon=True) for _ in range(3 * (os.cpu_count() or 1))]
-    for each in loops:
-        each.start()
-    try:
-        yield
-    finally:
-        for each in loops:
-            each.kill()
-            each.join()
-
-
-def _burn() -> None:
-    while True:
-        pass
 
 
 def spread(manifest: Manifest, base: Path, boots: int, loaded: bool) -> Spread:

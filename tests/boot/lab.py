@@ -1,7 +1,11 @@
-"""Manifests for the guests."""
+"""Manifests for the guests, and a machine that is busy."""
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 DEADLINE_S = 30.0  # a guest says all within a second, on a machine that is not busy
@@ -34,3 +38,22 @@ def manifest(
         '[[wait]]\nname = "calibration"\nfrom = "calibrating"\nto = "calibrated"\n' + tail
     )
     return path
+
+
+@contextmanager
+def burning() -> Iterator[None]:
+    """Three busy loops for each processor."""
+    loops = [multiprocessing.Process(target=_burn, daemon=True) for _ in range(3 * (os.cpu_count() or 1))]
+    for each in loops:
+        each.start()
+    try:
+        yield
+    finally:
+        for each in loops:
+            each.kill()
+            each.join()
+
+
+def _burn() -> None:
+    while True:
+        pass

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
-import multiprocessing
 import os
 import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from lab import manifest
+from lab import burning, manifest
 
 from skep.__main__ import run
 from skep.boot.baseline import SUFFIX
@@ -50,25 +48,6 @@ def own(images: Path, tmp_path: Path) -> Path:
     """The images, to be changed."""
     shutil.copytree(images, tmp_path / "images")
     return tmp_path / "images"
-
-
-@contextmanager
-def burning() -> Iterator[None]:
-    """Three busy loops for each processor."""
-    loops = [multiprocessing.Process(target=_burn, daemon=True) for _ in range(3 * (os.cpu_count() or 1))]
-    for each in loops:
-        each.start()
-    try:
-        yield
-    finally:
-        for each in loops:
-            each.kill()
-            each.join()
-
-
-def _burn() -> None:
-    while True:
-        pass
 
 
 @pytest.mark.parametrize("arch", BOTH)
