@@ -200,7 +200,7 @@ def test_as_c_windows_and_rows_are_the_twins(as_c: Any) -> None:
 def test_nvidias_compiler_takes_the_annexs_kernels(real: str) -> None:
     found = library()
     if found is None:
-        pytest.skip("did not run: NVRTC is not here (nvidia-cuda-nvrtc-cu12, of the extra bench)")
+        pytest.skip("did not run: NVRTC is not here (nvidia-cuda-nvrtc-cu12, of the extra test)")
     ffi, lib = found
     for name, entries in ENTRIES.items():
         ptx = compiled(ffi, lib, source(KERNELS[name], real))

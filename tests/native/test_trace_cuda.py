@@ -104,7 +104,7 @@ def test_as_c_the_kernels_hash_like_the_twin(as_c: AsC, sizes: list[int], seed: 
 def test_nvidias_compiler_takes_the_kernels() -> None:
     found = library()
     if found is None:
-        pytest.skip("did not run: NVRTC is not here (nvidia-cuda-nvrtc-cu12, of the extra bench)")
+        pytest.skip("did not run: NVRTC is not here (nvidia-cuda-nvrtc-cu12, of the extra test)")
     ffi, lib = found
     ptx = compiled(ffi, lib, SOURCE)
     assert [1, 1] == [ptx.count(f".entry {name}(") for name in ("leaves", "nodes")]
