@@ -22,11 +22,9 @@ from tempfile import TemporaryDirectory
 from typing import Final
 
 from skep.fs.node import Caller
-from skep.namespaces.hive import Event
-from skep.namespaces.order import HIVE_TENANT, actor_of
+from skep.namespaces.hive import HiveState
+from skep.namespaces.order import HIVE_TENANT
 from skep.trace.clock import MS, SECOND
-from skep.trace.entry import OK, Line, Outcome
-from skep.trace.rules import Meta, Refusal
 from skep.trace.sqlite import SqliteLedger
 from skep.validator.replay.replay import Replay
 from tests.namespaces.hives import ANN, BOB, EYE
@@ -56,24 +54,8 @@ class Busy(Recorder):
         for _ in range(WAITING):
             self.ask()
 
-    def write(self, path: str, *lines: str, who: Caller = ANN) -> str:
-        self.clock.advance(1)
-        actor, seq = actor_of(who.principal, who.node), len(self.bodies) + 1
-        line = Line(actor, who.role, who.tenant, path, lines, self.clock.now_ns(), self.clock.new_id())
-        meta = Meta(seq, line.time_ns, line.trace)
-        events, replies = list[Event](), []
-        for k in range(len(lines)):
-            try:
-                decision = self.rules.decide(self.state, line, k)
-            except Refusal as refusal:
-                self._keep(line, Outcome(refusal.code, refusal.text, k), ())
-                return refusal.code
-            for event in decision.events:
-                self.rules.apply(self.state, event, meta)
-            events += decision.events
-            replies.append(decision.reply)
-        self._keep(line, OK, tuple(events))
-        return replies[0]
+    def _before(self) -> HiveState:
+        return self.state
 
     def ask(self) -> None:
         """One more job, as various as they come."""

@@ -12,7 +12,7 @@ import msgspec
 
 from skep.fs import ctl
 from skep.fs.node import Caller
-from skep.namespaces.hive import Event, HiveRules
+from skep.namespaces.hive import Event, HiveRules, HiveState
 from skep.namespaces.order import actor_of
 from skep.namespaces.packed import pack
 from skep.namespaces.policy.bundle import shipped
@@ -52,7 +52,7 @@ class Recorder:
         actor, seq = actor_of(who.principal, who.node), len(self.bodies) + 1
         line = Line(actor, who.role, who.tenant, path, lines, self.clock.now_ns(), self.clock.new_id())
         meta = Meta(seq, line.time_ns, line.trace)
-        before, events, replies = self.rules.copy(self.state), list[Event](), []
+        before, events, replies = self._before(), list[Event](), []
         for k in range(len(lines)):
             try:
                 decision = self.rules.decide(self.state, line, k)
@@ -66,6 +66,10 @@ class Recorder:
             replies.append(decision.reply)
         self._keep(line, OK, tuple(events))
         return replies[0]
+
+    def _before(self) -> HiveState:
+        """The state to go back to when a write is refused after some of its lines."""
+        return self.rules.copy(self.state)
 
     def _keep(self, line: Line, outcome: Outcome, events: tuple[Event, ...]) -> None:
         if outcome.code != "NODATA":
