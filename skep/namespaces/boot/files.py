@@ -45,7 +45,7 @@ import msgspec
 from skep.fs.chan import settle
 from skep.fs.ctl import Command
 from skep.fs.errors import E, FsError
-from skep.fs.node import Caller, Handle, How
+from skep.fs.node import Caller
 from skep.fs.shapes import Ctl, File, Text
 from skep.fs.tree import Dir, Listing
 from skep.namespaces.artifacts.core import Artifact
@@ -71,7 +71,7 @@ from skep.namespaces.jobs.record import Job
 from skep.namespaces.jobs.verbs import ID
 from skep.namespaces.live import Hive
 from skep.namespaces.order import HIVE_TENANT
-from skep.namespaces.ordered import text_of, verdict
+from skep.namespaces.ordered import Output, output, text_of, verdict
 from skep.namespaces.rows import Rows
 from skep.trace.clock import rfc3339
 
@@ -108,8 +108,7 @@ def records(hive: Hive) -> Dir:
         id = name.removesuffix(".json")
         if id == name or (found := await _found(hive, id, caller)) is None:
             return None
-        artifact = _output(hive, found, TIMING)
-        return None if artifact is None else Kept(hive.store, artifact)
+        return output(hive, found, TIMING)
 
     return Dir(
         {
@@ -195,28 +194,7 @@ def _asked(job: Job) -> str:
 
 
 def _kept(name: str) -> Callable[[Hive, str], File]:
-    return lambda hive, id: _Output(hive, id, name)
-
-
-class _Output(File):
-    """An output of a run: nothing as long as there is none."""
-
-    def __init__(self, hive: Hive, id: str, name: str) -> None:
-        super().__init__(0o444)
-        self.hive = hive
-        self.id = id
-        self.name = name
-
-    async def opened(self, how: How, caller: Caller) -> Handle:
-        artifact = _output(self.hive, await job_of(self.hive, self.id), self.name)
-        found: File = Text("") if artifact is None else Kept(self.hive.store, artifact)
-        return await settle(found.opened(how, caller))
-
-
-def _output(hive: Hive, found: Found, name: str) -> Artifact | None:
-    """An output of a run; None: there is none, or its time is over."""
-    sealed = hive.state.artifacts.by_hash.get(found.job.request.tenant, {})
-    return sealed.get(found.outputs.get(name, ""))
+    return lambda hive, id: Output(hive, id, name)
 
 
 FILES: Final[Mapping[str, Callable[[Hive, str], Any]]] = {

@@ -35,14 +35,11 @@ from typing import Any, Final
 
 import msgspec
 
-from skep.fs.chan import settle
 from skep.fs.ctl import Command
 from skep.fs.errors import E, FsError
 from skep.fs.node import Caller, Handle, How
-from skep.fs.shapes import Ctl, File, Text
+from skep.fs.shapes import Ctl
 from skep.fs.tree import Listing
-from skep.namespaces.artifacts.core import Artifact
-from skep.namespaces.artifacts.kept import Kept
 from skep.namespaces.follow import AUDITORS, TRACERS
 from skep.namespaces.jobs import files as jobs
 from skep.namespaces.jobs.history import Found
@@ -51,7 +48,7 @@ from skep.namespaces.jobs.record import Job
 from skep.namespaces.jobs.verbs import ID
 from skep.namespaces.live import Hive
 from skep.namespaces.order import HIVE_TENANT
-from skep.namespaces.ordered import text_of, verdict
+from skep.namespaces.ordered import Output, output, text_of, verdict
 from skep.namespaces.policy.bundle import BundleError
 from skep.namespaces.rows import Rows, fixed
 from skep.namespaces.validator.runs import (
@@ -102,8 +99,7 @@ def reports(hive: Hive) -> Listing:
         id = name.removesuffix(".json")
         if id == name or not is_seen(caller, AUDITORS) or (found := await _run(hive, id)) is None:
             return None
-        artifact = _output(hive, found, report_name(id))
-        return None if artifact is None else Kept(hive.store, artifact)
+        return output(hive, found, report_name(id))
 
     def names(caller: Caller) -> list[str]:
         sealed = hive.state.artifacts.by_hash.get(HIVE_TENANT, {}) if is_seen(caller, AUDITORS) else {}
@@ -168,26 +164,16 @@ def _asked(job: Job) -> str:
     return msgspec.json.encode(shown).decode() + "\n"
 
 
-class _Diff(File):
-    """What a run found: nothing as long as it has not ended."""
+class _Diff(Output):
+    """What a run found, for auditors."""
 
     def __init__(self, hive: Hive, id: str) -> None:
-        super().__init__(0o444)
-        self.hive = hive
-        self.id = id
+        super().__init__(hive, id, LINES)
 
     async def opened(self, how: How, caller: Caller) -> Handle:
         if not is_seen(caller, AUDITORS):
             raise FsError(E.DENIED, f"rule=auditors {caller.role} is none")
-        artifact = _output(self.hive, await job_of(self.hive, self.id), LINES)
-        found: File = Text("") if artifact is None else Kept(self.hive.store, artifact)
-        return await settle(found.opened(how, caller))
-
-
-def _output(hive: Hive, found: Found, name: str) -> Artifact | None:
-    """An output of a run; None: there is none, or its time is over."""
-    sealed = hive.state.artifacts.by_hash.get(HIVE_TENANT, {})
-    return sealed.get(found.outputs.get(name, ""))
+        return await super().opened(how, caller)
 
 
 FILES: Final[Mapping[str, Callable[[Hive, str], Any]]] = {
