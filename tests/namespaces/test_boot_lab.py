@@ -10,30 +10,22 @@ from tempfile import TemporaryDirectory
 
 import msgspec
 import pytest
-from door import BOTH, Door, rest, say
-from hives import ANN, BOB, EYE, W1, Living, living
+from door import BOTH, rest, say
+from hives import ANN, BOB, EYE, W1, living
 from imaging import MANIFEST, archive
+from runs_done import Running, refused
 
 from skep.fs.errors import E, FsError
 from skep.fs.node import Caller
 from skep.namespaces.boot.starts import STAGES, Setting, Starts
-from skep.namespaces.tree import hive_tree
 from skep.trace.clock import SECOND, ManualClock
 
 L1 = Caller("spiffe://hive/boot-lab/l1", "boot-lab", node="l1")
 FILES = {"boot.toml": MANIFEST, "kernel": b"\x7fELF kernel", "more/root": b"root" * 300}
 
 
-class Lab(Living):
+class Lab(Running):
     """A living hive, and the door of each caller."""
-
-    def __init__(self, alive: Living) -> None:
-        super().__init__(alive.hive, alive.clock)
-        self.tree = hive_tree(alive.hive)
-        self.ann = self.door(ANN)
-
-    def door(self, caller: Caller) -> Door:
-        return Door(self.tree, caller)
 
     async def stage(self, name: str, data: bytes, who: Caller = ANN) -> None:
         chan = await self.door(who).create("/artifacts/stage", name)
@@ -55,19 +47,9 @@ class Lab(Living):
 
     async def done(self, run: str, verdict: str, **outputs: str) -> None:
         """A machine of the lab has done the run."""
-        await self.hive.join(L1)
-        assert run == (await self.write("/pools/boot-lab/next", "lease", who=L1))[0]
-        fence, door = self.state.jobs.by_id[run].fence, self.door(L1)
-        await self.write(f"/jobs/{run}/ctl", f"start fence={fence}", who=L1)
-        await door.write(f"/jobs/{run}/log", "ROOT: ready\n")
-        for name, content in outputs.items():
-            file = f"{name}.json"
-            staged = await door.create("/artifacts/stage", file)
-            await say(staged, content)
-            await staged.clunk()
-            await door.write("/artifacts/ctl", f"seal name={file} job={run}")
-        said = msgspec.json.encode({"verb": "ack", "fence": fence, "result": verdict}).decode()
-        await self.write(f"/jobs/{run}/ctl", said, who=L1)
+        fence = await self.leased(run, "boot-lab", L1)
+        await self.door(L1).write(f"/jobs/{run}/log", "ROOT: ready\n")
+        await self.end(run, fence, L1, verdict, {f"{name}.json": said for name, said in outputs.items()})
 
 
 def lab(story: Callable[[Lab], Awaitable[None]]) -> None:
@@ -77,12 +59,6 @@ def lab(story: Callable[[Lab], Awaitable[None]]) -> None:
                 await story(Lab(alive))
 
     asyncio.run(run())
-
-
-async def refused(doing: Awaitable[object]) -> E:
-    with pytest.raises(FsError) as caught:
-        await doing
-    return caught.value.kind
 
 
 def test_an_image_is_read_file_by_file() -> None:

@@ -8,28 +8,19 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import msgspec
-import pytest
 from door import BOTH, Door, rest, say
-from hives import ANN, BOB, EYE, W1, Living, living
+from hives import ANN, BOB, EYE, W1, living
+from runs_done import Running, refused
 
-from skep.fs.errors import E, FsError
+from skep.fs.errors import E
 from skep.fs.node import Caller
-from skep.namespaces.tree import hive_tree
 
 V1 = Caller("spiffe://hive/validator/v1", "validator", node="v1")
 RUNNER = Caller("unix:sim", "simulator-test")
 
 
-class Asked(Living):
+class Asked(Running):
     """A living hive, and the door of each caller."""
-
-    def __init__(self, alive: Living) -> None:
-        super().__init__(alive.hive, alive.clock)
-        self.tree = hive_tree(alive.hive)
-        self.ann = self.door(ANN)
-
-    def door(self, caller: Caller) -> Door:
-        return Door(self.tree, caller)
 
     async def ask(self, line: str = "verify", who: Caller = ANN) -> str:
         """The id of a run."""
@@ -41,19 +32,9 @@ class Asked(Living):
 
     async def done(self, run: str, verdict: str, **outputs: str) -> None:
         """A validator has done the run."""
-        await self.hive.join(V1)
-        assert run == (await self.write("/pools/validator/next", "lease", who=V1))[0]
-        fence = self.state.jobs.by_id[run].fence
-        door = self.door(V1)
-        await self.write(f"/jobs/{run}/ctl", f"start fence={fence}", who=V1)
-        for name, content in outputs.items():
-            file = name.replace("report", f"validator-{run}.json")
-            staged = await door.create("/artifacts/stage", file)
-            await say(staged, content)
-            await staged.clunk()
-            await door.write("/artifacts/ctl", f"seal name={file} job={run} class=audit")
-        said = msgspec.json.encode({"verb": "ack", "fence": fence, "result": verdict}).decode()
-        await self.write(f"/jobs/{run}/ctl", said, who=V1)
+        fence = await self.leased(run, "validator", V1)
+        files = {name.replace("report", f"validator-{run}.json"): said for name, said in outputs.items()}
+        await self.end(run, fence, V1, verdict, files, " class=audit")
 
 
 def asked(story: Callable[[Asked], Awaitable[None]]) -> None:
@@ -63,12 +44,6 @@ def asked(story: Callable[[Asked], Awaitable[None]]) -> None:
                 await story(Asked(alive))
 
     asyncio.run(run())
-
-
-async def refused(doing: Awaitable[object]) -> E:
-    with pytest.raises(FsError) as caught:
-        await doing
-    return caught.value.kind
 
 
 async def exists(door: Door, *paths: str) -> list[bool]:
