@@ -36,6 +36,7 @@ _PLAIN: Final = re.compile(r"[^\x00-\x20\x7f']+")
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 _LISTED: Final = re.compile(r"[A-Za-z0-9][\w.:+@-]{0,127}", re.ASCII)
 _SHA256: Final = re.compile(r"(?:sha256:)?[0-9a-f]{64}")
+_INPUT: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")  # a word of a command's, and a file's name
 
 
 class Command(NamedTuple):
@@ -234,6 +235,33 @@ def listed(value: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(words)) if value else ()
 
 
+def is_artifacts(value: str) -> bool:
+    try:
+        artifacts(value)
+    except ValueError:
+        return False
+    return True
+
+
+def artifacts(value: str) -> dict[str, str]:
+    """The pairs of ``a:notes.txt,b:<sha256>``, or of a JSON object of strings: what an artifact is called
+    here, and its name or its hash, that without ``sha256:`` before it. Raises ValueError."""
+    if value.startswith("{"):
+        found = msgspec.json.decode(value, type=dict[str, str])
+        pairs = list(found.items())
+    else:
+        pairs = [(name, said) for name, _, said in (item.partition(":") for item in value.split(","))]
+    if len(dict(pairs)) < len(pairs) or not pairs:
+        raise ValueError(f"artifacts {value!r}: expected each name once, and one at least")
+    if not all(said and _INPUT.fullmatch(name) for name, said in pairs):
+        raise ValueError(f"artifacts {value!r}: expected a:<name or sha256>,b:<name or sha256>")
+    return {name: said.removeprefix("sha256:") if is_sha256(said) else said for name, said in pairs}
+
+
+def is_sha256(value: str) -> bool:
+    return _SHA256.fullmatch(value) is not None
+
+
 class Kind(NamedTuple):
     accepts: Callable[[str], bool]
     expected: str
@@ -248,7 +276,8 @@ KINDS: Final[Mapping[str, Kind]] = {
     "labels": Kind(is_labels, "labels, like k:v,k:v"),
     "traceparent": Kind(is_traceparent, "a W3C traceparent, 00-<32 hex>-<16 hex>-<2 hex>"),
     "tracestate": Kind(is_tracestate, "a W3C tracestate, vendor=value,… of at most 512 characters"),
-    "sha256": Kind(lambda value: _SHA256.fullmatch(value) is not None, "64 hex digits, sha256: before them"),
+    "sha256": Kind(is_sha256, "64 hex digits, sha256: before them"),
+    "artifacts": Kind(is_artifacts, "artifacts by what they are called, like a:notes.txt,b:<sha256>"),
 }
 
 IF_REV: Final = Arg("if-rev", kind="number", help="only if the object's revision is this")

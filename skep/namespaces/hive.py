@@ -355,8 +355,8 @@ class HiveState:
         found = []
         for job in map(self.jobs.by_id.__getitem__, self.jobs.held):
             if job.node == node:
-                hashes = [job.request.artifact, *self.artifacts.outputs.get(job.id, {}).values()]
-                found += [(job.request.tenant, sha256) for sha256 in hashes if sha256]
+                hashes = [*job.request.artifacts, *self.artifacts.outputs.get(job.id, {}).values()]
+                found += [(job.request.tenant, sha256) for sha256 in hashes]
         return found
 
     def submitter(self, job: str) -> str:
@@ -370,11 +370,11 @@ class HiveState:
         """The hashes of the inputs and outputs of the tenant's jobs that have not ended, and of its dead
         letters, which may be tried again."""
         dead = self.jobs.dead.get(tenant, {})
-        found = {letter.artifact for letter in dead.values() if letter is not None}
+        found = {each for letter in dead.values() if letter is not None for each in letter.artifacts}
         using = [id for id, letter in dead.items() if letter is not None]
         for job in map(self.jobs.by_id.__getitem__, self.jobs.by_tenant.get(tenant, ())):
             if job.state not in job_record.TERMINAL or job.id in dead:
-                found.add(job.request.artifact)
+                found.update(job.request.artifacts)
                 using.append(job.id)
         for id in using:
             found.update(self.artifacts.outputs.get(id, {}).values())

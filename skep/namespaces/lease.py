@@ -1,7 +1,8 @@
 """A lease as its reader gets it: one JSON line from /pools/<p>/next.
 
 job, attempt (from 1), fence, topic, tenant, priority, labels, deadline (when it ends unless renewed), lease
-(how long a renewal lasts), and the input: input, or artifact and its size in bytes. As far as they are said:
+(how long a renewal lasts), and the input: input, or artifact and its size in bytes; and inputs, the artifacts
+besides it by their names, each with its sha256 and its size. As far as they are said:
 timeout, no more than runtime_left (of all attempts), bytes (of the outputs together), requires, risk, pack,
 capability, actor_id, actor_type, workflow, run, step, and the W3C trace context, traceparent and tracestate.
 """
@@ -53,6 +54,11 @@ def lease_line(hive: Hive, job: Job) -> bytes:
         line["runtime_left"] = duration(left_ns)
         # Workers keep to this one alone.
         line["timeout"] = duration(min(left_ns, request.timeout_ns or left_ns))
+    sealed = hive.state.artifacts.by_hash.get(request.tenant, {})
     if request.artifact:
-        line["size"] = hive.state.artifacts.by_hash[request.tenant][request.artifact].size
+        line["size"] = sealed[request.artifact].size
+    if request.inputs:
+        line["inputs"] = {
+            name: {"sha256": digest, "size": sealed[digest].size} for name, digest in request.inputs.items()
+        }
     return msgspec.json.encode(line) + b"\n"

@@ -11,8 +11,9 @@ from typing import Final
 
 from msgspec.structs import replace
 
+from skep.fs import ctl
 from skep.fs.errors import E
-from skep.namespaces.jobs import envelope
+from skep.namespaces.jobs import envelope, inputs
 from skep.namespaces.jobs.core import (
     ERROR_MAX,
     MEANT,
@@ -140,6 +141,8 @@ def _check(args: Mapping[str, str], now_ns: int) -> None:
         raise refusal(E.USAGE, f"adopt: submitter=: expected at most {envelope.ACTOR_MAX} bytes")
     if args.get("input", "").startswith("artifact:"):
         raise refusal(E.USAGE, "adopt: input=: an artifact is named by its hash, in artifact=")
+    if not all(map(ctl.is_sha256, ctl.artifacts(args["inputs"]).values() if "inputs" in args else ())):
+        raise refusal(E.USAGE, "adopt: inputs=: artifacts are named by their hashes")
     end = args.get("end", "")
     for name, ends in _ENDS.items():
         if name in args and end not in ends:
@@ -170,6 +173,7 @@ def _ended(order: Order, world: World) -> tuple[Event, ...]:
         artifact=artifact,
         role=order.role,
         imported=_origin(args),
+        inputs=inputs.resolved(said, order.tenant, world),
         **envelope.fields(said, {}, scope, _Unset()),
     )
     check_length(args.get("result", ""), RESULT_MAX)

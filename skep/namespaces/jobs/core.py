@@ -15,7 +15,7 @@ from typing import Final, Protocol
 
 from skep.fs import ctl
 from skep.fs.errors import E
-from skep.namespaces.jobs import contract, envelope, preemption
+from skep.namespaces.jobs import contract, envelope, inputs, preemption
 from skep.namespaces.jobs.due import is_spent, spent_ns, timeout_ns
 from skep.namespaces.jobs.envelope import scope_of
 from skep.namespaces.jobs.placement import Fit, place, wanted_of
@@ -50,7 +50,7 @@ BACKOFF_DOUBLINGS_MAX: Final = 16  # of jobs/backoff: no number grows without bo
 BUDGET: Final = "budget"  # the code of a job that has used up what it had
 
 
-class World(preemption.World, contract.World, envelope.World, Protocol):
+class World(preemption.World, contract.World, envelope.World, inputs.World, Protocol):
     """What the other nouns know of a job's surroundings."""
 
     def defaults_of(self, topic: str, pool: str) -> Mapping[str, str]:
@@ -58,12 +58,6 @@ class World(preemption.World, contract.World, envelope.World, Protocol):
 
     def lease_ns(self, request: Submitted) -> int:
         """How long leases of the job last."""
-
-    def artifact_named(self, tenant: str, name: str) -> str | None:
-        """The hash that the tenant sealed last under the name."""
-
-    def has_artifact(self, tenant: str, sha256: str) -> bool:
-        """Whether the tenant sealed these bytes."""
 
     def setting_or_default(self, scope: str, key: str) -> object:
         """The same; the key's default when it cannot be read, for what has begun and goes on."""
@@ -147,6 +141,7 @@ def accepted(order: Order, job: str, world: World, pool: str = "") -> Submitted:
         role=order.role,
         checked=agreed.checked,
         result_schema=agreed.result,
+        inputs=inputs.resolved(args, order.tenant, world),
         **envelope.fields(args, defaults, scope, world) | {"requires": placed.requires},
     )
 
@@ -165,6 +160,7 @@ MEANT: Final[Mapping[str, Callable[[str], object]]] = {
     "labels": ctl.labels,
     "list": lambda value: sorted(ctl.listed(value)),
     "sha256": lambda value: value.removeprefix("sha256:"),
+    "artifacts": ctl.artifacts,
 }
 # By argument; those that say how a request is sent, not what it is, are none.
 _MEANT: Final = {

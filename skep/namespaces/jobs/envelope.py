@@ -13,6 +13,7 @@ import msgspec
 from skep.fs import ctl
 from skep.fs.ctl import pointer
 from skep.fs.errors import E
+from skep.namespaces.jobs import inputs
 from skep.namespaces.jobs.record import Submitted
 from skep.namespaces.jobs.verbs import PRIORITY
 from skep.namespaces.order import actor_type, refusal
@@ -163,7 +164,7 @@ def _refused(name: str, why: str) -> Exception:
 
 
 def arguments(request: Submitted) -> dict[str, str]:
-    """What was submitted, as arguments of submit, its defaults and the artifact it named found out."""
+    """What was submitted, as arguments of submit, its defaults and the artifacts it named found out."""
     args = {"topic": request.topic, "priority": str(request.priority), "retries": str(request.retries)}
     if request.key:
         args["key"] = request.key
@@ -182,6 +183,8 @@ def arguments(request: Submitted) -> dict[str, str]:
         args["artifact"] = request.artifact
     elif request.input is not None:
         args["input"] = request.input
+    if request.inputs:
+        args["inputs"] = inputs.said(request.inputs)
     return args
 
 

@@ -32,11 +32,18 @@ class Keyed(NamedTuple):
 
 class Letter(msgspec.Struct, frozen=True):
     """A dead letter whose record has left memory. ``request``: the SHA-256 of its request, by which one is
-    known that comes from the index; ``artifact``: its input, "": none."""
+    known that comes from the index; ``artifact``: its input, "": none; ``inputs``: the hashes of those that
+    have names."""
 
     rev: int
     request: str
     artifact: str = ""
+    inputs: tuple[str, ...] = ()
+
+    @property
+    def artifacts(self) -> tuple[str, ...]:
+        """The hashes of all that went into it."""
+        return (*((self.artifact,) if self.artifact else ()), *self.inputs)
 
 
 @dataclass

@@ -96,6 +96,12 @@ class Submitted(msgspec.Struct, frozen=True, tag_field="type", tag="job.submitte
     cost_ns: int = 0
     actor_cost_ns: int = 0
     imported: Imported | None = None  # None: it was submitted here
+    inputs: dict[str, str] = {}  # artifacts besides the input: what each is called here, sha256 in hex
+
+    @property
+    def artifacts(self) -> tuple[str, ...]:
+        """The hashes of all that goes into it."""
+        return (*((self.artifact,) if self.artifact else ()), *self.inputs.values())
 
 
 class Leased(msgspec.Struct, frozen=True, tag_field="type", tag="job.leased"):
@@ -227,14 +233,16 @@ class Job(msgspec.Struct, frozen=True):
         return any(attempt.node == node for attempt in self.attempts)
 
 
-def shown_input(job: Job) -> dict[str, str]:
-    """The job's input and time limit as files and leases show them, as far as it has them."""
+def shown_input(job: Job) -> dict[str, object]:
+    """The job's inputs and time limit as files and leases show them, as far as it has them."""
     request = job.request
-    shown = {}
+    shown: dict[str, object] = {}
     if request.input is not None:
         shown["input"] = request.input
     if request.artifact:
         shown["artifact"] = f"sha256:{request.artifact}"
+    if request.inputs:
+        shown["inputs"] = {name: f"sha256:{digest}" for name, digest in request.inputs.items()}
     if request.timeout_ns:
         shown["timeout"] = duration(request.timeout_ns)
     return shown
@@ -420,7 +428,8 @@ def _leave(jobs: Jobs, job: Job) -> bool:
     jobs.past.left(id, job.rev)
     if id not in jobs.dead.get(tenant, {}):
         return True
-    jobs.dead[tenant][id] = Letter(job.rev, digest(job.request), job.request.artifact)
+    request = job.request
+    jobs.dead[tenant][id] = Letter(job.rev, digest(request), request.artifact, tuple(request.inputs.values()))
     return False
 
 

@@ -36,6 +36,7 @@ SUBMIT: Final = Verb(
         Arg("bytes", kind="number", help="how large its outputs may be together"),
         Arg("input", help="text, or artifact:<name> as sealed last"),
         Arg("artifact", kind="sha256", help="the input by its hash"),
+        Arg("inputs", kind="artifacts", help="artifacts besides it, by what the worker calls them"),
         Arg("capability", kind="name", help="what it does, besides what its topic says"),
         Arg("risk", kind="list", help="what could go wrong with it: pii,export"),
         Arg("pack", kind="name", help="the pack that it comes from"),

@@ -203,8 +203,13 @@ class Triggers:
 
     def artifacts(self, tenant: str) -> list[str]:
         """The inputs, by hash, that the tenant's triggers will submit."""
-        said = [each.made.submit.get("artifact", "") for each in self.by_tenant.get(tenant, {}).values()]
-        return [each.removeprefix("sha256:") for each in said if each]
+        found = []
+        for submit in (each.made.submit for each in self.by_tenant.get(tenant, {}).values()):
+            if "artifact" in submit:
+                found.append(submit["artifact"].removeprefix("sha256:"))
+            if "inputs" in submit:
+                found += filter(ctl.is_sha256, ctl.artifacts(submit["inputs"]).values())
+        return found
 
 
 class World(Protocol):
