@@ -73,7 +73,7 @@ class Cancelled(Exception):
 class _Given:
     """What a handler is given. Every method may be called from any thread."""
 
-    def __init__(self, leased: Leased, input: Path | None) -> None:
+    def __init__(self, leased: Leased, input: Path | None, inputs: Mapping[str, Path]) -> None:
         lease = leased.lease
         self.id = lease.job
         self.topic = lease.topic
@@ -82,6 +82,7 @@ class _Given:
         self.tenant = lease.tenant
         self.labels = lease.labels
         self.text = lease.input  # the input, when it is one; None: it is an artifact, or nothing
+        self.inputs = inputs  # files of the artifacts besides it, by their names; checked as it is
         self.traceparent = lease.traceparent  # W3C, to be handed on; "": there is none
         self.tracestate = lease.tracestate
         self.cancelled = threading.Event()  # set: stop, nothing that is said counts any more
@@ -266,7 +267,8 @@ class Worker:
                 f"this worker has no handler for topic {leased.lease.topic}, only for {known}", "no-handler"
             )
         path = await leased.input_file() if leased.lease.artifact else None
-        job = Job(leased, path) if inspect.iscoroutinefunction(handler) else ThreadJob(leased, path)
+        kind = Job if inspect.iscoroutinefunction(handler) else ThreadJob
+        job = kind(leased, path, await leased.input_files())
         try:
             ended = await _ended(job, handler)
             # What it printed is in the log when the job has ended.

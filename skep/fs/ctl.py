@@ -253,9 +253,14 @@ def artifacts(value: str) -> dict[str, str]:
         pairs = [(name, said) for name, _, said in (item.partition(":") for item in value.split(","))]
     if len(dict(pairs)) < len(pairs) or not pairs:
         raise ValueError(f"artifacts {value!r}: expected each name once, and one at least")
-    if not all(said and _INPUT.fullmatch(name) for name, said in pairs):
+    if not all(said and is_input(name) for name, said in pairs):
         raise ValueError(f"artifacts {value!r}: expected a:<name or sha256>,b:<name or sha256>")
     return {name: said.removeprefix("sha256:") if is_sha256(said) else said for name, said in pairs}
+
+
+def is_input(name: str) -> bool:
+    """Whether an artifact may be called so where several go in."""
+    return _INPUT.fullmatch(name) is not None
 
 
 def is_sha256(value: str) -> bool:

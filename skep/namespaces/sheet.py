@@ -31,10 +31,13 @@ Row = Mapping[str, str]
 
 
 class Form(NamedTuple):
-    """What a sheet has: ``name`` with its version, and its columns; the first one names the record."""
+    """What a sheet has: ``name`` with its version, and its columns; the first one names the record.
+
+    ``later``: the columns that sheets written before do not have; what is in them is empty then."""
 
     name: str
     columns: tuple[str, ...]
+    later: frozenset[str] = frozenset()
 
     @property
     def header(self) -> tuple[str, ...]:
@@ -102,27 +105,30 @@ def read(form: Form, data: bytes) -> list[Line]:
         raise FsError(E.USAGE, f"line {number}: byte {error.start}: not UTF-8") from error
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     found: list[Line] = []
+    empty, columns = dict.fromkeys(form.columns, ""), form.columns
     began = 1
     try:
         for fields in reader:
             if began == 1:
-                _check_header(form, fields)
-            elif len(fields) != len(form.columns):
-                raise FsError(E.USAGE, f"line {began}: {len(fields)} columns, expected {len(form.columns)}")
+                columns = _columns(form, fields)
+            elif len(fields) != len(columns):
+                raise FsError(E.USAGE, f"line {began}: {len(fields)} columns, expected {len(columns)}")
             else:
-                found.append(Line(began, dict(zip(form.columns, fields, strict=True))))
+                found.append(Line(began, empty | dict(zip(columns, fields, strict=True))))
             began = reader.line_num + 1
     except csv.Error as error:
         raise FsError(E.USAGE, f"line {reader.line_num}: {error}") from error
     if began == 1:
-        _check_header(form, [])
+        _columns(form, [])
     _check_once(form, found)
     return found
 
 
-def _check_header(form: Form, fields: list[str]) -> None:
-    if tuple(fields) == form.header:
-        return
+def _columns(form: Form, fields: list[str]) -> tuple[str, ...]:
+    """The columns of a sheet that has this header. Raises FsError when that is none of the form's."""
+    columns = tuple(each for each in form.columns if each in fields or each not in form.later)
+    if tuple(fields) == (form.name, *columns[1:]):
+        return columns
     expected = ",".join(form.header)
     if fields and fields[0].partition(".v")[0] == form.name.partition(".v")[0] and fields[0] != form.name:
         raise FsError(E.VERSION, f"line 1: column 1: {fields[0]}, expected {form.name}")

@@ -5,10 +5,10 @@
     timeout = "10m"                       # of one run, else an hour; a job may ask for less
     result = "first-word"                 # of the last line it prints, else "last-line"
 
-Placeholders: {input} the input's file (empty when there is none), {text} the input's text, {job} {topic}
-{attempt} {labels} (as k:v,k:v); not in the program's own place. A brace is written twice. Everything that is
-not understood is refused, with its place. What a job says may begin with a dash: put "--" before {text} where
-that matters.
+Placeholders: {input} the input's file (empty when there is none), {input:a} the file of the one that submit
+calls a in inputs= (a job that has none such fails), {text} the input's text, {job} {topic} {attempt} {labels}
+(as k:v,k:v); not in the program's own place. A brace is written twice. Everything that is not understood is
+refused, with its place. What a job says may begin with a dash: put "--" before {text} where that matters.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import Final, Literal
 
 import msgspec
 
+from skep.fs.ctl import is_input
 from skep.trace.clock import parse_duration
 
 PLACEHOLDERS: Final = ("input", "text", "job", "topic", "attempt", "labels")
@@ -42,9 +43,21 @@ class Handler(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def timeout_ns(self) -> int:
         return parse_duration(self.timeout)
 
-    def command(self, values: Mapping[str, str]) -> list[str]:
-        """The argv with ``values`` (of all PLACEHOLDERS) in it."""
-        return [word.format_map(values) for word in self.argv]
+    def named(self) -> frozenset[str]:
+        """The names of the inputs that it asks for."""
+        return frozenset(spec for word in self.argv for _, _, spec, _ in _parse(word) if spec)
+
+    def command(self, values: Mapping[str, str], inputs: Mapping[str, str]) -> list[str]:
+        """The argv with ``values`` (of all PLACEHOLDERS) and ``inputs`` (of all that are named) in it."""
+        return [_filled(word, values, inputs) for word in self.argv]
+
+
+def _filled(word: str, values: Mapping[str, str], inputs: Mapping[str, str]) -> str:
+    parts = (
+        text + ("" if name is None else inputs[spec] if spec else values[name])
+        for text, name, spec, _ in _parse(word)
+    )
+    return "".join(parts)
 
 
 def load(path: Path) -> dict[str, Handler]:
@@ -78,11 +91,15 @@ def _handler(path: Path, topic: str, table: object) -> Handler:
 
 
 def _check_word(where: str, word: str) -> None:
-    known = " ".join(f"{{{name}}}" for name in PLACEHOLDERS)
+    known = " ".join(f"{{{name}}}" for name in (*PLACEHOLDERS, "input:<name>"))
     try:
-        parts = list(string.Formatter().parse(word))
+        parts = list(_parse(word))
     except ValueError as error:
         raise HandlersError(f"{where}: {error}: a brace is written twice") from error
     for _, name, spec, conversion in parts:
-        if name is not None and (name not in PLACEHOLDERS or spec or conversion):
+        of_input = name == "input" and spec and is_input(spec)
+        if name is not None and (name not in PLACEHOLDERS or (spec and not of_input) or conversion):
             raise HandlersError(f"{where}: expected one of {known}; a brace is written twice")
+
+
+_parse: Final = string.Formatter().parse  # text, then a placeholder's name, what follows its colon, and "!r"

@@ -36,6 +36,13 @@ _PASSING: Final = (E.NOSPACE, E.THROTTLED, E.OVERLOAD, E.BUSY, E.IO)
 _LOST: Final = (E.FENCED, E.ILLEGAL_MOVE, E.CONFLICT, E.MISSING, E.DENIED)  # the lease is not ours any more
 
 
+class Input(msgspec.Struct, frozen=True):
+    """An artifact that goes into a job under a name. ``sha256`` in hex, ``size`` in bytes."""
+
+    sha256: str
+    size: int
+
+
 class Lease(msgspec.Struct, frozen=True):
     """The line of /pools/<p>/next, as far as a worker needs it. Durations as written."""
 
@@ -51,6 +58,7 @@ class Lease(msgspec.Struct, frozen=True):
     timeout: str = ""  # "": the job asks for none
     traceparent: str = ""  # W3C; "": its submitter gave none
     tracestate: str = ""
+    inputs: dict[str, Input] = {}  # what goes in besides the input, by name
 
 
 class JobFailed(Exception):
@@ -238,6 +246,25 @@ class Leased:
         await self._fetch(self.lease.artifact.removeprefix("sha256:"), file)
         return file
 
+    async def input_files(self) -> dict[str, Path]:
+        """A file for each of its inputs that have names, inputs/<name>; called once. What several are is
+        fetched once, and there by links. Raises JobFailed when one is not what its hash says."""
+        said = self.lease.inputs
+        if not said:
+            return {}
+        room = self.made() / "inputs"
+        room.mkdir()
+        first: dict[str, str] = {}
+        for name, each in said.items():
+            if first.setdefault(each.sha256, name) != name:
+                (room / name).symlink_to(first[each.sha256])
+        fetching = [asyncio.create_task(self._fetch(sha256, room / name)) for sha256, name in first.items()]
+        try:
+            await asyncio.gather(*fetching)
+        finally:
+            await _stopped(*fetching)
+        return {name: room / name for name in said}
+
     def text_file(self) -> Path | None:
         """A file with the text that is its input; None: its input is none."""
         if self.lease.input is None:
@@ -263,7 +290,7 @@ class Leased:
 
         found = await self.uplink.do(copy)
         if found != sha256:
-            raise JobFailed(f"integrity: the input has sha256:{found}, not sha256:{sha256}")
+            raise JobFailed(f"integrity: {to.name} has sha256:{found}, not sha256:{sha256}")
 
     async def keep(self, name: str, file: BinaryIO, kind: str = "") -> str:
         """Make an artifact of the job of what ``file`` holds; its SHA-256. ``kind``: its class, "": the

@@ -1,6 +1,7 @@
 """A job's process: a directory, a program, what it prints, what it leaves.
 
     <jobs>/<job>.<fence>/input   the input's bytes, when it has one
+    <jobs>/<job>.<fence>/inputs/ those of the inputs that have names
     <jobs>/<job>.<fence>/out/    files left here become the job's artifacts
     <jobs>/<job>.<fence>/        the working directory and HOME of the process; removed afterwards
 
@@ -17,7 +18,7 @@ import os
 import shutil
 import signal
 import stat
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from pathlib import Path
 from typing import Final
 
@@ -55,7 +56,7 @@ class Process:
             known = " ".join(self.handlers)
             raise JobFailed(f"this worker has no handler for topic {lease.topic}, only for {known}")
         (self.directory / "out").mkdir(parents=True)
-        argv = handler.command(await self._values())
+        argv = handler.command(await self._values(), await self._inputs(handler.named()))
         if shutil.which(argv[0]) is None or "\0" in "".join(argv):
             raise JobFailed(f"{argv[0]}: no such program on this node")
         limit_ns = min(handler.timeout_ns, parse_duration(lease.timeout or handler.timeout))
@@ -72,6 +73,12 @@ class Process:
         labels = ",".join(f"{name}:{value}" for name, value in lease.labels.items())
         values = (str(path or ""), lease.input or "", lease.job, lease.topic, str(lease.attempt), labels)
         return dict(zip(PLACEHOLDERS, values, strict=True))
+
+    async def _inputs(self, asked: Collection[str]) -> dict[str, str]:
+        """The files of its inputs that have names. Raises JobFailed unless all that are asked for are."""
+        if missing := sorted(set(asked).difference(self.leased.lease.inputs)):
+            raise JobFailed(f"the job has no input named {' '.join(missing)}", "no-input", final=True)
+        return {name: str(file) for name, file in (await self.leased.input_files()).items()}
 
     # the process
 

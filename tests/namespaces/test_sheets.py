@@ -55,6 +55,17 @@ def test_a_mistake_is_told_with_its_line(data: bytes, kind: E, said: str) -> Non
     assert (kind, said) == (caught.value.kind, caught.value.detail)
 
 
+def test_a_sheet_from_before_a_column_came_has_nothing_in_it() -> None:
+    form = Form("things.v1", ("thing", "colour", "text"), frozenset({"colour"}))
+    assert [{"thing": "a", "colour": "", "text": "b"}] == [
+        line.row for line in read(form, sheet([("a", "b")]))
+    ]
+    data = b"things.v1,colour,text\r\na,red,b\r\n"
+    assert [{"thing": "a", "colour": "red", "text": "b"}] == [line.row for line in read(form, data)]
+    with pytest.raises(FsError, match="expected the header things.v1,colour,text"):
+        read(form, b"things.v1,colour\r\na,red\r\n")
+
+
 # the nouns' sheets
 
 

@@ -20,14 +20,23 @@ def test_a_handler_is_a_template_of_words(tmp_path: Path) -> None:
         )
     )
     values = {"input": "/w/in put", "text": "", "job": "J1", "topic": "resize", "attempt": "1"}
-    assert ["convert", "/w/in put", "out/J1.png", "{}"] == handlers["resize"].command(values)
+    assert ["convert", "/w/in put", "out/J1.png", "{}"] == handlers["resize"].command(values, {})
     assert 60_000_000_000 == handlers["resize"].timeout_ns
 
 
 def test_what_a_job_says_is_one_word_and_no_template(tmp_path: Path) -> None:
     handlers = load(written(tmp_path, '[echo]\nargv = ["echo", "{text}"]\n'))
     values = {"input": "", "text": "a b; {job} $(x)", "job": "J", "topic": "echo", "attempt": "1"}
-    assert ["echo", "a b; {job} $(x)"] == handlers["echo"].command(values)
+    assert ["echo", "a b; {job} $(x)"] == handlers["echo"].command(values, {})
+
+
+def test_inputs_are_named_after_a_colon(tmp_path: Path) -> None:
+    handler = load(
+        written(tmp_path, '[add]\nargv = ["add", "{input:x}", "--to={input:y.npy}", "{input}"]\n')
+    )["add"]
+    assert {"x", "y.npy"} == handler.named()
+    inputs = {"x": "/w/{job}", "y.npy": "/w/y", "z": "/w/z"}
+    assert ["add", "/w/{job}", "--to=/w/y", "/w/in"] == handler.command({"input": "/w/in"}, inputs)
 
 
 @pytest.mark.parametrize(
@@ -43,6 +52,8 @@ def test_what_a_job_says_is_one_word_and_no_template(tmp_path: Path) -> None:
         ('[a]\nargv = ["ls"]\ntimeout = "soon"\n', "[a]: duration 'soon': expected a number"),
         ('[a]\nargv = ["ls", "{x}"]\n', "[a]: argv[1] '{x}': expected one of {input} {text}"),
         ('[a]\nargv = ["ls", "{input.x}"]\n', "[a]: argv[1] '{input.x}': expected one of"),
+        ('[a]\nargv = ["ls", "{input:a/b}"]\n', "[a]: argv[1] '{input:a/b}': expected one of"),
+        ('[a]\nargv = ["ls", "{text:a}"]\n', "{labels} {input:<name>}; a brace is written twice"),
         ('[a]\nargv = ["ls", "{input!r}"]\n', "[a]: argv[1] '{input!r}': expected one of"),
         ('[a]\nargv = ["ls", "{"]\n', "a brace is written twice"),
         ('[a]\nargv = ["{input}"]\n', "[a]: argv[0] '{input}': expected a program's name or whole path"),
