@@ -29,12 +29,16 @@ LINE_MAX: Final = 20 * 1024  # bytes: a line and its event share a ledger entry 
 LINES_MAX: Final = 1024  # of one write: one transaction is decided without a pause.
 NAME_MAX: Final = 128  # bytes of an object's name: names are file names, and end in "@N" sometimes.
 
+SIZE_MAX: Final = 1 << 53  # bytes: every reader of JSON has numbers so large.
+
 SWITCHES: Final[Mapping[str, str]] = {word: f"set={word}" for word in ("on", "off")}  # as people say it
 _WORD: Final = re.compile(r"(?:[^ \t']|'(?:[^']|'')*')+")
 _QUOTED: Final = re.compile(r"'((?:[^']|'')*)'")
 _PLAIN: Final = re.compile(r"[^\x00-\x20\x7f']+")
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 _LISTED: Final = re.compile(r"[A-Za-z0-9][\w.:+@-]{0,127}", re.ASCII)
+_SIZE: Final = re.compile(r"(\d{1,15})(KiB|MiB|GiB)?", re.ASCII)
+_UNITS: Final = {"": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 _SHA256: Final = re.compile(r"(?:sha256:)?[0-9a-f]{64}")
 _INPUT: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")  # a word of a command's, and a file's name
 
@@ -267,6 +271,23 @@ def is_sha256(value: str) -> bool:
     return _SHA256.fullmatch(value) is not None
 
 
+def is_size(value: str) -> bool:
+    try:
+        size(value)
+    except ValueError:
+        return False
+    return True
+
+
+def size(value: str) -> int:
+    """The bytes of ``4GiB``, or of a number of them. Raises ValueError."""
+    found = _SIZE.fullmatch(value)
+    bytes_ = SIZE_MAX + 1 if found is None else int(found[1]) * _UNITS[found[2] or ""]
+    if bytes_ > SIZE_MAX:
+        raise ValueError(f"size {value!r}: expected a number, and KiB, MiB, GiB or nothing behind it")
+    return bytes_
+
+
 class Kind(NamedTuple):
     accepts: Callable[[str], bool]
     expected: str
@@ -276,6 +297,7 @@ KINDS: Final[Mapping[str, Kind]] = {
     "text": Kind(lambda value: True, "text"),
     "name": Kind(is_name, f"a name of at most {NAME_MAX} bytes without /"),
     "number": Kind(is_number, "a whole number"),
+    "size": Kind(is_size, "bytes, like 4GiB or 65536"),
     "duration": Kind(is_duration, "a duration, like 30s"),
     "list": Kind(is_list, "words, like a,b or k:v"),
     "labels": Kind(is_labels, "labels, like k:v,k:v"),

@@ -11,11 +11,13 @@ from skep.fs.ctl import (
     Command,
     Verb,
     check,
+    is_size,
     labels,
     line,
     parse,
     parse_line,
     quote,
+    size,
     usage,
     verbs,
 )
@@ -154,6 +156,14 @@ def test_long_lines_and_long_writes_are_refused_whole() -> None:
 
 def test_labels_are_pairs_or_an_object() -> None:
     assert {"a": "b", "c": ""} == labels("a:b,c:") == labels('{"a":"b","c":""}')
+
+
+def test_a_size_is_bytes_or_a_number_of_larger_units() -> None:
+    assert [0, 65536, 3 << 10, 512 << 20, 4 << 30] == [
+        size(said) for said in ("0", "65536", "3KiB", "512MiB", "4GiB")
+    ]
+    for said in ("", "4 GiB", "4GB", "-1", "1.5GiB", "4gib", f"{1 << 24}GiB", "9" * 20):
+        assert not is_size(said)
 
 
 def test_usage_shows_each_verb_its_arguments_and_an_example() -> None:
