@@ -16,7 +16,7 @@ import contextlib
 import hashlib
 import logging
 import shutil
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
@@ -56,6 +56,7 @@ class Lease(msgspec.Struct, frozen=True):
     input: str | None = None  # None: no text
     artifact: str = ""  # "sha256:<hex>", or "": none
     timeout: str = ""  # "": the job asks for none
+    pool: str = ""  # whose next gave it
     traceparent: str = ""  # W3C; "": its submitter gave none
     tracestate: str = ""
     inputs: dict[str, Input] = {}  # what goes in besides the input, by name
@@ -72,6 +73,11 @@ class JobFailed(Exception):
         self.final = final
 
 
+class Fallback(JobFailed):
+    """The attempt ended for want of a device, which ``code`` says: another pool is to do the job, if the hive
+    allows it."""
+
+
 class LeaseLost(Exception):
     """Nothing that is said of the job counts any more: it was cancelled, or is another's."""
 
@@ -83,9 +89,17 @@ class Leased:
     """One leased job. ``directory`` is its own, removed with it."""
 
     def __init__(
-        self, lease: Lease, uplink: Uplink, directory: Path, uploading: asyncio.Lock, quiet_s: float = 0.0
+        self,
+        lease: Lease,
+        uplink: Uplink,
+        directory: Path,
+        uploading: asyncio.Lock,
+        quiet_s: float = 0.0,
+        begins: bool = False,
     ) -> None:
-        """``quiet_s``: how long it runs before the hive is told that it does; 0: that is said first."""
+        """``quiet_s``: how long it runs before the hive is told that it does; 0: that is said first.
+        ``begins``: what does the work says that itself, and on what; then it is also stopped when its lease
+        is over by our own clock, heard of or not."""
         self.lease = lease
         self.uplink = uplink
         self.directory = directory
@@ -96,6 +110,9 @@ class Leased:
         self._uploading = uploading  # staged names are the node's: one job stages at a time
         self.ending = asyncio.Event()  # the work is over: what is left is to say so
         self._quiet_s = quiet_s
+        self._begins = begins
+        self._lease_s = parse_duration(lease.lease) / SECOND
+        self._until_s = asyncio.get_running_loop().time() + self._lease_s  # of the lease, as far as we know
         self._leaving = asyncio.Event()
         self._starting: asyncio.Task[None] | None = None  # None: start is not said yet
 
@@ -150,11 +167,39 @@ class Leased:
             self._starting = asyncio.create_task(self._say("start"))
         await asyncio.shield(self._starting)
 
+    async def begin_on(self, on: Mapping[str, str]) -> None:
+        """Say once that it runs, and what it takes of a device. Raises FsError when that cannot be had, E.BUSY
+        when it cannot be had now: then nothing is begun. Raises LeaseLost."""
+        self._starting = starting = asyncio.create_task(self._begin_on(on))
+        try:
+            await asyncio.shield(starting)
+        except FsError:
+            self._starting = None
+            raise
+
+    async def _begin_on(self, on: Mapping[str, str]) -> None:
+        said = self._line("start", **on)
+        while True:
+            try:
+                return await self.uplink.write(f"{self.path}/ctl", said)
+            except FsError as error:
+                if error.kind is E.ILLEGAL_MOVE and "running -> running" in error.detail:
+                    return None  # said before the connection was lost
+                # The fence of a device's lease is another than that of this one.
+                if error.kind in (E.ILLEGAL_MOVE, E.MISSING) or error.detail.startswith("token="):
+                    raise LeaseLost(f"start: {error}") from error
+                if error.kind not in _PASSING or error.kind is E.BUSY:
+                    raise
+                log.warning("%s: start: %s; trying again", self.lease.job, error)
+            await asyncio.sleep(RETRY_S)
+
     async def _do(self, perform: Perform) -> None:
         try:
-            if not self._quiet_s:
+            if not self._quiet_s and not self._begins:
                 await self.begin()
             result = await perform(self)
+        except Fallback as error:
+            await self._end("fallback", reason=error.code, error=cut(str(error).encode(), ERROR_MAX))
         except JobFailed as error:
             await self._nack(error)
         except (FsError, OSError) as error:
@@ -226,14 +271,19 @@ class Leased:
             await _stopped(ended, renewing)
 
     async def _renew(self) -> None:
-        third_s = parse_duration(self.lease.lease) / SECOND / 3
-        await self.begin()
+        if not self._begins:
+            await self.begin()
         while True:
-            await asyncio.sleep(third_s)
+            await asyncio.sleep(self._lease_s / 3)
+            said_s = asyncio.get_running_loop().time()
             try:
-                await self._say("renew")
+                async with asyncio.timeout_at(self._until_s if self._begins else None):
+                    await self._say("renew")
+                self._until_s = said_s + self._lease_s
             except FsError as error:
                 log.warning("%s: renew: %s", self.lease.job, error)
+            except TimeoutError:
+                raise LeaseLost("its lease is over, and the hive was not heard") from None
 
     # its bytes
 

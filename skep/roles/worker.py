@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Final
@@ -59,6 +59,14 @@ class Plan(msgspec.Struct, frozen=True):
     labels: dict[str, str] = {}
     capacity: int = 0  # 0: all its slots
     quiet_s: float = 0.0  # how long a job runs before the hive is told that it does; 0: that is said first
+    begins: bool = False  # what does a job says itself that it runs, and on what
+    slots_of: Mapping[str, int] = {}  # of single pools, in place of ``slots``
+    beat: Callable[[], Mapping[str, object]] = dict  # what its heartbeats say besides
+    wait_beat: Callable[[], Awaitable[object]] = lambda: asyncio.sleep(HEARTBEAT_S)
+
+    @property
+    def slots_all(self) -> int:
+        return sum(self.slots_of.get(pool, self.slots) for pool in self.pools)
 
 
 def held_by(jobs: Path) -> list[tuple[str, str]]:
@@ -107,7 +115,9 @@ class Loops:
         returning = asyncio.create_task(self._give_back(left))
         beating = asyncio.create_task(self._beat(say))
         slots = [
-            asyncio.create_task(self._slot(pool)) for pool in self.plan.pools for _ in range(self.plan.slots)
+            asyncio.create_task(self._slot(pool))
+            for pool in self.plan.pools
+            for _ in range(self.plan.slots_of.get(pool, self.plan.slots))
         ]
         telling = asyncio.create_task(self._tell(told))
         always = [keeping, beating, telling, returning]
@@ -158,16 +168,20 @@ class Loops:
             if not said:
                 said = True
                 say(f"ready {self.plan.node}")
-            await asyncio.sleep(HEARTBEAT_S)
+            await self.plan.wait_beat()
 
     def _state(self) -> dict[str, object]:
-        return {
-            "load": round(os.getloadavg()[0] / (os.cpu_count() or 1), 3),
-            "memory_free": os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
-            "capacity": self.plan.capacity or self.plan.slots * len(self.plan.pools),
-            "running": len(self.running),
-            "version": metadata.version("skep"),
-        } | ({"labels": self.plan.labels} if self.plan.labels else {})
+        return (
+            {
+                "load": round(os.getloadavg()[0] / (os.cpu_count() or 1), 3),
+                "memory_free": os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
+                "capacity": self.plan.capacity or self.plan.slots_all,
+                "running": len(self.running),
+                "version": metadata.version("skep"),
+            }
+            | ({"labels": self.plan.labels} if self.plan.labels else {})
+            | dict(self.plan.beat())
+        )
 
     async def _slot(self, pool: str) -> None:
         """Take a lease, do its job, and again, until told to stop. How a job ended is told while the next
@@ -176,7 +190,9 @@ class Loops:
             last: asyncio.Task[None] | None = None  # None: nothing was done yet
             while (lease := await self._lease(pool)) is not None:
                 place = self.jobs / f"{lease.job}.{lease.fence}"
-                leased = Leased(lease, self.uplink, place, self.uploading, self.plan.quiet_s)
+                leased = Leased(
+                    lease, self.uplink, place, self.uploading, self.plan.quiet_s, self.plan.begins
+                )
                 doing = group.create_task(self._do(leased))
                 await leased.ending.wait()
                 if last is not None:
@@ -195,7 +211,7 @@ class Loops:
                 await self._pause(RETRY_S)
                 continue
             if data:
-                return msgspec.json.decode(data, type=Lease)
+                return msgspec.structs.replace(msgspec.json.decode(data, type=Lease), pool=pool)
         return None
 
     async def _do(self, leased: Leased) -> None:
