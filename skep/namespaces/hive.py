@@ -16,6 +16,7 @@ import msgspec
 from skep.fs import ctl
 from skep.fs.ctl import Arg, Verb
 from skep.fs.errors import E, FsError
+from skep.namespaces.alerts import Alerted
 from skep.namespaces.artifacts import core as artifacts
 from skep.namespaces.config import core as config
 from skep.namespaces.config.keys import Value, row
@@ -116,6 +117,7 @@ Event = (
     | locks.Event
     | triggers.Event
     | undecodable.Event
+    | Alerted
 )
 
 
@@ -279,6 +281,19 @@ class HiveState:
         assert isinstance(said, tuple), said
         own = self.pools.by_name[pool].requires
         return own.union(said) if said else own
+
+    def fallback_of(self, pool: str) -> tuple[str, int]:
+        found = self.pools.by_name.get(pool)
+        return ("", 0) if found is None else (found.fallback, found.patience_ns)
+
+    def why_no_annex(self, pool: str, tenant: str, requires: tuple[str, ...] = ()) -> tuple[str, str]:
+        """Why no node can have the tenant's jobs of the pool now that require these too: no_device, disabled,
+        annex_lost; and which node could before. ("", ""): there is one, be it busy."""
+        try:
+            needs = self.needs(pool, tenant).union(requires)
+        except Refusal:
+            return "", ""  # nobody gets them for another reason, which ends when that can be read again
+        return self.nodes.why_none(tenant, needs)
 
     def offers(self, node: str) -> frozenset[str]:
         found = self.nodes.by_id.get(node)
@@ -646,6 +661,7 @@ _APPLY: Final[Mapping[type, Callable[[HiveState, Any, Meta], None]]] = {
     Started: _set_mode("online"),
     Kicked: lambda state, event, meta: None,  # sessions are not in the state
     Reloaded: lambda state, event, meta: None,
+    Alerted: lambda state, event, meta: None,
     **dict.fromkeys(get_args(job_record.Event), _apply_job),
     **dict.fromkeys(get_args(pools.Event), _applying("pools", pools.apply)),
     **dict.fromkeys(get_args(nodes.Event), _applying("nodes", nodes.apply)),

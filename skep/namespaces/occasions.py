@@ -10,6 +10,7 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
+from skep.namespaces.alerts import Alerted
 from skep.namespaces.hive import Event, HiveState
 from skep.namespaces.jobs import record as jobs
 from skep.namespaces.order import HIVE_TENANT
@@ -58,6 +59,7 @@ class Occasion(NamedTuple):
 
 _STATES: Final = {
     "job.submitted": "queued", "job.leased": "leased", "job.started": "running", "job.delayed": "delayed",
+    "job.fellback": "queued",
 }  # fmt: skip
 
 
@@ -73,7 +75,8 @@ def occasions(state: HiveState, entry: Entry[Event], wanted: Collection[str]) ->
 
 def _occasion(state: HiveState, entry: Entry[Event], k: int, kind: str, event: Any) -> Occasion | None:
     """None: the job is forgotten; a trigger has fired for it or was made later."""
-    job = state.jobs.by_id.get(getattr(event, "job", ""))
+    about = event.id if isinstance(event, Alerted) else getattr(event, "job", "")
+    job = state.jobs.by_id.get(about)
     depth = 0 if job is None else job.request.depth
     if kind.startswith("job."):
         if job is None:
@@ -82,6 +85,8 @@ def _occasion(state: HiveState, entry: Entry[Event], k: int, kind: str, event: A
         if of.imported is not None and of.imported.ended:
             return None  # it ended elsewhere, long ago
         after = event.state if isinstance(event, jobs.Ended) else _STATES[kind]
+        if isinstance(event, jobs.Fellback) and event.in_place:
+            after = "leased"
         return Occasion(entry, k, kind, (of.tenant,), after, of.topic, of.pool, of.labels, depth)
     if kind.startswith("node."):
         node = state.nodes.by_id.get(event.node)

@@ -173,7 +173,7 @@ def test_the_arguments_of_a_retry_leave_no_field_of_a_request_out() -> None:
     values: dict[str, Any] = dict.fromkeys(Submitted.__struct_fields__, "x") | {
         "priority": 7, "labels": {"a": "b"}, "timeout_ns": 1, "retries": 1, "deadline_ns": 1, "runtime_ns": 1,
         "bytes_max": 1, "risk": ("pii",), "requires": ("gpu",), "artifact": "",
-        "inputs": {"a": "ab" * 32},
+        "inputs": {"a": "ab" * 32}, "patience_ns": 1,
     }  # fmt: skip
     full = Submitted(**values)
     said = set(arguments(full)) | set(arguments(msgspec.structs.replace(full, artifact="ab" * 32)))

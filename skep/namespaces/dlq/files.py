@@ -89,7 +89,7 @@ async def _besides(hive: Hive, caller: Caller, command: Command) -> dict[str, st
     id, letters = command.args["id"], hive.state.jobs.dead.get(caller.tenant, {})
     if id not in letters:
         return {}
-    request = (await job_of(hive, id)).job.request
+    request = (await job_of(hive, id)).job.asked
     try:
         more = {} if letters[id] is None else with_request(request)
     except PackError as error:

@@ -64,7 +64,7 @@ class _Unset:
 
 def arguments(job: Job, dead: bool) -> dict[str, str]:
     """The job as arguments of adopt. ``dead``: it is a dead letter."""
-    request = job.request
+    request = job.asked
     args = envelope.arguments(request) | {"job": job.id, "pool": request.pool}
     if request.labels:
         args["labels"] = canonical(request.labels).decode()

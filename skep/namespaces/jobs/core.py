@@ -15,7 +15,8 @@ from typing import Final, Protocol
 
 from skep.fs import ctl
 from skep.fs.errors import E
-from skep.namespaces.jobs import contract, envelope, inputs, preemption
+from skep.namespaces.alerts import Alerted
+from skep.namespaces.jobs import contract, envelope, fallback, inputs, preemption
 from skep.namespaces.jobs.due import is_spent, spent_ns, timeout_ns
 from skep.namespaces.jobs.envelope import scope_of
 from skep.namespaces.jobs.placement import Fit, place, wanted_of
@@ -50,7 +51,7 @@ BACKOFF_DOUBLINGS_MAX: Final = 16  # of jobs/backoff: no number grows without bo
 BUDGET: Final = "budget"  # the code of a job that has used up what it had
 
 
-class World(preemption.World, contract.World, envelope.World, inputs.World, Protocol):
+class World(preemption.World, contract.World, envelope.World, inputs.World, fallback.World, Protocol):
     """What the other nouns know of a job's surroundings."""
 
     def defaults_of(self, topic: str, pool: str) -> Mapping[str, str]:
@@ -72,7 +73,7 @@ class World(preemption.World, contract.World, envelope.World, inputs.World, Prot
         """Why the pool gives the node no lease now, were there so many more; "": it does."""
 
 
-Decided = Decision[Event, str]
+Decided = Decision[Event | Alerted, str]
 
 
 def decide(jobs: Jobs, order: Order, world: World) -> Decided:
@@ -126,6 +127,8 @@ def accepted(order: Order, job: str, world: World, pool: str = "") -> Submitted:
     text, artifact = input_of(args, order.tenant, world)
     defaults = world.defaults_of(args["topic"], placed.pool)
     scope = scope_of(order.tenant, args.get("workflow", ""), args.get("step", ""))
+    said = envelope.fields(args, defaults, scope, world)
+    said |= fallback.terms(args, said["patience_ns"], placed.pool, world)
     agreed = contract.contract(world, scope, args["topic"], text, artifact, args.get(CHECKED.name, ""))
     return Submitted(
         job=job,
@@ -142,7 +145,7 @@ def accepted(order: Order, job: str, world: World, pool: str = "") -> Submitted:
         checked=agreed.checked,
         result_schema=agreed.result,
         inputs=inputs.resolved(args, order.tenant, world),
-        **envelope.fields(args, defaults, scope, world) | {"requires": placed.requires},
+        **said | {"requires": placed.requires},
     )
 
 
@@ -220,7 +223,10 @@ def _lease(jobs: Jobs, order: Order, world: World) -> Decided:
 
 def _start(jobs: Jobs, order: Order, world: World) -> Decided:
     job = _held_job(jobs, order, "running")
-    return Decision((Started(job.id, job.fence),), job.id)
+    device = order.args.get("device", "")
+    fallback.check_device(device)
+    before = fallback.in_place(job, device, order.node, world)
+    return Decision((*before, Started(job.id, job.fence, device)), job.id)
 
 
 def _renew(jobs: Jobs, order: Order, world: World) -> Decided:
@@ -388,6 +394,44 @@ def _release(jobs: Jobs, order: Order, world: World) -> Decided:
     return Decision((Returned(job.id, job.fence + 1, "released"),), job.id)
 
 
+def _cannot(jobs: Jobs, order: Order, world: World) -> Decided:
+    """``fallback`` of its holder: it goes on in another pool, or has failed."""
+    args = order.args
+    error = args.get("error", "")
+    check_length(error, ERROR_MAX)
+    job = _fenced_job(jobs, order)
+    # Said again, as above.
+    if job.state == "failed" and job.code == args["reason"]:
+        return Decision((), job.id)
+    if job.state == "queued" and job.moved and job.attempts[-1].end == "fallback":
+        return Decision((), job.id)
+    if not job.held:
+        raise refusal(E.ILLEGAL_MOVE, f"{job.state} -> queued")
+    return _fall_back(job, order, world, job.fence, order.node, error)
+
+
+def _fallback(jobs: Jobs, order: Order, world: World) -> Decided:
+    """``fallback`` of the hive: of a lease that is held, or of a job that waits for what is not there."""
+    args = order.args
+    if "fence" in args:
+        job = _held_job(jobs, order, "queued")
+        return _fall_back(job, order, world, job.fence + 1, args.get("annex", ""))
+    job = _job(jobs, order, order.name)
+    if job.state != "queued":
+        raise refusal(E.ILLEGAL_MOVE, f"{job.state} -> queued")
+    if why := fallback.why_waits(job, args["reason"], order.time_ns, world):
+        raise refusal(E.CONFLICT, why)
+    return _fall_back(job, order, world, job.fence, args.get("annex", ""))
+
+
+def _fall_back(job: Job, order: Order, world: World, fence: int, annex: str, error: str = "") -> Decided:
+    reason = order.args["reason"]
+    text = fallback.told(job, reason, annex, error)[:ERROR_MAX]
+    if job.held and is_spent(job, order.time_ns):
+        return _fail(job, fence, BUDGET, _spent_text(job, text), "fallback")
+    return Decision(fallback.fallen(job, fence, reason, annex, text, world), job.id)
+
+
 def _job(jobs: Jobs, order: Order, name: str) -> Job:
     """The job, if it exists for who asks."""
     job = jobs.by_id.get(name)
@@ -438,6 +482,7 @@ _DECIDE: Final[Mapping[tuple[str, str], Callable[[Jobs, Order, World], Decided]]
     ("*/ctl", "ack"): _ack,
     ("*/ctl", "nack"): _nack,
     ("*/ctl", "release"): _give_back,
+    ("*/ctl", "fallback"): _cannot,
     ("*/next", "lease"): _lease,
     ("*", "expire"): _expire,
     ("*", "timeout"): _timeout,
@@ -446,4 +491,5 @@ _DECIDE: Final[Mapping[tuple[str, str], Callable[[Jobs, Order, World], Decided]]
     ("*", "wake"): _wake,
     ("*", "preempt"): _preempt,
     ("*", "release"): _release,
+    ("*", "fallback"): _fallback,
 }

@@ -7,6 +7,7 @@ from typing import Final
 from skep.namespaces.jobs.record import Job
 from skep.trace.clock import SECOND
 
+FALL_BACK: Final = "fallback reason=full"  # the reason is another when no annex could have had it.
 TIMEOUT_GRACE_NS: Final = 5 * SECOND  # a worker ends its process and says so itself, if it is well.
 
 
@@ -32,6 +33,16 @@ def is_spent(job: Job, now_ns: int) -> bool:
     return 0 < job.request.runtime_ns <= job.ran_ns(now_ns)
 
 
+def patience_end_ns(job: Job) -> int:
+    """When a job that waits where it could fall back from has waited long enough; 0: it does not. What it
+    waited before a lease that it lost does not count."""
+    patience_ns = job.request.patience_ns
+    if job.state != "queued" or not patience_ns or job.moved:
+        return 0
+    since_ns = job.attempts[-1].ended_ns if job.attempts else 0
+    return max(job.queued_ns, since_ns) + patience_ns
+
+
 def due(job: Job) -> tuple[int, str] | None:
     """The next time at which time does something to the job, and the hive's own line to it then; None: time
     does nothing to it, unless somebody else does first."""
@@ -46,6 +57,8 @@ def due(job: Job) -> tuple[int, str] | None:
         found.append((job.until_ns, "wake"))
     elif job.state != "queued":
         return None
+    elif end_ns := patience_end_ns(job):
+        found.append((end_ns, FALL_BACK))
     if job.deadline_ns:
         found.append((job.deadline_ns, "overdue"))
     return min(found) if found else None

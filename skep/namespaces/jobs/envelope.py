@@ -30,10 +30,11 @@ NS_MAX: Final = (1 << 62) - 1  # durations and times are added up, and must stay
 _WORDS: Final[Mapping[str, str]] = {
     "capability": "capability", "pack": "pack", "actor-id": "actor_id", "actor-type": "actor_type",
     "workflow": "workflow", "run": "run", "step": "step", "traceparent": "traceparent",
-    "tracestate": "tracestate",
+    "tracestate": "tracestate", "fallback": "fallback",
 }  # fmt: skip
 _DURATIONS: Final[Mapping[str, str]] = {
     "timeout": "timeout_ns", "deadline": "deadline_ns", "runtime": "runtime_ns",
+    "patience": "patience_ns",
 }  # fmt: skip
 _NUMBERS: Final[Mapping[str, str]] = {**_DURATIONS, "priority": "priority", "retries": "retries"}
 # Where /config says what a submit, its topic's map and its pool do not; the first that says something.
@@ -41,6 +42,7 @@ _SETTINGS: Final[Mapping[str, tuple[str, ...]]] = {
     "timeout": ("topics/{}/timeout", "jobs/timeout"),
     "deadline": ("jobs/deadline",),
     "runtime": (),
+    "patience": (),
     "retries": ("topics/{}/retries", "jobs/retries"),
     "priority": (),
 }

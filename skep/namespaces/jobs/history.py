@@ -75,6 +75,7 @@ LIST_KEYS: Final = """SELECT place, key FROM jobs AS this WHERE tenant = ? AND k
 STATES: Final[Mapping[str, str | None]] = {
     "job.submitted": "queued", "job.leased": "leased", "job.started": "running", "job.returned": "queued",
     "job.delayed": "delayed", "job.woken": "queued", "job.ended": None,
+    "job.fellback": "queued",
 }  # fmt: skip
 UNNAMED: Final = "job.renewed"  # as often as a job runs long, and nothing of it is left at its end.
 

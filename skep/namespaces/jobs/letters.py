@@ -1,6 +1,7 @@
 """Dead letters: jobs that have failed, until somebody has them done again or throws them away.
 
-A job that has failed has ended: its retry is another job, submitted now with all that was said of the first.
+A job that has failed has ended: its retry is another job, submitted now with all that was said of the first,
+where that was submitted to.
 It is allowed when its submitter would be allowed to submit it now, besides that who retries it may do so.
 """
 
@@ -82,7 +83,7 @@ def is_letter(jobs: Jobs, job: Job) -> bool:
 def resubmission(job: Job, order: Order) -> Order:
     """The submit that a retry is: its submitter's, now. A ledger that did not say in which role that was
     leaves who retries it to answer for it."""
-    request = job.request
+    request = job.asked
     actor, role = (request.actor, request.role) if request.role else (order.actor, order.role)
     said = arguments(request)
     if CHECKED.name in order.args:

@@ -11,6 +11,7 @@ from typing import Final, NamedTuple, Protocol
 from skep.fs import ctl
 from skep.fs.errors import E
 from skep.namespaces.jobs.envelope import scope_of
+from skep.namespaces.jobs.fallback import without_devices
 from skep.namespaces.jobs.usage import ALL
 from skep.namespaces.order import refusal
 from skep.trace.rules import Refusal
@@ -49,6 +50,9 @@ class World(Protocol):
 
     def needs(self, pool: str, scope: str) -> frozenset[str]:
         """What a node must have for jobs of the scope in the pool. Raises Refusal when that is not known."""
+
+    def fallback_of(self, pool: str) -> tuple[str, int]:
+        """Where the pool's jobs fall back to ("": nowhere), and how long they wait before that."""
 
     def offers(self, node: str) -> frozenset[str]:
         """What the node has: the names of its labels, and ``name:value``."""
@@ -135,6 +139,8 @@ def _verdict(world: World, wanted: Wanted, pool: str) -> Verdict:
         # What a workflow asks for beyond its tenant is asked for once, here.
         requires |= needs - world.needs(pool, wanted.tenant)
     verdict = Verdict(pool, tuple(sorted(requires)), world.load(pool), world.is_draining(pool))
+    if world.fallback_of(pool)[0]:
+        needs = frozenset(without_devices(needs))  # a device that is not there is why a job falls back
     if verdict.requires and not world.has_node(wanted.tenant, needs):
         return verdict._replace(refused=E.NOWORKER, why=f"pool={pool} requires={','.join(sorted(needs))}")
     if world.refuses(pool) and not world.has_open_node(wanted.tenant, needs):

@@ -300,6 +300,12 @@ class Queues:
                         return most
         return found
 
+    def kinds(self, pool: str) -> Iterator[tuple[str, tuple[str, ...], Iterator[str]]]:
+        """Of the jobs that wait in the pool, a tenant, what they require and the jobs of both."""
+        for tenant, share in self.by_pool.get(pool, _NONE).shares.items():
+            for (_, requires), band in share.bands.items():
+                yield tenant, requires, (each.job for lane in band.lanes.values() for each in lane)
+
     def count_waiting(self, pool: str, tenant: str = "") -> int:
         queue = self.by_pool.get(pool, _NONE)
         return queue.shares.get(tenant, _NO_SHARE).waiting if tenant else queue.waiting
@@ -329,8 +335,14 @@ class Queues:
     def moved(self, before: Job | None, after: Job) -> None:
         """A job's record was ``before`` (None: it was not there) and is ``after``."""
         was, now = "" if before is None else PART[before.state], PART[after.state]
-        if was == now:
-            return
+        if before is not None and before.request.pool != after.request.pool:
+            # It leaves the one queue and comes to the other.
+            self._step(before, before, was, "")
+            self._step(None, after, "", now)
+        elif was != now:
+            self._step(before, after, was, now)
+
+    def _step(self, before: Job | None, after: Job, was: str, now: str) -> None:
         request = after.request
         queue = self.by_pool.get(request.pool)
         if queue is None:

@@ -23,19 +23,24 @@ from skep.trace.rules import Meta
 
 # Every legal move: from a state to another, and what brings it about.
 MOVES: Final[Mapping[str, Mapping[str, str]]] = {
-    "queued": {"leased": "next", "failed": "deadline", "cancelled": "cancel"},
+    "queued": {
+        "leased": "next",
+        "queued": "fallback",
+        "failed": "deadline, no fallback",
+        "cancelled": "cancel",
+    },
     "leased": {
         "running": "start",
-        "queued": "lease lost, release, preempted",
+        "queued": "lease lost, release, preempted, fallback",
         "delayed": "nack",
-        "failed": "nack, lost, deadline",
+        "failed": "nack, lost, deadline, no fallback",
         "cancelled": "cancel",
     },
     "running": {
         "succeeded": "ack",
-        "queued": "lease lost, release, preempted",
+        "queued": "lease lost, release, preempted, fallback",
         "delayed": "nack, timeout",
-        "failed": "nack, timeout, budget, lost, deadline",
+        "failed": "nack, timeout, budget, lost, deadline, no fallback",
         "cancelled": "cancel",
     },
     "delayed": {"queued": "its delay is over", "failed": "deadline", "cancelled": "cancel"},
@@ -95,6 +100,8 @@ class Submitted(msgspec.Struct, frozen=True, tag_field="type", tag="job.submitte
     # How long its tenant's, and its actor's, submissions take to be paid for; 0: their rate had no limit.
     cost_ns: int = 0
     actor_cost_ns: int = 0
+    fallback: str = ""  # allow, refuse; "": its pool has none, or a ledger that did not say
+    patience_ns: int = 0  # how long it waits in its first pool before it falls back; 0: for ever
     imported: Imported | None = None  # None: it was submitted here
     inputs: dict[str, str] = {}  # artifacts besides the input: what each is called here, sha256 in hex
 
@@ -111,9 +118,12 @@ class Leased(msgspec.Struct, frozen=True, tag_field="type", tag="job.leased"):
     until_ns: int
 
 
-class Started(msgspec.Struct, frozen=True, tag_field="type", tag="job.started"):
+class Started(msgspec.Struct, frozen=True, tag_field="type", tag="job.started", omit_defaults=True):
+    """``device``: where it runs, ``cuda:0`` or ``cpu:0`` of its node, or ``cpu``; "": that was not said."""
+
     job: str
     fence: int
+    device: str = ""
 
 
 class Renewed(msgspec.Struct, frozen=True, tag_field="type", tag="job.renewed"):
@@ -146,6 +156,22 @@ class Woken(msgspec.Struct, frozen=True, tag_field="type", tag="job.woken"):
     job: str
 
 
+class Fellback(msgspec.Struct, frozen=True, tag_field="type", tag="job.fellback", omit_defaults=True):
+    """It goes on in ``pool``, requiring ``requires``, and waits there now; ``reason`` is one of REASONS.
+
+    ``in_place``: it stays where it is, leased to ``annex``, which has no other device than its CPU."""
+
+    job: str
+    fence: int
+    reason: str
+    pool: str
+    annex: str = ""  # that it could not run on; "": there is none
+    from_pool: str = ""
+    requires: tuple[str, ...] = ()
+    text: str = ""
+    in_place: bool = False
+
+
 class Ended(msgspec.Struct, frozen=True, tag_field="type", tag="job.ended", omit_defaults=True):
     """``state`` is one of TERMINAL; ``text`` the result, the error or the reason, ``code`` the error's kind:
     what its worker called it, else nacked, timeout, deadline, lost. ``end``: its attempt's, "" as the state
@@ -168,11 +194,11 @@ class Discarded(msgspec.Struct, frozen=True, tag_field="type", tag="job.discarde
     tenant: str = ""
 
 
-Event = Submitted | Leased | Started | Renewed | Returned | Delayed | Woken | Ended | Discarded
+Event = Submitted | Leased | Started | Renewed | Returned | Delayed | Woken | Fellback | Ended | Discarded
 
 
 class Attempt(msgspec.Struct, frozen=True):
-    """One lease of a job. ``end``: acked, nacked, timeout, cancelled, expired, released, deadline;
+    """One lease of a job. ``end``: acked, nacked, timeout, cancelled, expired, released, deadline, fallback;
     "" while it is held."""
 
     node: str
@@ -181,6 +207,20 @@ class Attempt(msgspec.Struct, frozen=True):
     started_ns: int = 0  # 0: the node has not said so
     ended_ns: int = 0
     end: str = ""
+    device: str = ""  # as Started has it
+
+
+class Fallback(msgspec.Struct, frozen=True):
+    """One of a job. ``from_pool``, ``requires``: where it waited before and what of its node it required
+    there."""
+
+    reason: str
+    annex: str
+    at_ns: int
+    from_pool: str
+    text: str
+    requires: tuple[str, ...] = ()
+    in_place: bool = False
 
 
 class Job(msgspec.Struct, frozen=True):
@@ -198,6 +238,7 @@ class Job(msgspec.Struct, frozen=True):
     queued_ns: int = 0  # when it came to its queue; a lease that was lost leaves it as it was
     place: int = 0  # its number among all that were ever queued
     number: int = 0  # among all jobs, as they came
+    fallbacks: tuple[Fallback, ...] = ()
 
     @property
     def id(self) -> str:
@@ -223,6 +264,20 @@ class Job(msgspec.Struct, frozen=True):
             for attempt in self.attempts
             if attempt.started_ns
         )
+
+    @property
+    def moved(self) -> Fallback | None:
+        """The fallback that moved it to the pool where it is; None: it is where it was submitted to. A pool
+        that is fallen back to has no other."""
+        return next((each for each in self.fallbacks if not each.in_place), None)
+
+    @property
+    def asked(self) -> Submitted:
+        """The request as it was submitted; ``request`` is as it is since its fallback."""
+        moved = self.moved
+        if moved is None:
+            return self.request
+        return msgspec.structs.replace(self.request, pool=moved.from_pool, requires=moved.requires)
 
     @property
     def node(self) -> str:
@@ -359,7 +414,9 @@ def _leased(jobs: Jobs, job: Job, event: Leased, meta: Meta) -> None:
 
 def _started(jobs: Jobs, job: Job, event: Started, meta: Meta) -> None:
     last = job.attempts[-1]
-    attempt = Attempt(last.node, last.fence, last.leased_ns, meta.time_ns, last.ended_ns, last.end)
+    attempt = Attempt(
+        last.node, last.fence, last.leased_ns, meta.time_ns, last.ended_ns, last.end, event.device
+    )
     attempts = (*job.attempts[:-1], attempt)
     _put(jobs, job, meta, "running", event.fence, job.until_ns, attempts)
 
@@ -381,6 +438,26 @@ def _delayed(jobs: Jobs, job: Job, event: Delayed, meta: Meta) -> None:
 
 def _woken(jobs: Jobs, job: Job, event: Woken, meta: Meta) -> None:
     _put(jobs, job, meta, "queued", job.fence, 0, queued_ns=meta.time_ns)
+
+
+def _fellback(jobs: Jobs, job: Job, event: Fellback, meta: Meta) -> None:
+    request = job.request
+    fallback = Fallback(
+        event.reason, event.annex, meta.time_ns, request.pool, event.text, request.requires, event.in_place
+    )
+    fallbacks = (*job.fallbacks, fallback)
+    if event.in_place:
+        _put(jobs, job, meta, job.state, job.fence, job.until_ns, fallbacks=fallbacks)
+        return
+    attempts = None
+    if job.held:
+        attempts = _over(job, meta, "fallback")
+        del jobs.held[event.job]
+    request = msgspec.structs.replace(request, pool=event.pool, requires=event.requires)
+    _put(
+        jobs, msgspec.structs.replace(job, request=request), meta, "queued", event.fence, 0, attempts,
+        event.text, queued_ns=meta.time_ns, fallbacks=fallbacks,
+    )  # fmt: skip
 
 
 NUMBER_BITS: Final = 10  # jobs of one entry: a write has not more lines.
@@ -429,7 +506,9 @@ def _leave(jobs: Jobs, job: Job) -> bool:
     if id not in jobs.dead.get(tenant, {}):
         return True
     request = job.request
-    jobs.dead[tenant][id] = Letter(job.rev, digest(request), request.artifact, tuple(request.inputs.values()))
+    jobs.dead[tenant][id] = Letter(
+        job.rev, digest(job.asked), request.artifact, tuple(request.inputs.values())
+    )
     return False
 
 
@@ -455,7 +534,7 @@ def _ended(jobs: Jobs, job: Job, event: Ended, meta: Meta) -> None:
 def _over(job: Job, meta: Meta, end: str) -> tuple[Attempt, ...]:
     """The job's attempts, the last of which is over."""
     last = job.attempts[-1]
-    attempt = Attempt(last.node, last.fence, last.leased_ns, last.started_ns, meta.time_ns, end)
+    attempt = Attempt(last.node, last.fence, last.leased_ns, last.started_ns, meta.time_ns, end, last.device)
     return (*job.attempts[:-1], attempt)
 
 
@@ -470,6 +549,7 @@ def _put(
     text: str | None = None,  # None: the last error, as it was
     code: str = "",
     queued_ns: int | None = None,  # None: as it was, in its old place; else it is the last that was queued
+    fallbacks: tuple[Fallback, ...] | None = None,  # None: those it had
 ) -> None:
     """The job's next record."""
     place, request = job.place, job.request
@@ -492,6 +572,7 @@ def _put(
         queued_ns,
         place,
         job.number,
+        job.fallbacks if fallbacks is None else fallbacks,
     )
 
 
@@ -499,5 +580,5 @@ _ALONE: Final = frozenset({Submitted, Discarded})  # what may be said of a job t
 # What each event does, given the job's record before it.
 _APPLY: Final[Mapping[type, Callable[[Jobs, Any, Any, Meta], None]]] = {
     Submitted: _submitted, Leased: _leased, Started: _started, Renewed: _renewed, Returned: _returned,
-    Delayed: _delayed, Woken: _woken, Ended: _ended, Discarded: _discarded,
+    Delayed: _delayed, Woken: _woken, Fellback: _fellback, Ended: _ended, Discarded: _discarded,
 }  # fmt: skip

@@ -14,6 +14,9 @@ from skep.trace.clock import CROCKFORD
 PRIORITY_MAX: Final = 9
 VERSION: Final = 1  # of the request's form; another has other fields, or others mean something else.
 PRIORITY: Final = 5  # when none is given; 9 is served first.
+# Why a job falls back, or ends because it may not: what its holder says, and what the hive alone finds out.
+OF_HOLDER: Final = ("oom", "kernel_failed", "no_device", "disabled", "lease_expired", "full")
+REASONS: Final = ("annex_lost", *OF_HOLDER)
 
 ID: Final = re.compile(rf"[{CROCKFORD}]{{26}}(-[0-9]{{1,4}})?")  # a ULID, and what Line.id makes of it
 
@@ -36,6 +39,8 @@ SUBMIT: Final = Verb(
         Arg("bytes", kind="number", help="how large its outputs may be together"),
         Arg("input", help="text, or artifact:<name> as sealed last"),
         Arg("artifact", kind="sha256", help="the input by its hash"),
+        Arg("fallback", kind="allow|refuse", help="whether it may go on where its pool falls back to"),
+        Arg("patience", kind="duration", help="how long it waits in a pool that falls back"),
         Arg("inputs", kind="artifacts", help="artifacts besides it, by what the worker calls them"),
         Arg("capability", kind="name", help="what it does, besides what its topic says"),
         Arg("risk", kind="list", help="what could go wrong with it: pii,export"),
@@ -64,7 +69,19 @@ TABLES: Final[Mapping[str, ctl.Verbs]] = {
     "*/ctl": ctl.verbs(
         SUBMIT,
         CANCEL,
-        Verb("start", (FENCE,), "start fence=1", "the holder runs it now"),
+        Verb(
+            "start",
+            (
+                FENCE,
+                Arg("device", kind="name", help="where it runs: cuda:<n> or cpu:<n> of the annex, or cpu"),
+                Arg("memory", kind="number", help="bytes of the device"),
+                Arg("slots", kind="number", help="of the device, else 1"),
+                Arg("exclusive", kind="true|false", help="nobody else on the device"),
+                Arg("lease", kind="name", help="of its submitter's, which it runs inside of"),
+            ),
+            "start fence=1",
+            "the holder runs it now",
+        ),
         Verb("renew", (FENCE,), "renew fence=1", "the lease's end moves on"),
         Verb("ack", (FENCE, Arg("result")), "ack fence=1 result=done", "it succeeded"),
         Verb(
@@ -80,6 +97,16 @@ TABLES: Final[Mapping[str, ctl.Verbs]] = {
             "the attempt failed",
         ),
         Verb("release", (FENCE,), "release fence=1", "give it back undone: it goes to another at once"),
+        Verb(
+            "fallback",
+            (
+                FENCE,
+                Arg("reason", required=True, kind="|".join(OF_HOLDER)),
+                Arg("error", help="what the device said"),
+            ),
+            "fallback fence=1 reason=oom error='4 GiB asked, 1 GiB free'",
+            "it goes on in the pool that its pool falls back to; where it may not, it has failed",
+        ),
     ),
     # The hive's own, written to no file.
     "*": ctl.verbs(
@@ -89,6 +116,14 @@ TABLES: Final[Mapping[str, ctl.Verbs]] = {
         Verb("overdue"),
         Verb("wake"),
         Verb("preempt", (Arg("for", required=True, kind="name"),)),
+        Verb(
+            "fallback",
+            (
+                Arg("reason", required=True, kind="|".join(REASONS)),
+                Arg("annex", kind="name"),
+                Arg("fence", kind="number"),  # of a lease that is held; none: it waits
+            ),
+        ),
         Verb("release", (FENCE,)),
     ),
 }

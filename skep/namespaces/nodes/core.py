@@ -193,6 +193,22 @@ class Nodes:
             for node in self.by_id.values()
         )
 
+    def why_none(self, tenant: str, words: frozenset[str]) -> tuple[str, str]:
+        """Why no node that offers these takes the tenant's leases now, and the one that changed last of those
+        that did: annex_lost (it is not heard), disabled (it is to take none), no_device (there was none);
+        ("", ""): there is one."""
+        found: list[tuple[bool, int, str]] = []
+        for node in self.by_id.values():
+            if node.link == "expected" or not (_works_for(node.tenants, tenant) and words <= node.offers):
+                continue
+            if node.state == "online" and node.trust != "red":
+                return "", ""
+            found.append((node.link == "online", node.rev, node.id))
+        if not found:
+            return "no_device", ""
+        heard, _, id = max(found)
+        return "disabled" if heard else "annex_lost", id
+
 
 def _works_for(tenants: tuple[str, ...], tenant: str) -> bool:
     return HIVE_TENANT in tenants or tenant in tenants

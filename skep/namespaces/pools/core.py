@@ -17,9 +17,11 @@ from skep.trace.clock import HOUR, SECOND, parse_duration
 from skep.trace.rules import Decision, Meta
 
 LEASE_NS: Final = 30 * SECOND  # when a pool says nothing: a worker renews three times in it.
+PATIENCE_NS: Final = 30 * SECOND  # how long its jobs wait before they fall back, when a pool says nothing.
 LEASE_MIN_NS: Final = SECOND  # shorter ones would end before a busy hive has heard their renewal.
 QUEUE_MAX: Final = 1_000_000  # jobs that wait, when a pool says nothing: each takes 1.2 KiB of memory.
 POOLS_MAX: Final = 1024  # each has readers' queues in memory.
+PATIENCE_MAX_NS: Final = 365 * 24 * HOUR  # times stay numbers of 64 bits.
 AGEING_MAX_NS: Final = 365 * 24 * HOUR  # ranks stay numbers of 64 bits.
 CANDIDATES_MAX: Final = 16  # pools of one topic: each is looked at by every submit of it.
 TOPICS_MAX: Final = 65536  # the table is read whole by /pools/<p>/topics.
@@ -52,6 +54,8 @@ TABLES: Final[Mapping[str, ctl.Verbs]] = {
                 Arg(
                     "empty", kind="refuse|wait", help="what becomes of jobs while no node is there, else wait"
                 ),
+                Arg("fallback", kind="name", help="the pool that its jobs go on in when no node can do them"),
+                Arg("patience", kind="duration", help="how long they wait before that, else 30s"),
                 *DEFAULTS,
             ),
             "create pool=images lease=1m",
@@ -81,6 +85,8 @@ class Created(msgspec.Struct, frozen=True, tag_field="type", tag="pool.created",
     requires: tuple[str, ...] = ()  # sorted
     ageing_ns: int = 0  # 0: what the queues have where a pool says nothing
     refuses: bool = False  # jobs that no node is there for
+    fallback: str = ""  # the pool in which its jobs go on that no node of it can do; "": none
+    patience_ns: int = 0  # how long they wait before that; 0: it has no fallback
 
 
 class Mapped(msgspec.Struct, frozen=True, tag_field="type", tag="pool.mapped", omit_defaults=True):
@@ -119,6 +125,8 @@ class Pool(msgspec.Struct, frozen=True):
     requires: frozenset[str] = frozenset()
     ageing_ns: int = 0
     refuses: bool = False
+    fallback: str = ""
+    patience_ns: int = 0
 
 
 @dataclass
@@ -175,8 +183,24 @@ def _create(pools: Pools, order: Order) -> Decided:
         tuple(sorted(ctl.listed(order.args.get("requires", "")))),
         ageing_ns,
         order.args.get("empty") == "refuse",
+        *_fallback(pools, order),
     )
     return Decision((event,), name)
+
+
+def _fallback(pools: Pools, order: Order) -> tuple[str, int]:
+    """The pool that the new one's jobs fall back to, and their patience; a job falls back once."""
+    name = order.args.get("fallback", "")
+    if not name:
+        if "patience" in order.args:
+            raise refusal(E.USAGE, "create: patience=: expected fallback= with it")
+        return "", 0
+    if _pool(pools, order, name).fallback:
+        raise refusal(E.USAGE, f"create: fallback={name}: expected a pool that has none itself")
+    patience_ns = parse_duration(order.args["patience"]) if "patience" in order.args else PATIENCE_NS
+    if not 0 < patience_ns <= PATIENCE_MAX_NS:
+        raise refusal(E.USAGE, f"create: patience={order.args['patience']}: expected from 1ns to a year")
+    return name, patience_ns
 
 
 def _defaults(order: Order) -> dict[str, str]:
@@ -245,6 +269,8 @@ def apply(pools: Pools, event: Event, meta: Meta) -> None:
                 requires=frozenset(event.requires),
                 ageing_ns=event.ageing_ns,
                 refuses=event.refuses,
+                fallback=event.fallback,
+                patience_ns=event.patience_ns,
             )
         case Mapped():
             pools.topics[event.topic] = (event.pool, *event.more)

@@ -35,7 +35,7 @@ DEPTH_MAX: Final = 8  # jobs in a chain of triggers: what fires itself comes to 
 ALL: Final = 1 << 20  # more than any entry has events: a cursor behind them all.
 EVENT: Final = "event"  # the input that stands for what the trigger was fired by.
 EVENTS: Final = (
-    "job.submitted", "job.leased", "job.started", "job.delayed", "job.ended",
+    "job.submitted", "job.leased", "job.started", "job.delayed", "job.fellback", "job.ended", "alert.raised",
     "artifact.sealed", "config.published", "node.joined", "node.heard",
 )  # fmt: skip
 HEARD: Final = ("node.heard", {"on", "on-state"})  # the one event without a job that has a state
