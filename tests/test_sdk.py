@@ -17,6 +17,8 @@ import pytest
 from skep.fs.address import Address
 from skep.fs.ctl import line
 from skep.fs.server import listen
+from skep.namespaces.artifacts.shelf import BYTES
+from skep.namespaces.artifacts.store import place
 from skep.namespaces.hive import WORKER
 from skep.namespaces.live import Hive as Live
 from skep.namespaces.packed import pack
@@ -26,7 +28,8 @@ from skep.roles.manifest import load
 from skep.trace.clock import SECOND, SystemClock
 from skep.worker import Fail, Job, Retry, ThreadJob, Worker
 from tests.daemons import Daemon, Hive, daemon, seconds
-from tests.namespaces.hives import Living, living
+from tests.namespaces.door import Door, say
+from tests.namespaces.hives import ANN, Living, living
 from tests.networked import networked
 
 LEASE_S = 1.0
@@ -93,7 +96,9 @@ async def field(directory: Path) -> AsyncIterator[Field]:
                 await asyncio.wait((timers,))
 
 
-TOPICS = ("echo", "plain", "bytes", "json", "long", "raise", "retry", "fail", "exit", "slow", "busy", "put")
+TOPICS = (
+    "echo", "plain", "bytes", "json", "long", "raise", "retry", "fail", "exit", "slow", "busy", "put", "add",
+)  # fmt: skip
 
 
 def story(told: Callable[[Field], Awaitable[None]], directory: Path) -> None:
@@ -180,6 +185,39 @@ def test_what_a_handler_returns_or_raises_is_how_its_job_ends(
             assert (ended[0], ended[1]) == (state, text[: len(ended[1])])
 
     story(told, tmp_path)
+
+
+def test_inputs_that_have_names_are_files_and_what_several_are_is_fetched_once(tmp_path: Path) -> None:
+    async def told(field: Field) -> None:
+        for name in ("x", "y"):
+            await sealed(field, name, f"bytes of {name}")
+        worker = field.worker(pools=["brief"])
+
+        @worker.handles("add")
+        def add(job: ThreadJob) -> object:
+            links = [name for name, file in job.inputs.items() if file.is_symlink()]
+            return [job.text, {name: file.read_text() for name, file in job.inputs.items()}, links]
+
+        async with handlers(worker):
+            assert ("succeeded", '["t",{},[]]') == await field.ended(await field.submit("add", "input=t"))
+            job = await field.submit("add", "inputs=b:y,a:x,c:x input=t")
+            said = '["t",{"a":"bytes of x","b":"bytes of y","c":"bytes of x"},["c"]]'
+            assert ("succeeded", said) == await field.ended(job)
+            digest = hashlib.sha256(b"bytes of y").hexdigest()
+            (tmp_path / "artifacts" / place(BYTES, digest)).write_bytes(b"bytes of z")
+            state, text = await field.ended(await field.submit("add", "inputs=a:x,b:y"))
+            assert ("failed", "worker: integrity") == (state, text[:17])
+
+    story(told, tmp_path)
+
+
+async def sealed(field: Field, name: str, text: str) -> None:
+    """Make an artifact of the text."""
+    door = Door(hive_tree(field.hive), ANN)
+    chan = await door.create("/artifacts/stage", name)
+    await say(chan, text)
+    await chan.clunk()
+    await door.write("/artifacts/ctl", f"seal name={name}\n")
 
 
 def test_a_short_job_is_begun_and_ended_in_one_entry(tmp_path: Path) -> None:

@@ -78,7 +78,11 @@ async def lived(alive: Living) -> str:
     digest = await sealed(door)
     result = ctl.line("ack", {"fence": "1", "result": "=SUM(\"a\";\r\n'b')\x01 ü"})
     first = await ended(alive, 'key=one retries=2 input=\'{"a": 1}\' labels=\'{"z":"1","a":"2"}\'', result)
-    await ended(alive, f"artifact={digest} risk=pii,export actor-id=eve", "nack fence=1 error=no code=x")
+    await ended(
+        alive,
+        f"artifact={digest} inputs=a:in,b:{digest} risk=pii,export actor-id=eve",
+        "nack fence=1 error=no code=x",
+    )
     thrown = await ended(alive, "", "nack fence=1 error=again")
     await alive.write("/dlq/ctl", f"discard id={thrown} reason=x")
     await alive.write("/jobs/ctl", f"cancel job={await alive.submit('workflow=w step=s')} reason=enough")
@@ -159,6 +163,8 @@ DONE = {"end": "succeeded", "result": "3"}
         (row(job=id_of(9), requires="gpu"), "line 3: column requires: pool=default requires=gpu"),
         (row(job=id_of(9), artifact="ab" * 32), "line 3: column artifact: submit: artifact=abab"),
         (row(job=id_of(9), artifact="ab" * 32, **DONE), "line 3: column artifact: submit: artifact=abab"),
+        (row(job=id_of(9), inputs="a:in"), "line 3: column inputs: adopt: inputs=: artifacts are named by"),
+        (row(job=id_of(9), inputs=f"a:{'ab' * 32}", **DONE), "line 3: column inputs: submit: inputs=a:abab"),
         (row(job=id_of(9), input="artifact:a"), "line 3: column input: adopt: input=: an artifact is named"),
         (row(job=id_of(9), result="3"), "line 3: column result: adopt: result=: expected end=succeeded"),
         (row(job=id_of(9), dead="true", **DONE), "line 3: column dead: adopt: dead=: expected end=failed"),
@@ -191,6 +197,10 @@ def test_a_job_that_is_there_is_not_made_another() -> None:
             (row(job=id_of(1), input="y", **DONE), "line 2: column input: adopt: input=: the job that has"),
             (row(job=id_of(1), input="x", end="succeeded", result="4"), "line 2: column result: adopt:"),
             (row(job=id_of(2), **DONE), "line 2: column end: adopt: end=: the job that has this id is"),
+            (
+                row(job=id_of(2), inputs=f"a:{'ab' * 32}"),
+                "line 2: column inputs: adopt: inputs=",
+            ),
         ]:
             kind, detail = await refused(ann, sheet(other))
             assert (E.EXISTS, said) == (kind, detail[: len(said)])

@@ -111,7 +111,8 @@ class Stage:
         )
         first, second = await hive.write("/jobs/ctl", *lines, who=ZOE)
         third, fourth, last = [
-            await hive.submit(f"input=artifact:{name} priority={priority}", who=ZOE) for priority in (7, 7, 3)
+            await hive.submit(f"input=artifact:{name} inputs=canary-in:{name} priority={priority}", who=ZOE)
+            for priority in (7, 7, 3)
         ]
         await refused(hive.write("/jobs/ctl", "submit topic=canary-topic", who=ZOE))
         await w1.read("/pools/default/next")
@@ -225,11 +226,14 @@ async def guess(spy: Spy, known: Known) -> None:
             await spy.look(f"/artifacts/{name}")
         await spy.write("/jobs/ctl", f"submit topic=sum artifact={digest}\n")
         await spy.write("/pools/plan", f"topic=sum artifact={digest}")
+        await spy.write("/jobs/ctl", f"submit topic=sum inputs=a:{digest}\n")
+        await spy.write("/pools/plan", f"topic=sum inputs=a:{digest}")
     for n, file in enumerate(known.files):
         await spy.look(f"/artifacts/by-name/{file}")
         await spy.look(f"/artifacts/stage/{file}")
         await spy.write("/artifacts/ctl", f"seal name={file}\n")
         await spy.write("/jobs/ctl", f"submit topic=sum input=artifact:{file}\n")
+        await spy.write("/jobs/ctl", f"submit topic=sum inputs=a:{file}\n")
         # The same bytes under the same name.
         await spy.create(f"/artifacts/stage/{file}", f"canary {n // 2}".ljust(SIZE).encode())
         await spy.write("/artifacts/ctl", f"seal name={file}\n")

@@ -30,6 +30,9 @@ argv = ["printf", "%s|", "{job}", "{topic}", "{attempt}", "{text}"]
 [copy]
 argv = ["cp", "{input}", "out/copy.txt"]
 
+[join]
+argv = ["cat", "{input:b}", "inputs/a"]
+
 [big]
 argv = ["truncate", "-s", "5000001", "out/big"]
 
@@ -100,6 +103,17 @@ def test_an_artifact_is_worked_on_and_the_result_is_the_last_line(hive: Hive) ->
     expected = hashlib.sha256(b"some notes\n" * 1000).hexdigest()
     assert ("succeeded", expected, "") == ended(hive, job)
     assert hive.ask("cat", f"/jobs/{job}/log").startswith(expected)
+
+
+def test_inputs_that_have_names_are_files(hive: Hive) -> None:
+    for name in ("one", "two"):
+        hive.ask("write", f"/artifacts/stage/{name}", stdin=f"{name}\n")
+        hive.ask("write", "/artifacts/ctl", f"seal name={name}")
+    job = hive.submit("topic=join inputs=a:one,b:two")
+    assert ("succeeded", "one", "") == ended(hive, job)
+    assert "two\none" == hive.ask("cat", f"/jobs/{job}/log")
+    job = hive.submit("topic=join inputs=a:one retries=3")
+    assert ("failed", "", "the job has no input named b") == ended(hive, job)
 
 
 def test_a_text_is_one_word_of_the_command(hive: Hive) -> None:
