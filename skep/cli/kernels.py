@@ -114,7 +114,8 @@ def run_command(
       skep kernel run saxpy --in x=x.npy --in y=y.npy --set alpha=2 --out ./made
       skep kernel run topk --in a=a.npy --set k=10 --out ./made --device cpu --json
     """
-    from skep.native.kernels.process import Process, Request, RunError
+    from skep.native.kernels.process import Process
+    from skep.native.kernels.request import Request, RunError
 
     if find_spec("numpy") is None:
         raise Failed("numpy is not installed, which kernels need: pip install 'skep[annex]'")

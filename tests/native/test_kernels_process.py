@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from skep.native.kernels.process import Process, Request, RunError
+from skep.native.kernels.process import Process
+from skep.native.kernels.request import Request, RunError
 from skep.native.kernels.signature import SignatureError, canonical, sign, signed
 
 pytestmark = pytest.mark.slow

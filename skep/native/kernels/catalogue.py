@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple
 HERE: Final = Path(__file__).parent
 BYTES_MAX: Final = 1 << 32  # of an argument or a result: half a small card; topk's places are of 32 bits
 SAME: Final = "same"  # the dtype of the first argument
+ABOUT: Final = ("__init__", "page")  # modules here that decide nothing of what runs
 
 
 class Array(NamedTuple):
@@ -64,6 +65,13 @@ class Cost(NamedTuple):
     operations: str
 
 
+class Room(NamedTuple):
+    """Bytes that are held at once at most, arguments and results among them."""
+
+    cuda: str
+    cpu: str
+
+
 class Kernel(NamedTuple):
     name: str
     module: str
@@ -77,6 +85,8 @@ class Kernel(NamedTuple):
     rules: tuple[Rule, ...]
     tolerance: Tolerance
     cost: Cost
+    room: Room
+    beside: tuple[str, ...] = ()  # what its twin stands on, below native/
 
 
 F32: Final = ("float32",)
@@ -91,13 +101,14 @@ _ROWS: Final = (
         "vector_add", "elementwise", "elementwise.cu", (PRELUDE, "kernels/elementwise.cu"),
         "out = a + b", PASSED_ON + NOTHING,
         (Array("a", REALS, ("n",)), Array("b", REALS, ("n",))), (), (Out("out", SAME, ("n",)),), (),
-        Tolerance("1", SAME), Cost("3 * item * n", "n"),
+        Tolerance("1", SAME), Cost("3 * item * n", "n"), Room("3 * item * n", "3 * item * n"),
     ),
     Kernel(
         "saxpy", "elementwise", "elementwise.cu", (PRELUDE, "kernels/elementwise.cu"),
         "out = alpha * x + y; alpha is rounded to float32", PASSED_ON + "; a device rounds once" + NOTHING,
         (Array("x", F32, ("n",)), Array("y", F32, ("n",))), (Number("alpha", "float", -3.4e38, 3.4e38),),
         (Out("out", SAME, ("n",)),), (), Tolerance("2", "float32"), Cost("12 * n", "2 * n"),
+        Room("12 * n", "12 * n"),
     ),
     Kernel(
         "matmul", "matmul", "cupy.matmul", (),
@@ -105,13 +116,15 @@ _ROWS: Final = (
         (Array("a", ("float32", "float16"), ("m", "k")), Array("b", ("float32", "float16"), ("k", "n"))), (),
         (Out("out", SAME, ("m", "n")),), (), Tolerance("k + 2", "float32"),
         Cost("item * (m * k + k * n + m * n)", "2 * m * n * k"),
+        # On a CPU each half is beside a float of it.
+        Room("item * (m * k + k * n + m * n)", "(8 - item) * (m * k + k * n + m * n)"),
     ),
     Kernel(
         "reduce_sum", "reduce_sum", "reduce_sum.cu", (PRELUDE, "kernels/reduce_sum.cu"),
         "out = the sum of a, added up in float64, always in the same order on the same device",
         PASSED_ON + "; of nothing: 0",
         (Array("a", REALS, ("n",)),), (), (Out("out", "float64", ()),), (), Tolerance("n", "float64"),
-        Cost("item * n + 8", "n"),
+        Cost("item * n + 8", "n"), Room("item * n + 8200", "item * n + 8"),
     ),
     Kernel(
         "histogram", "histogram", "histogram.cu", (PRELUDE, "kernels/histogram.cu"),
@@ -122,7 +135,7 @@ _ROWS: Final = (
         (Number("bins", "int", 1, 1 << 20), Number("low", "float", -1e300, 1e300),
          Number("high", "float", -1e300, 1e300)),
         (Out("out", "int64", ("bins",)),), (Rule("1e-290", "high - low", "high"),), EXACT,
-        Cost("4 * n + 8 * bins", "4 * n"),
+        Cost("4 * n + 8 * bins", "4 * n"), Room("4 * n + 8 * bins", "40 * n + 16 * bins"),
     ),
     Kernel(
         "sha256_leaves", "sha256_leaves", "trace.cu", ("sha256.h", "trace.cu"),
@@ -130,6 +143,7 @@ _ROWS: Final = (
         "an entry may be empty" + NOTHING,
         (Array("data", ("uint8",), ("n",)), Array("ends", ("uint64",), ("m",), "ends of data")), (),
         (Out("out", "uint8", ("m", "32")),), (), EXACT, Cost("n + 40 * m", "50 * (n + 73 * m)"),
+        Room("n + 40 * m", "2 * n + 96 * m"), ("trace.py", "trace_twin.py", "trace.c", "sha256.h"),
     ),
     Kernel(
         "topk", "topk", "topk.cu", (PRELUDE, "kernels/topk.cu"),
@@ -137,7 +151,7 @@ _ROWS: Final = (
         "NaN is above all, 0 and -0 are equal, denormals kept" + NOTHING,
         (Array("a", F32, ("n",)),), (Number("k", "int", 0, 1 << 30),),
         (Out("values", SAME, ("k",)), Out("indices", "int64", ("k",))), (Rule("k", "n", "k"),), EXACT,
-        Cost("4 * n + 12 * k", "n"),
+        Cost("4 * n + 12 * k", "n"), Room("28 * n + 40 * k", "24 * n + 60 * k"),
     ),
     Kernel(
         "conv2d", "conv2d", "conv2d.cu", (PRELUDE, "kernels/conv2d.cu"),
@@ -150,6 +164,9 @@ _ROWS: Final = (
         Tolerance("c * r * s + 2", "float32"),
         Cost("4 * (b * c * h * w + o * c * r * s + b * o * (h - r + 1) * (w - s + 1))",
              "2 * b * o * c * r * s * (h - r + 1) * (w - s + 1)"),
+        Room("4 * (b * c * h * w + o * c * r * s + b * o * (h - r + 1) * (w - s + 1))",
+             "4 * (b * c * h * w + o * c * r * s + b * o * (h - r + 1) * (w - s + 1) "
+             "+ (c * r * s + o) * (h - r + 1) * (w - s + 1))"),
     ),
     Kernel(
         "softmax", "softmax", "softmax.cu", (PRELUDE, "kernels/softmax.cu"),
@@ -158,6 +175,7 @@ _ROWS: Final = (
         (Array("a", F32, ("rows", "columns")),), (), (Out("out", SAME, ("rows", "columns")),), (),
         # The difference is rounded: up to 104 (where exp is 0) times a unit, which exp makes relative.
         Tolerance("columns + 128", "float32"), Cost("8 * rows * columns", "5 * rows * columns"),
+        Room("8 * rows * columns", "8 * rows * columns + 8 * rows"),
     ),
 )  # fmt: skip
 KERNELS: Final = {kernel.name: kernel for kernel in _ROWS}
@@ -173,12 +191,18 @@ def module_path(kernel: Kernel) -> Path:
 
 
 def described(kernel: Kernel) -> dict[str, Any]:
-    """What is signed of a kernel: its row, and the SHA-256 of the module and of each device source."""
+    """What is signed of a kernel: its row, and the SHA-256 of all that decides what runs when it does."""
     row: dict[str, Any] = json.loads(json.dumps(_plain(kernel)))
-    paths = {f"kernels/{kernel.module}.py": module_path(kernel)}
-    paths |= {file: HERE.parent / file for file in kernel.files}
+    paths = {f"kernels/{path.name}": path for path in [module_path(kernel), *runner()]}
+    paths |= {file: HERE.parent / file for file in (*kernel.files, *kernel.beside)}
     row["files"] = {name: sha256(path.read_bytes()).hexdigest() for name, path in paths.items()}
     return row
+
+
+def runner() -> list[Path]:
+    """What runs every kernel: the modules here, but for the kernels' own and the pages about them."""
+    own = {module_path(kernel) for kernel in KERNELS.values()}
+    return [path for path in sorted(HERE.glob("*.py")) if path not in own and path.stem not in ABOUT]
 
 
 def _plain(of: Any) -> Any:

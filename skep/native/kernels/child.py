@@ -1,35 +1,41 @@
 """The process that kernels run in: a request a line in, an answer a line out, until its input ends.
 
-Only process.py starts it. What a kernel prints goes to stderr; what it breaks is this process alone."""
+Only process.py starts it, and it ends with it. What a kernel prints goes to stderr; what it breaks is this
+process alone."""
 
 from __future__ import annotations
 
 import contextlib
-import json
+import fcntl
 import os
 import resource
+import select
 import sys
 from collections.abc import Iterator, Mapping
-from hashlib import file_digest
 from importlib import import_module
 from importlib.util import find_spec
 from math import ceil
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
-
-from skep.native.kernels.check import ArgumentError
-from skep.native.kernels.device import ASKED, NoDevice, chosen
-from skep.native.kernels.run import kernel_of, run
+from skep.native.kernels.arguments import CONTEXT, ArgumentError
+from skep.native.kernels.brought import fit, run_brought
+from skep.native.kernels.device import Chosen, NoDevice, chosen
+from skep.native.kernels.files import array, saved
+from skep.native.kernels.request import LIFE, READY, WARM, Done, Request, RunError, heard, refused, said
+from skep.native.kernels.run import Ran, kernel_of, run
 from skep.native.kernels.signature import SourceError
+from skep.native.kernels.source import text_of
 
-READY: Final = b"ready\n"
-WARM: Final = "--warm"  # numba is loaded before the first request, where it is installed
 REFUSALS: Final = {ArgumentError: "argument", SourceError: "unsigned"}
+OUT_OF_MEMORY: Final = ("out of memory", "ALLOC_FAILED")  # in what CUDA and its libraries say
+ENDED: Final = 1  # status, where the parent was gone before anything began
 
 
 def main() -> None:
+    for arg in sys.argv:
+        if arg.startswith(LIFE):
+            end_with(int(arg.removeprefix(LIFE)))
     # The answers keep the pipe for themselves: a library that prints would break a line of them.
     answers = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)
@@ -37,61 +43,83 @@ def main() -> None:
         import_module("numba")
     answers.write(READY)
     for line in sys.stdin.buffer:
-        answers.write(json.dumps(answer(json.loads(line))).encode() + b"\n")
+        answers.write(answer(heard(line)))
 
 
-def answer(request: Mapping[str, Any]) -> dict[str, Any]:
-    """``kernel in {name: path} numbers out device seconds bytes signed`` -> what was made, or ``why`` and
-    ``error``. Whatever a kernel raises ends here, as the answer: the asker is another process."""
-    assert request["device"] in ASKED
+def end_with(life: int) -> None:
+    """End this process when the other end of a pipe closes, whatever it computes then: the signal ends it
+    by itself, no thread of Python's need come to run. PR_SET_PDEATHSIG would fire when the parent's
+    thread that started this process ends, which may be long before the parent does."""
+    fcntl.fcntl(life, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(life, fcntl.F_SETFL, fcntl.fcntl(life, fcntl.F_GETFL) | os.O_ASYNC)
+    poll = select.poll()
+    poll.register(life, 0)
+    if poll.poll(0):
+        sys.exit(ENDED)
+
+
+def answer(request: Request) -> bytes:
+    """Whatever a kernel raises ends here, as the answer: the asker is another process."""
     try:
-        return _ran(request)
-    except tuple(REFUSALS) as error:
-        return {"why": REFUSALS[type(error)], "error": str(error)}
-    except NoDevice as error:
-        return {"why": str(error), "error": f"{request['kernel']}: no CUDA device: {error}"}
+        return said(_done(request))
     except Exception as error:
-        out = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-        why = "oom" if out else "kernel_failed"
-        return {"why": why, "error": f"{request['kernel']}: {type(error).__name__}: {error}"}
+        return refused(_error(request.kernel, error))
 
 
-def _ran(request: Mapping[str, Any]) -> dict[str, Any]:
-    kernel = kernel_of(request["kernel"])
-    device = chosen(request["device"], os.environ)
-    arrays = {name: array(name, Path(path)) for name, path in request["in"].items()}
-    with _limited(request["seconds"], request["bytes"], device.cupy):
-        ran = run(kernel, device, arrays, request["numbers"], request["signed"])
-    made = {}
-    for name, out in ran.outs.items():
-        path = Path(request["out"]) / f"{name}.npy"
-        np.save(path, out, allow_pickle=False)
-        with path.open("rb") as file:
-            digest = file_digest(file, "sha256").hexdigest()
-        made[name] = {"path": str(path), "dtype": out.dtype.name, "shape": list(out.shape), "sha256": digest}
-    return {"kernel": kernel.name, "device": device.said, "nanoseconds": ran.nanoseconds, "out": made}
+def _error(kernel: str, error: Exception) -> RunError:
+    if type(error) in REFUSALS:
+        return RunError(REFUSALS[type(error)], str(error))
+    if isinstance(error, NoDevice):
+        return RunError(str(error), f"{kernel}: no CUDA device: {error}")
+    out = isinstance(error, MemoryError) or any(text in str(error) for text in OUT_OF_MEMORY)
+    why = "oom" if out or type(error).__name__ == "OutOfMemoryError" else "kernel_failed"
+    return RunError(why, f"{kernel}: {type(error).__name__}: {error}")
 
 
-def array(name: str, path: Path) -> Any:
-    """The array of a .npy file, read where it is. Raises ArgumentError."""
-    if not path.is_file():
-        raise ArgumentError(f"{name}: {path}: expected a file")
-    try:
-        return np.lib.format.open_memmap(path, mode="r")
-    except (ValueError, EOFError, OSError) as error:
-        raise ArgumentError(f"{name}: {path}: expected an array in .npy: {error}") from error
+def _done(request: Request) -> Done:
+    if request.source is None:
+        kernel_of(request.kernel)
+    for name in request.raw:
+        if name not in request.inputs:
+            raise ArgumentError(f"{request.kernel}: raw {name}: expected one of {' '.join(request.inputs)}")
+    arrays = {name: array(name, Path(path), request.raw.get(name)) for name, path in request.inputs.items()}
+    device, ran = (_ran if request.source is None else _ran_brought)(request, arrays)
+    out = Path(request.out)
+    made = {name: saved(out, name, of, request.form) for name, of in ran.outs.items()}
+    return Done(request.kernel, device.said, ran.nanoseconds, made)
+
+
+def _ran(request: Request, arrays: Mapping[str, Any]) -> tuple[Chosen, Ran]:
+    device = chosen(request.device, os.environ)
+    with _limited(request.seconds, request.size_max, device.cupy):
+        return device, run(kernel_of(request.kernel), device, arrays, request.numbers, request.signed)
+
+
+def _ran_brought(request: Request, arrays: Mapping[str, Any]) -> tuple[Chosen, Ran]:
+    """On a CUDA device or not at all, whatever was asked: there is no twin."""
+    assert request.source is not None
+    text = text_of(request.source)
+    fit(request.source, arrays, request.numbers)
+    if request.device == "cpu":
+        raise NoDevice("no_device")
+    device = chosen("cuda" if request.device == "auto" else request.device, os.environ)
+    with _limited(request.seconds, request.size_max, device.cupy):
+        return device, run_brought(request.source, text, device.cupy, arrays, request.size_max)
 
 
 @contextlib.contextmanager
 def _limited(seconds: float, size: int, cupy: Any) -> Iterator[None]:
     """Bound what is taken inside more than what was taken so far: time of all processors, and memory. A
-    driver reserves more addresses than there is memory: with a device, cupy's own memory is bounded."""
+    driver reserves more addresses than there is memory: with a device, cupy's own memory is bounded, by
+    what the driver's and cuBLAS's leave of it. Raises MemoryError."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     cpu = ceil(used.ru_utime + used.ru_stime + seconds * (os.cpu_count() or 1)) + 1
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     limits = {resource.RLIMIT_CPU: cpu, resource.RLIMIT_AS: pages * resource.getpagesize() + size}
     if cupy is not None:
-        cupy.get_default_memory_pool().set_limit(size=size)
+        if size <= CONTEXT:
+            raise MemoryError(f"{size} bytes, of which a process on a device takes {CONTEXT}")
+        cupy.get_default_memory_pool().set_limit(size=size - CONTEXT)
         del limits[resource.RLIMIT_AS]
     before = {which: resource.getrlimit(which) for which in limits}
     try:

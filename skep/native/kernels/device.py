@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
 from skep.native.kernels.catalogue import Kernel, code
 
 OFF: Final = "SKEP_NO_CUDA"  # set to 1, no device is used: for drills
-ASKED: Final = ("auto", "cpu", "cuda")
+ASKED: Final = re.compile(r"auto|cpu|cuda(?::(\d{1,3}))?", re.ASCII)
 THREADS: Final = 256  # of a block; a power of two, by which blocks fold
 BLOCKS_MAX: Final = 4096  # enough for any card to be full; threads take several elements beyond
 BEFORE: Final = f"""#define DEVICE __device__
@@ -23,35 +24,40 @@ class NoDevice(Exception):
 
 
 class Chosen(NamedTuple):
-    """``said``: ``cuda:0``, or ``cpu: `` and why. ``cupy``: None on a CPU."""
+    """``said``: ``cuda:N``, or ``cpu: `` and why. ``cupy``: None on a CPU."""
 
     said: str
     cupy: Any = None
 
 
 def chosen(asked: str, environment: Mapping[str, str]) -> Chosen:
-    """The device for what was asked, one of ASKED: never another than that. Raises NoDevice."""
+    """The device for what was asked, one that ASKED matches: never another than that. Of several, auto and
+    cuda are the first. Raises NoDevice."""
+    found = ASKED.fullmatch(asked)
+    assert found is not None, asked
     if asked == "cpu":
         return Chosen("cpu: asked")
+    number = int(found[1] or 0)
     why, cupy = "disabled", None
     if environment.get(OFF) != "1":
-        why, cupy = "no_device", _cupy()
+        why, cupy = "no_device", _cupy(number)
     if cupy is not None:
-        return Chosen("cuda:0", cupy)
-    if asked == "cuda":
+        return Chosen(f"cuda:{number}", cupy)
+    if asked != "auto":
         raise NoDevice(why)
     return Chosen(f"cpu: {why}")
 
 
-def _cupy() -> Any:
-    """None: it is not installed, or finds no driver or no device."""
+def _cupy(number: int) -> Any:
+    """With that device its current one. None: it is not installed, or finds no driver or no such device."""
     try:
         import cupy
     except ImportError:
         return None
     try:
-        cupy.cuda.runtime.getDeviceCount()
-        cupy.cuda.Device(0).use()
+        if number >= cupy.cuda.runtime.getDeviceCount():
+            return None
+        cupy.cuda.Device(number).use()
     except cupy.cuda.runtime.CUDARuntimeError:
         return None
     return cupy

@@ -1,76 +1,58 @@
 """Kernels in a process of their own, with limits: one that faults, hangs or takes all memory ends that alone.
 
-A process is started by its first run and stays for the next ones: a lease has one."""
+A process is started by its first run and stays for the next ones: a lease has one. It ends with this one,
+however that ends."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
+import select
 import selectors
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import TracebackType
-from typing import Any, Final, NamedTuple, Self
+from typing import Final, Self
 
-from skep.native.kernels.child import READY, WARM
+from skep.native.kernels.request import (
+    FORMS,
+    LIFE,
+    READY,
+    WARM,
+    Done,
+    Made,
+    Request,
+    RunError,
+    answered,
+    asked,
+)
 
 START_NS: Final = 60_000_000_000  # for Python and numpy to be there: a cold disk has taken ten seconds
 ANSWER_MAX: Final = 1 << 20  # bytes
+ASIDE: Final = ".making-"  # where results are until all of them are whole, in the directory for them
 # Its threads wait for each other by spinning: on two busy processors two of them multiply at a third of the
 # rate of one. Leases are what goes side by side; who has processors to spare sets it to more.
 ONE_THREAD: Final = "OPENBLAS_NUM_THREADS"
-
-
-class Request(NamedTuple):
-    """``inputs``: .npy files by argument; ``out``: the directory for results, NAME.npy; ``device``: auto,
-    cpu or cuda; ``seconds``, ``size_max``: bytes, what one run may take; ``signed``: what was signed of this
-    kernel (None: nothing need be)."""
-
-    kernel: str
-    inputs: Mapping[str, str]
-    numbers: Mapping[str, float]
-    out: str
-    device: str = "auto"
-    seconds: float = 60.0
-    size_max: int = 4 << 30
-    signed: Mapping[str, Any] | None = None
-
-
-class Made(NamedTuple):
-    """A result: where it is, what it is."""
-
-    path: str
-    dtype: str
-    shape: list[int]
-    sha256: str
-
-
-class Done(NamedTuple):
-    kernel: str
-    device: str  # cuda:0, or cpu: and why
-    nanoseconds: int
-    out: dict[str, Made]
-
-
-class RunError(Exception):
-    """The kernel did not run to its end. ``why``: argument, unsigned, no_device, disabled, oom, time or
-    kernel_failed."""
-
-    def __init__(self, why: str, text: str) -> None:
-        super().__init__(text)
-        self.why = why
+# CUDA counts devices from the fastest on unless told; NVML, by which an annex lists them, does so.
+BY_BUS: Final = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
 
 
 class Process:
-    """The process of a lease; runs come one at a time. ``warm``: it loads numba before its first."""
+    """The process of a lease; runs come one at a time, from whatever thread. ``warm``: it loads numba before
+    its first."""
 
     def __init__(self, warm: bool = False) -> None:
         self._warm = warm
+        self._killed = False
         self._child: subprocess.Popen[bytes] | None = None
+        self._life = -1
+        # Held where the child is reaped or signalled: a number that is free may be another's.
+        self._lock = threading.Lock()
 
     def __enter__(self) -> Self:
         return self
@@ -83,19 +65,57 @@ class Process:
     @property
     def pid(self) -> int | None:
         """None: none was started, or it ended."""
-        return None if self._child is None else self._child.pid
+        child = self._child
+        return None if child is None else child.pid
 
     def run(self, request: Request) -> Done:
-        """Raises RunError, after which the process may be another."""
+        """Run it, to its end: results are in ``request.out`` when this returns, all of them, and none where
+        it raises. A source that was brought has a process that nothing else runs in, before or after. Raises
+        RunError, after which the process may be another."""
+        assert request.form in FORMS
+        if request.source is not None:
+            self.end()
+        try:
+            # Beside the results, so that each is moved by its name alone.
+            with TemporaryDirectory(prefix=ASIDE, dir=request.out) as aside:
+                done = self._ran(request._replace(out=aside))
+                return done._replace(out={name: moved(of, request.out) for name, of in done.out.items()})
+        except RunError as error:
+            if self._killed:
+                raise RunError("killed", f"{request.kernel}: its process was told to end") from error
+            raise
+        except OSError as error:
+            raise RunError("argument", f"{request.out}: expected a directory: {error.strerror}") from error
+        finally:
+            if request.source is not None:
+                self.end()
+
+    def kill(self) -> None:
+        """End the run that goes on in another thread: it, and any later one, raises RunError ``killed``."""
+        with self._lock:
+            self._killed = True
+            if self._child is not None:
+                _end_all(self._child)
+
+    def end(self) -> None:
+        """Kill it with all that it started; a process with no run in it loses nothing. Not while a run goes
+        on: that is ``kill``."""
+        with self._lock:
+            child, self._child = self._child, None
+            if child is None:
+                return
+            _end_all(child)
+            child.wait()
+        for pipe in (child.stdin, child.stdout):
+            if pipe is not None:
+                pipe.close()
+        os.close(self._life)
+
+    def _ran(self, request: Request) -> Done:
         child = self._child or self._started()
-        asked = {
-            "kernel": request.kernel, "in": dict(request.inputs), "numbers": dict(request.numbers),
-            "out": request.out, "device": request.device, "seconds": request.seconds,
-            "bytes": request.size_max, "signed": request.signed,
-        }  # fmt: skip
         assert child.stdin is not None
         try:
-            child.stdin.write(json.dumps(asked).encode() + b"\n")
+            child.stdin.write(asked(request))
             child.stdin.flush()
         except BrokenPipeError:
             raise self._died(request.kernel) from None
@@ -106,36 +126,30 @@ class Process:
             raise RunError("time", f"{request.kernel}: not done after {request.seconds:g} s") from None
         if not line:
             raise self._died(request.kernel)
-        answer = json.loads(line)
-        if "why" in answer:
+        try:
+            return answered(line)
+        except RunError as error:
             # A fault on a device spoils all that its process does there.
-            if answer["why"] == "kernel_failed":
+            if error.why == "kernel_failed":
                 self.end()
-            raise RunError(answer["why"], answer["error"])
-        made = {name: Made(**of) for name, of in answer["out"].items()}
-        return Done(answer["kernel"], answer["device"], answer["nanoseconds"], made)
-
-    def end(self) -> None:
-        """Kill it with all that it started; a process with no run in it loses nothing."""
-        child, self._child = self._child, None
-        if child is None:
-            return
-        # It may be gone already, with nobody left of its group.
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(child.pid, signal.SIGKILL)
-        child.wait()
-        for pipe in (child.stdin, child.stdout):
-            if pipe is not None:
-                pipe.close()
+            raise
 
     def _started(self) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "skep.native.kernels.child", *([WARM] if self._warm else [])]
-        pipe = subprocess.PIPE
-        environment = {ONE_THREAD: "1", **os.environ}
-        child = subprocess.Popen(
-            command, stdin=pipe, stdout=pipe, bufsize=0, start_new_session=True, env=environment
-        )
-        self._child = child
+        life, mine = os.pipe()
+        command = [sys.executable, "-m", "skep.native.kernels.child", f"{LIFE}{life}"]
+        command += [WARM] if self._warm else []
+        pipe, environment = subprocess.PIPE, {ONE_THREAD: "1", **os.environ, **BY_BUS}
+        with self._lock:
+            if self._killed:
+                os.close(life)
+                os.close(mine)
+                raise RunError("killed", "the process for kernels")
+            child = subprocess.Popen(
+                command, stdin=pipe, stdout=pipe, bufsize=0, start_new_session=True, env=environment,
+                pass_fds=(life,),
+            )  # fmt: skip
+            self._child, self._life = child, mine
+        os.close(life)
         try:
             line = self._line(child, START_NS)
         except TimeoutError:
@@ -162,12 +176,25 @@ class Process:
     def _died(self, what: str) -> RunError:
         child = self._child
         assert child is not None
-        try:
-            status = child.wait(timeout=1)
-        except subprocess.TimeoutExpired:
-            status = 0
+        # It is looked at here and reaped under the lock.
+        with os.fdopen(os.pidfd_open(child.pid), "rb") as of:
+            ended = bool(select.select([of], [], [], 1)[0])
         self.end()
+        status = child.returncode if ended else 0
         if status == -signal.SIGXCPU:
             return RunError("time", f"{what}: more time of processors than it was given")
         how = signal.Signals(-status).name if status < 0 else f"status {status}"
         return RunError("kernel_failed", f"{what}: its process ended: {how}")
+
+
+def moved(made: Made, out: str) -> Made:
+    """The result, under its name in ``out``."""
+    path = Path(out) / Path(made.path).name
+    os.replace(made.path, path)
+    return made._replace(path=str(path))
+
+
+def _end_all(child: subprocess.Popen[bytes]) -> None:
+    """It may be gone already, with nobody left of its group."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGKILL)

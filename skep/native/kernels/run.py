@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from skep.native.kernels.arguments import ArgumentError
 from skep.native.kernels.catalogue import KERNELS, Kernel, module_path
-from skep.native.kernels.check import ArgumentError, checked
+from skep.native.kernels.check import checked, told_of
 from skep.native.kernels.device import Chosen, Cuda
 from skep.native.kernels.signature import check_source
 
@@ -57,8 +58,7 @@ def run(
     took = time.perf_counter_ns() - begun
     outs = dict(zip(told.outs, found, strict=True))
     for name, out in outs.items():
-        made = out.dtype.name, out.shape
-        assert told.outs[name] == made, f"{kernel.name}: {name} is {made}"
+        assert told.outs[name] == told_of(out), f"{kernel.name}: {name} is {told_of(out)}"
     return Ran({name: np.ascontiguousarray(out).reshape(out.shape) for name, out in outs.items()}, took)
 
 

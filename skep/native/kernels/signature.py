@@ -1,4 +1,4 @@
-"""The signed catalogue: what every kernel takes and gives, and the SHA-256 of what it is compiled from.
+"""The signed catalogue: what every kernel takes and gives, and the SHA-256 of what decides what runs.
 
 It is one line of canonical JSON: keys in order, no space, ASCII. Beside it, FILE.sig: one line, base64, an
 Ed25519 signature of a title and the text, so that it can stand for nothing else that the key signs."""
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 TITLE: Final = b"skep kernels\n"
-FORMAT: Final = 1
+FORMAT: Final = 2
 SIZE_MAX: Final = 1 << 20  # bytes of a catalogue: a thousand kernels
 
 
