@@ -40,6 +40,10 @@ say of them, the topic's map says, then its pool's create, then /config: topics/
 scope of the job's workflow and step. Limits there refuse what asks for more. What is published there holds
 from the next decision on; while a scope cannot be read nothing is submitted in it, and what runs goes on.
 
+``inputs=a:notes.txt,b:<sha256>`` are artifacts besides the input, 16 at most, each under a name that its worker
+knows it by. What is sealed as notes.txt when the job is submitted is meant, and stays meant; no schema is asked
+about it. They are kept as long as the input is, and who holds the job reads them as it does that.
+
 Where /config names schemas for a topic, topics/<topic>/request and result, its jobs' input and result are
 JSON that is good by them: ``schema: /input/width: why``. An artifact that is an input is checked as it is
 submitted, and refused above 1 MiB. An ack that is refused leaves the job running. A retry of a
@@ -63,7 +67,7 @@ export.csv has a line for each job, in the order of their submission, with these
     submitted         when it was submitted, and
     submitter         by whom, at first
     body              the SHA-256 of the request, as its key is bound to it
-    key … tracestate  the arguments of submit, as they are called there; the input of an artifact is its hash
+    key … tracestate  the arguments of submit, as they are called there; artifacts are told by their hashes
 
 Attempts, logs, outputs, and which trigger or dead letter a job comes from, are not in it. import makes jobs
 of a sheet, under their ids, for the tenant of who imports it. One that has ended is recorded as imported,
@@ -75,6 +79,8 @@ job that is there is left as it is, and refused when it is another. The whole sh
 checked first, a mistake is told with its line and column; then it is written in parts of an entry each. Input
 and result of one job may have 28 KiB together.
 
+A sheet from before the column inputs came is taken without it.
+
     cp saved.csv jobs/import.csv
     echo import sha256=$(sha256sum < saved.csv | cut -c1-64) > jobs/ctl
 
@@ -83,6 +89,7 @@ who is of another tenant finds nothing, in listings, errors and events alike.
 
     echo submit topic=sha256 input=artifact:notes.txt key=notes-1 > jobs/ctl
     cat jobs/$(cat jobs/by-key/notes-1)/wait
+    echo submit topic=kernel input=saxpy inputs=x:x.npy,y:y.npy > jobs/ctl
 """
 
 from __future__ import annotations
