@@ -10,7 +10,9 @@ from skep.fs.ctl import (
     Arg,
     Command,
     Verb,
+    artifacts,
     check,
+    is_artifacts,
     is_size,
     labels,
     line,
@@ -156,6 +158,16 @@ def test_long_lines_and_long_writes_are_refused_whole() -> None:
 
 def test_labels_are_pairs_or_an_object() -> None:
     assert {"a": "b", "c": ""} == labels("a:b,c:") == labels('{"a":"b","c":""}')
+
+
+def test_artifacts_are_called_something_and_named_or_hashed() -> None:
+    digest = "ab" * 32
+    said = {"x": "a:b.npy", "y.1": digest}
+    assert said == artifacts(f"x:a:b.npy,y.1:sha256:{digest}")
+    assert said == artifacts(f'{{"x":"a:b.npy","y.1":"{digest}"}}')
+    assert {"x": "a,b"} == artifacts('{"x":"a,b"}')
+    wrong = ("", "{}", "x", "x:", ":a", "x:a,", "x:a,x:b", "x/y:a", ".x:a", f"{'x' * 65}:a", '{"x":""}', "{")
+    assert not any(map(is_artifacts, wrong))
 
 
 def test_a_size_is_bytes_or_a_number_of_larger_units() -> None:

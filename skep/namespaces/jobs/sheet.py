@@ -25,7 +25,8 @@ from skep.trace.entry import Line as LedgerLine
 from skep.trace.rules import Meta, Refusal
 from skep.trace.turn import Refused
 
-SHEET: Final = Form("jobs.v1", tuple(arg.name for arg in ADOPT.args), frozenset({"inputs"}))
+LATER: Final = frozenset({"inputs", "fallback", "patience"})
+SHEET: Final = Form("jobs.v1", tuple(arg.name for arg in ADOPT.args), LATER)
 IMPORTED: Final = "import.csv"
 PATH: Final = "/jobs/ctl"
 PAGE: Final = 128  # jobs read before others get their turn
