@@ -6,7 +6,7 @@ What the live hive does around it is live.py; the validator replays on this.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final, get_args
@@ -20,11 +20,15 @@ from skep.namespaces.alerts import Alerted
 from skep.namespaces.artifacts import core as artifacts
 from skep.namespaces.config import core as config
 from skep.namespaces.config.keys import Value, row
+from skep.namespaces.gpu import core as gpu
+from skep.namespaces.gpu import record as gpu_record
+from skep.namespaces.gpu import verbs as gpu_verbs
 from skep.namespaces.jobs import adoption, letters, placement, quotas, undecodable
 from skep.namespaces.jobs import core as jobs
 from skep.namespaces.jobs import record as job_record
 from skep.namespaces.jobs import verbs as job_verbs
 from skep.namespaces.jobs.envelope import NONE, arguments, scope_of
+from skep.namespaces.jobs.fallback import is_device, without_devices
 from skep.namespaces.jobs.placement import wanted_of
 from skep.namespaces.jobs.queues import AGEING_NS
 from skep.namespaces.locks import core as locks
@@ -50,6 +54,7 @@ UNRECORDED: Final = frozenset({E.NODATA.name})
 
 OPERATOR: Final = "operator"
 WORKER: Final = "drone-worker"
+ANNEX: Final = "cuda-annex"
 
 
 # the hive itself
@@ -117,6 +122,7 @@ Event = (
     | locks.Event
     | triggers.Event
     | undecodable.Event
+    | gpu_record.Event
     | Alerted
 )
 
@@ -139,6 +145,7 @@ class HiveState:
     locks: locks.Locks = field(default_factory=locks.Locks)
     triggers: triggers.Triggers = field(default_factory=triggers.Triggers)
     undecodable: undecodable.Undecodable = field(default_factory=undecodable.Undecodable)
+    gpu: gpu_record.Annexes = field(default_factory=gpu_record.Annexes)
 
     def copy(self) -> HiveState:
         return HiveState(
@@ -156,6 +163,7 @@ class HiveState:
             self.locks.copy(),
             self.triggers.copy(),
             self.undecodable.copy(),
+            self.gpu.copy(),
         )
 
     @property
@@ -270,7 +278,7 @@ class HiveState:
         return self.nodes.has(tenant, words)
 
     def has_open_node(self, tenant: str, words: frozenset[str]) -> bool:
-        return self.nodes.takes(tenant, words)
+        return self.nodes.takes(tenant, words, self._shut(words))
 
     def ageing_ns(self, pool: str) -> int:
         found = self.pools.by_name.get(pool)
@@ -293,11 +301,21 @@ class HiveState:
             needs = self.needs(pool, tenant).union(requires)
         except Refusal:
             return "", ""  # nobody gets them for another reason, which ends when that can be read again
-        return self.nodes.why_none(tenant, needs)
+        return self.nodes.why_none(tenant, needs, self._shut(needs))
+
+    def _shut(self, needs: Iterable[str]) -> Container[str]:
+        """The nodes that have what is needed, and are not to have it."""
+        return self.gpu.disabled if any(map(is_device, needs)) else ()
 
     def offers(self, node: str) -> frozenset[str]:
         found = self.nodes.by_id.get(node)
-        return frozenset() if found is None else found.offers
+        if found is None:
+            return frozenset()
+        return frozenset(without_devices(found.offers)) if self.gpu.is_disabled(node) else found.offers
+
+    def annex_state(self, annex: str) -> str:
+        found = self.nodes.by_id.get(annex)
+        return "" if found is None else found.state
 
     def serves_all(self, node: str) -> bool:
         found = self.nodes.by_id.get(node)
@@ -349,12 +367,19 @@ class HiveState:
             return f"node={node} has not joined"
         if found.state != "online":
             return f"node={node} is {found.state}"
+        if found.role == ANNEX and not self._is_for_annexes(pool):
+            return f"rule=annex-pools pool={pool} needs no device, and no other falls back to it"
         if found.capacity and self.count_held(node) + asking >= found.capacity:
             return f"node={node} holds the {found.capacity} leases that it can"
         most = self.pools.by_name[pool].capacity
         if most and self.jobs.queues.count_held(pool) + pool_asking >= most:
             return f"pool={pool} gives no more than {most} leases at a time"
         return ""
+
+    def _is_for_annexes(self, pool: str) -> bool:
+        """Whether its jobs need a device, or needed one before they fell back."""
+        known = self.pools.by_name
+        return any(map(is_device, known[pool].requires)) or any(of.fallback == pool for of in known.values())
 
     def held_tenant(self, job: str, node: str) -> str | None:
         found = self.jobs.by_id.get(job)
@@ -471,13 +496,14 @@ TABLES: Final[Mapping[str, Mapping[str, ctl.Verbs]]] = {
     "trust": {**tokens.TABLES, **trust_verbs.TABLES},
     "locks": locks.TABLES,
     "triggers": triggers.tables(job_verbs.SUBMIT.args),
+    "gpu": gpu_verbs.TABLES,
 }
 
 # The argument that names a noun's object where the path does not.
 NAMED_BY: Final[Mapping[str, str]] = {
     "jobs": "job", "dlq": "id", "pools": "pool", "nodes": "node", "artifacts": "name", "policy": "bundle",
     "trust": "node", "config": "scope", "schemas": "id", "locks": "name",
-    "triggers": "trigger",
+    "triggers": "trigger", "gpu": "source",
 }  # fmt: skip
 
 # What the hive alone may write, as /noun/place/verb; the policies are asked about the rest.
@@ -494,6 +520,7 @@ OWN_VERBS: Final[frozenset[str]] = frozenset(
         *(f"/locks/*/{verb}" for verb in locks.TABLES["*"]),
         *(f"/triggers/ctl/{verb}" for verb in triggers.OWN),
         "/triggers/*/fire",
+        *(f"/gpu/*/{verb}" for verb in gpu_verbs.TABLES["*"]),
     }
 )
 
@@ -501,6 +528,7 @@ OWN_VERBS: Final[frozenset[str]] = frozenset(
 TENANT_VERBS: Final[frozenset[str]] = frozenset({
     "/ctl/kick", "/jobs/ctl/adopt", "/log/*/ctl/record", "/pools/*/next/lease", "/trust/*/clone/mint",
     "/trust/*/renew",
+    *(f"/gpu/*/ctl/{verb}" for verb in ("lease", "renew", "release")),
     *(f"/artifacts/ctl/{verb}" for verb in artifacts.VERBS),
     *(f"/config/ctl/{verb}" for verb in config.TABLES["ctl"]),
     *(f"/jobs/{place}/{verb}" for place in ("ctl", "*/ctl") for verb in job_verbs.TABLES[place]),
@@ -586,7 +614,12 @@ class HiveRules:
             policy.permit(state.policy, asked)
         used = tokens.admit(state.tokens, line.token, state, line.time_ns) if line.token else None
         decision = self._of_noun(state, noun, order, asked)
-        return decision if used is None else Decision((*decision.events, used), decision.reply)
+        events = (
+            (*decision.events, *_freed(state, order, decision.events))
+            if state.gpu.of_job
+            else decision.events
+        )
+        return Decision(events if used is None else (*events, used), decision.reply)
 
     def _of_noun(self, state: HiveState, noun: str, order: Order, asked: Asked) -> Decision[Event, str]:
         match noun:
@@ -596,7 +629,9 @@ class HiveRules:
                     policy.permit(state.policy, Asked("jobs", asked.path, anew, job_verbs.SUBMIT.args, state))
                 return adoption.decide(state.jobs, order, state)
             case "jobs":
-                return jobs.decide(state.jobs, order, state)
+                decided = jobs.decide(state.jobs, order, state)
+                given = gpu.grant(state.gpu, order, _run(state, order)) if gpu.is_start(order) else ()
+                return Decision((*given, *decided.events), decided.reply)
             case "dlq" if state.undecodable.find(order.tenant, order.args.get("id", "")):
                 return undecodable.decide(state.undecodable, order)
             case "dlq" if order.verb == undecodable.KEEP.name:
@@ -631,11 +666,33 @@ class HiveRules:
                 return locks.decide(state.locks, order)
             case "triggers":
                 return triggers.decide(state.triggers, order, _Submitting(state))
+            case "gpu" if order.place == "*/ctl" and not state.sees_node(order.tenant, order.name):
+                raise refusal(E.MISSING, order.name)
+            case "gpu":
+                return gpu.decide(state.gpu, order, state)
             case _:
                 return decide_hive(state, order)
 
     def apply(self, state: HiveState, event: Event, meta: Meta) -> None:
         _APPLY[type(event)](state, event, meta)
+
+
+def _run(state: HiveState, order: Order) -> gpu.Run:
+    """Whose job it is that starts, when it starts."""
+    of = state.jobs.by_id[order.name].request
+    return gpu.Run(of.job, of.tenant, of.actor, of.priority)
+
+
+def _freed(state: HiveState, order: Order, events: Sequence[Event]) -> tuple[Event, ...]:
+    """What else follows where the attempts of jobs end that run on devices."""
+    jobs = (getattr(event, "job", "") for event in events if _ends_attempt(event))
+    return gpu.freed(state.gpu, order, [job for job in jobs if job in state.gpu.of_job])
+
+
+def _ends_attempt(event: Event) -> bool:
+    if isinstance(event, job_record.Fellback):
+        return not event.in_place
+    return isinstance(event, job_record.Returned | job_record.Delayed | job_record.Ended)
 
 
 def _set_mode(mode: str) -> Callable[[HiveState, Any, Meta], None]:
@@ -650,8 +707,18 @@ def _applying(noun: str, apply: Callable[[Any, Any, Meta], None]) -> Callable[[H
 
 
 def _apply_job(state: HiveState, event: Any, meta: Meta) -> None:
+    if type(event) is job_record.Fellback and event.annex:
+        gpu_record.fell_back(state.gpu, event.annex, event.job, len(state.jobs.by_id[event.job].fallbacks))
+    if event.job in state.gpu.of_job and _ends_attempt(event):
+        gpu_record.job_over(state.gpu, event.job, meta)
     for job in job_record.apply(state.jobs, event, meta):
         state.artifacts.outputs.pop(job, None)
+
+
+def _apply_node(state: HiveState, event: Any, meta: Meta) -> None:
+    nodes.apply(state.nodes, event, meta)
+    if type(event) is nodes.Removed:
+        gpu_record.removed(state.gpu, event.node)
 
 
 _APPLY: Final[Mapping[type, Callable[[HiveState, Any, Meta], None]]] = {
@@ -664,7 +731,7 @@ _APPLY: Final[Mapping[type, Callable[[HiveState, Any, Meta], None]]] = {
     Alerted: lambda state, event, meta: None,
     **dict.fromkeys(get_args(job_record.Event), _apply_job),
     **dict.fromkeys(get_args(pools.Event), _applying("pools", pools.apply)),
-    **dict.fromkeys(get_args(nodes.Event), _applying("nodes", nodes.apply)),
+    **dict.fromkeys(get_args(nodes.Event), _apply_node),
     **dict.fromkeys(get_args(artifacts.Event), _applying("artifacts", artifacts.apply)),
     **dict.fromkeys(get_args(log.Event), _applying("log", log.apply)),
     **dict.fromkeys(get_args(policy.Event), _applying("policy", policy.apply)),
@@ -675,6 +742,7 @@ _APPLY: Final[Mapping[type, Callable[[HiveState, Any, Meta], None]]] = {
     **dict.fromkeys(get_args(locks.Event), _applying("locks", locks.apply)),
     **dict.fromkeys(get_args(triggers.Event), _applying("triggers", triggers.apply)),
     **dict.fromkeys(get_args(undecodable.Event), _applying("undecodable", undecodable.apply)),
+    **dict.fromkeys(get_args(gpu_record.Event), _applying("gpu", gpu_record.apply)),
 }
 
 

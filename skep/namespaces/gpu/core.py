@@ -346,9 +346,9 @@ _DECIDE: Final[Mapping[str, Callable[[_Draft, World], Decided]]] = {
 # jobs
 
 
-def is_granted(device: str) -> bool:
-    """Whether a job that starts there takes of a device of an annex: cuda:0 and cpu:0, not cpu."""
-    return DEVICE.fullmatch(device) is not None
+def is_start(order: Order) -> bool:
+    """Whether a job starts that takes of a device of an annex: on cuda:0 or cpu:0, not on cpu."""
+    return order.verb == "start" and ":" in order.args.get("device", "")
 
 
 def grant(annexes: Annexes, order: Order, run: Run) -> tuple[Event, ...]:

@@ -295,6 +295,15 @@ class Annexes:
     # annex -> job and which of its fallbacks, from 0, the oldest first
     fallen: dict[str, list[tuple[str, int]]] = field(default_factory=dict)
 
+    @property
+    def disabled(self) -> frozenset[str]:
+        """Those to which nothing is given."""
+        return frozenset(annex.id for annex in self.by_id.values() if annex.why_disabled)
+
+    def is_disabled(self, annex: str) -> bool:
+        found = self.by_id.get(annex)
+        return found is not None and found.why_disabled != ""
+
     def copy(self) -> Annexes:
         return Annexes(
             self.by_id.copy(),

@@ -6,7 +6,7 @@ when that is something else than before.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
@@ -183,25 +183,26 @@ class Nodes:
         """Whether there is a node, heard or not, that works for the tenant and offers these."""
         return any(_works_for(tenants, tenant) and words <= offers for tenants, offers in self.kinds)
 
-    def takes(self, tenant: str, words: frozenset[str]) -> bool:
-        """Whether one of these is online and gets leases now."""
+    def takes(self, tenant: str, words: frozenset[str], shut: Container[str] = ()) -> bool:
+        """Whether one of these, but for those that are ``shut``, is online and gets leases now."""
         return any(
             node.state == "online"
             and node.trust != "red"
+            and node.id not in shut
             and _works_for(node.tenants, tenant)
             and words <= node.offers
             for node in self.by_id.values()
         )
 
-    def why_none(self, tenant: str, words: frozenset[str]) -> tuple[str, str]:
+    def why_none(self, tenant: str, words: frozenset[str], shut: Container[str] = ()) -> tuple[str, str]:
         """Why no node that offers these takes the tenant's leases now, and the one that changed last of those
-        that did: annex_lost (it is not heard), disabled (it is to take none), no_device (there was none);
-        ("", ""): there is one."""
+        that did: annex_lost (it is not heard), disabled (it is to take none, or ``shut``), no_device (there
+        was none); ("", ""): there is one."""
         found: list[tuple[bool, int, str]] = []
         for node in self.by_id.values():
             if node.link == "expected" or not (_works_for(node.tenants, tenant) and words <= node.offers):
                 continue
-            if node.state == "online" and node.trust != "red":
+            if node.state == "online" and node.trust != "red" and node.id not in shut:
                 return "", ""
             found.append((node.link == "online", node.rev, node.id))
         if not found:

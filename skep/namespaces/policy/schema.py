@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import Final
 
-from skep.fs.ctl import Arg, Verbs
+from skep.fs.ctl import Arg, Verbs, size
 from skep.namespaces.policy.request import ATTRIBUTES, Value
 
 Tables = Mapping[str, Mapping[str, Verbs]]
@@ -103,10 +103,10 @@ def _record(rows: list[tuple[Arg, ...]]) -> list[str]:
 
 def is_long(arg: Arg) -> bool:
     """Whether the argument is a number to Cedar."""
-    return arg.kind == "number" or all(word.isdigit() for word in arg.kind.split("|"))
+    return arg.kind in ("number", "size") or all(word.isdigit() for word in arg.kind.split("|"))
 
 
 def typed_args(args: Mapping[str, str], row: tuple[Arg, ...]) -> dict[str, Value]:
     """The arguments of a checked command as Cedar sees them."""
-    longs = {arg.name for arg in row if is_long(arg)}
-    return {name: int(value) if name in longs else value for name, value in args.items()}
+    longs = {arg.name: size if arg.kind == "size" else int for arg in row if is_long(arg)}
+    return {name: longs[name](value) if name in longs else value for name, value in args.items()}
