@@ -36,12 +36,12 @@ def library() -> Any:
     return None
 
 
-def compiled(ffi: Any, lib: Any, text: str) -> str:
+def compiled(ffi: Any, lib: Any, text: str, standard: str = "--std=c++14") -> str:
     """The PTX of a CUDA source; fails with the compiler's log."""
     program, size = ffi.new("void **"), ffi.new("size_t *")
     assert not lib.nvrtcCreateProgram(program, text.encode(), b"trace.cu", 0, ffi.NULL, ffi.NULL)
     try:
-        option = ffi.new("char[]", b"--std=c++14")
+        option = ffi.new("char[]", standard.encode())
         failed = lib.nvrtcCompileProgram(program[0], 1, ffi.new("char *[]", [option]))
         lib.nvrtcGetProgramLogSize(program[0], size)
         log = ffi.new("char[]", size[0])

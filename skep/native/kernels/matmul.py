@@ -11,7 +11,8 @@ from skep.native.kernels.device import Cuda
 
 def matmul(a: Any, b: Any) -> tuple[Any, ...]:
     # NumPy has no BLAS for halves and adds them up in halves.
-    return (np.matmul(a.astype(np.float32, copy=False), b.astype(np.float32, copy=False)).astype(a.dtype),)
+    out = np.matmul(a.astype(np.float32, copy=False), b.astype(np.float32, copy=False))
+    return (out.astype(a.dtype, copy=False),)
 
 
 def matmul_cuda(cuda: Cuda, a: Any, b: Any) -> tuple[Any, ...]:
