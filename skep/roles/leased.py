@@ -57,6 +57,7 @@ class Lease(msgspec.Struct, frozen=True):
     artifact: str = ""  # "sha256:<hex>", or "": none
     timeout: str = ""  # "": the job asks for none
     pool: str = ""  # whose next gave it
+    patience: str = ""  # how long it waits for a device; "": as long as it takes
     traceparent: str = ""  # W3C; "": its submitter gave none
     tracestate: str = ""
     inputs: dict[str, Input] = {}  # what goes in besides the input, by name
@@ -168,8 +169,8 @@ class Leased:
         await asyncio.shield(self._starting)
 
     async def begin_on(self, on: Mapping[str, str]) -> None:
-        """Say once that it runs, and what it takes of a device. Raises FsError when that cannot be had, E.BUSY
-        when it cannot be had now: then nothing is begun. Raises LeaseLost."""
+        """Say once that it runs, and what it takes of a device. Raises FsError when that cannot be had,
+        E.BUSY when it cannot be had now: then nothing is begun. Raises LeaseLost."""
         self._starting = starting = asyncio.create_task(self._begin_on(on))
         try:
             await asyncio.shield(starting)

@@ -1,8 +1,8 @@
 """What a machine has that kernels can run on: its GPUs, as NVML tells of them, or its CPU, which says that it
 is one.
 
-NVML numbers cards by their place on the bus; so does CUDA here (ORDER), among those that CUDA_VISIBLE_DEVICES
-leaves. Kernels reach a card through cupy in processes of their own: here no card is computed on.
+NVML numbers cards by their place on the bus; so does CUDA in the processes of kernels, among those that
+CUDA_VISIBLE_DEVICES leaves. They reach a card through cupy: here no card is computed on.
 Source: NVML API reference, 4.13 device queries; CUDA C++ programming guide, environment variables."""
 
 from __future__ import annotations
@@ -20,14 +20,11 @@ import msgspec
 from skep.namespaces.gpu.beat import DEVICES_MAX
 from skep.native.kernels.device import OFF
 
-ORDER: Final = ("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
 VISIBLE: Final = "CUDA_VISIBLE_DEVICES"
 CUDA, CPU, AUTO = "cuda", "cpu", "auto"
 CHOICES: Final = (AUTO, CPU, CUDA)
 NEEDED: Final = {"pynvml": "nvidia-ml-py", "cupy": "cupy"}  # module -> what is installed
 CUDA_SLOTS: Final = 2  # of a card: one copies while the other computes
-# A process has a context on the card before its kernel takes anything: 300 to 500 MB, by card and driver.
-CONTEXT: Final = 512 << 20
 CPU_SHARE: Final = (
     2  # a CPU device is to use one part in so many of its host's memory: the rest is the host's
 )
@@ -133,12 +130,10 @@ class Cards:
     def device(self, ordinal: int, slots: int, memory: int) -> Device:
         nvml, handle = self.nvml, self.handles[ordinal]
         total = int(nvml.nvmlDeviceGetMemoryInfo(handle).total)
-        slots = slots or CUDA_SLOTS
-        usable = min(memory or total, total - slots * CONTEXT)
-        if usable <= 0:
-            raise DevicesError(f"cuda:{ordinal}: {total} bytes are too few for {slots} slots")
-        name = nvml.nvmlDeviceGetName(handle)
-        return Device(f"cuda:{ordinal}", CUDA, name, nvml.nvmlDeviceGetUUID(handle), total, usable, slots)
+        # What a process takes of it for itself is part of what a run needs: kernels/arguments.py, CONTEXT.
+        usable = min(memory or total, total)
+        name, uuid = nvml.nvmlDeviceGetName(handle), nvml.nvmlDeviceGetUUID(handle)
+        return Device(f"cuda:{ordinal}", CUDA, name, uuid, total, usable, slots or CUDA_SLOTS)
 
     def read(self, device: Device) -> Reading:
         nvml, handle = self.nvml, self.handles[int(device.id.partition(":")[2])]

@@ -1,0 +1,103 @@
+"""The processes that kernels run in, each beside this one, on threads that wait for them.
+
+One runs for one lease at a time. Afterwards it is kept warm for the next run of the same tenant on the same
+device: never for another's, never after a run that did not end well, never after source that was brought."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Final
+
+from skep.native.kernels.process import Process
+from skep.native.kernels.request import Done, Request, RunError
+
+IDLE_S: Final = 60.0  # a process that nobody has needed for so long keeps memory from others
+HARMLESS: Final = ("argument", "unsigned")  # what was refused before anything ran
+
+
+@dataclass
+class Kept:
+    """A process that waits for a run of its tenant."""
+
+    process: Process
+    tenant: str
+    expiry: asyncio.TimerHandle | None = None  # None: not set yet
+
+
+@dataclass
+class Place:
+    """Of one device: those that wait, the one that waits longest first, and how many run."""
+
+    idle: list[Kept] = field(default_factory=list)
+    running: int = 0
+
+
+class Processes:
+    """``slots``: how many there may be of each device, as Request.device calls it."""
+
+    def __init__(self, slots: Mapping[str, int]) -> None:
+        self._slots = slots
+        self._places = {device: Place() for device in slots}
+        self._threads = ThreadPoolExecutor(sum(slots.values()), "kernel")
+
+    async def run(self, tenant: str, request: Request, at: Callable[[Process], None]) -> Done:
+        """Run it in a process, which ``at`` is told. Cancelled, the process is killed. Raises RunError."""
+        place = self._places[request.device]
+        process = self._taken(place, tenant, self._slots[request.device])
+        at(process)
+        place.running += 1
+        running = asyncio.get_running_loop().run_in_executor(self._threads, process.run, request)
+        well = False
+        try:
+            done = await asyncio.shield(running)
+            well = request.source is None
+            return done
+        except RunError as error:
+            well = request.source is None and error.why in HARMLESS
+            raise
+        except asyncio.CancelledError:
+            process.kill()
+            with contextlib.suppress(RunError):
+                await running
+            raise
+        finally:
+            place.running -= 1
+            if well and process.pid is not None:
+                self._keep(place, tenant, process)
+            else:
+                process.end()
+
+    def _taken(self, place: Place, tenant: str, slots: int) -> Process:
+        """One that waits for this tenant, the one that ran last; else a new one, maybe in another's place."""
+        for kept in reversed(place.idle):
+            if kept.tenant == tenant:
+                self._drop(place, kept)
+                return kept.process
+        while place.idle and place.running + len(place.idle) >= slots:
+            self._expire(place, place.idle[0])
+        return Process(warm=True)
+
+    def _keep(self, place: Place, tenant: str, process: Process) -> None:
+        kept = Kept(process, tenant)
+        kept.expiry = asyncio.get_running_loop().call_later(IDLE_S, self._expire, place, kept)
+        place.idle.append(kept)
+
+    def _expire(self, place: Place, kept: Kept) -> None:
+        self._drop(place, kept)
+        kept.process.end()
+
+    def _drop(self, place: Place, kept: Kept) -> None:
+        assert kept.expiry is not None
+        kept.expiry.cancel()
+        place.idle.remove(kept)
+
+    def end(self) -> None:
+        """Those that wait; whoever runs one has been cancelled."""
+        for place in self._places.values():
+            for kept in list(place.idle):
+                self._expire(place, kept)
+        self._threads.shutdown(wait=False)
