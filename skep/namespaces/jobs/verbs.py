@@ -77,7 +77,7 @@ TABLES: Final[Mapping[str, ctl.Verbs]] = {
                 Arg("memory", kind="number", help="bytes of the device"),
                 Arg("slots", kind="number", help="of the device, else 1"),
                 Arg("exclusive", kind="true|false", help="nobody else on the device"),
-                Arg("lease", kind="name", help="of its submitter's, which it runs inside of"),
+                Arg("lease", kind="name", help="which it runs inside of"),
             ),
             "start fence=1",
             "the holder runs it now",
