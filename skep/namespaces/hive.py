@@ -46,6 +46,7 @@ from skep.namespaces.triggers import core as triggers
 from skep.namespaces.trust import core as trust
 from skep.namespaces.trust import record as trust_record
 from skep.namespaces.trust import verbs as trust_verbs
+from skep.trace.clock import duration
 from skep.trace.entry import Line
 from skep.trace.rules import Decision, Meta, Refusal
 
@@ -647,7 +648,8 @@ class HiveRules:
             case "pools":
                 return pools.decide(state.pools, order)
             case "nodes":
-                return nodes.decide(state.nodes, order, state)
+                decided_node = nodes.decide(state.nodes, order, state)
+                return Decision((*decided_node.events, *_alerts(state, order)), decided_node.reply)
             case "artifacts":
                 return artifacts.decide(state.artifacts, order, state)
             case "log":
@@ -681,6 +683,16 @@ def _run(state: HiveState, order: Order) -> gpu.Run:
     """Whose job it is that starts, when it starts."""
     of = state.jobs.by_id[order.name].request
     return gpu.Run(of.job, of.tenant, of.actor, of.priority)
+
+
+def _alerts(state: HiveState, order: Order) -> tuple[Alerted, ...]:
+    """What is to be looked at after an order about a node."""
+    if order.verb != "lost" or order.name not in state.gpu.by_id:
+        return ()
+    node = state.nodes.by_id[order.name]
+    tenant = next(iter(node.tenants)) if len(node.tenants) == 1 else HIVE_TENANT
+    every = duration(state.gpu.by_id[node.id].every_ns)
+    return (Alerted("annex", node.id, tenant, "annex_lost", f"two heartbeats are missing, every={every}"),)
 
 
 def _freed(state: HiveState, order: Order, events: Sequence[Event]) -> tuple[Event, ...]:

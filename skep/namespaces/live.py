@@ -28,7 +28,12 @@ from skep.namespaces.artifacts.store import Store
 from skep.namespaces.boot import runs as boot
 from skep.namespaces.boot.starts import Starts
 from skep.namespaces.checked import Answer, detail_of, vouched, vouched_line
-from skep.namespaces.hive import HiveState
+from skep.namespaces.gpu import asked as gpu
+from skep.namespaces.gpu import said as gpu_said
+from skep.namespaces.gpu.beat import Beat
+from skep.namespaces.gpu.record import Leased as GpuLeased
+from skep.namespaces.gpu.record import Withdrawn as GpuWithdrawn
+from skep.namespaces.hive import ANNEX, HiveState
 from skep.namespaces.jobs import core
 from skep.namespaces.jobs import record as jobs
 from skep.namespaces.jobs.history import FILE as HISTORY
@@ -45,7 +50,7 @@ from skep.namespaces.nodes.core import Removed
 from skep.namespaces.order import HIVE, Order, actor_of
 from skep.namespaces.policy.core import HIVE_KEYS, first_lines, key_lines, mending_lines
 from skep.namespaces.policy.keys import Signer, load_or_create
-from skep.namespaces.pools.core import lines_for
+from skep.namespaces.pools.core import Made, lines_for
 from skep.namespaces.sessions.core import Session, Sessions
 from skep.namespaces.sessions.limits import FILE, Limiter
 from skep.namespaces.tapes import Tapes
@@ -76,9 +81,10 @@ BOOKMARK_S: Final = 15.0  # an idle follower hears where it is this often: middl
 HEARTBEATS: Final = 128  # kept of each node.
 PROGRESS_MAX: Final = 65536  # jobs whose progress is remembered: those running, and some that ended.
 # The pools that are made when the first node of a role joins, and their topics.
-OF_ROLE: Final[Mapping[str, tuple[str, tuple[str, ...]]]] = {
-    validator.ROLE: (validator.POOL, validator.TOPICS),
-    boot.ROLE: (boot.POOL, (boot.TOPIC,)),
+OF_ROLE: Final[Mapping[str, tuple[Made, ...]]] = {
+    validator.ROLE: (Made(validator.POOL, validator.TOPICS),),
+    boot.ROLE: (Made(boot.POOL, (boot.TOPIC,)),),
+    ANNEX: (Made(gpu.SPARE), Made(gpu.POOL, (gpu.TOPIC,), gpu.CREATE)),
 }
 
 HiveTurn = Turn[HiveState, hive.Event, str]
@@ -86,7 +92,7 @@ HiveTurn = Turn[HiveState, hive.Event, str]
 
 class Heartbeat(msgspec.Struct, frozen=True, omit_defaults=True):
     """What a node says of itself. Fractions of one machine, bytes; its labels and its capacity say which jobs
-    it gets."""
+    it gets, an annex's devices which run on them."""
 
     load: float = 0.0
     gpu: float = 0.0
@@ -95,6 +101,7 @@ class Heartbeat(msgspec.Struct, frozen=True, omit_defaults=True):
     running: int = 0
     labels: dict[str, str] = {}
     version: str = ""
+    annex: Beat | None = None  # None: it has no devices for others
 
 
 class Heard(msgspec.Struct, frozen=True):
@@ -268,7 +275,8 @@ class Hive:
             # On a full disk what is written is read on; only who was stopped must be told that it goes on.
             if error.kind is not E.NOSPACE or self.state.mode == "stopping":
                 raise
-        await asyncio.gather(*(self._own(*said) for said in self.lock_ends.of_start()))
+        ended = [*self.lock_ends.of_start(), *gpu_said.of_start(self.state.gpu)]
+        await asyncio.gather(*(self._own(*said) for said in ended))
         await self.tapes.start()
         signer = self.signer or load_or_create(self.directory / "policy.key")
         for lines in (
@@ -318,10 +326,10 @@ class Hive:
         while self.history.seq < self.state.jobs.past.rev:
             await self.history.wait_reached(self.state.jobs.past.rev)
 
-    async def prepare(self, pool: str, topics: Sequence[str]) -> None:
-        """Have a pool for these topics of the hive's own; it is made when somebody first asks for such a job,
-        or comes to do one."""
-        if lines := lines_for(self.state.pools, pool, topics):
+    async def prepare(self, *made: Made) -> None:
+        """Have pools for topics of the hive's own; they are made when somebody first asks for such a job, or
+        comes to do one."""
+        if lines := [line for each in made for line in lines_for(self.state.pools, each)]:
             await self._own_lines("/pools/ctl", lines, "")
 
     # nodes
@@ -348,6 +356,9 @@ class Hive:
             await self._own(f"/nodes/{node}", "back")
         if offer := self._offer(node, said):
             await self._own(f"/nodes/{node}", offer)
+        # Of devices every change is written down, at once: what they are given depends on it.
+        if said.annex and (offer := gpu_said.offer(self.state.gpu.by_id.get(node), said.annex)):
+            await self._own(gpu_said.path_of(node), offer)
 
     def _offer(self, node: str, said: Heartbeat) -> str:
         """The hive's line when the node offers something else than is recorded; "": it does not, or has just
@@ -414,10 +425,9 @@ class Hive:
         for said in self.lock_ends.of_session(session.id):
             self.later(self._own(*said))
 
-    async def withdraw(self, tenant: str, lock: str, waiter: str) -> None:
-        """Undo an acquire whose writer has given up; it is undone, whoever gives up waiting for that."""
-        undoing = self.later(self._own(f"/locks/{lock}", f"withdraw waiter={waiter}", tenant))
-        await asyncio.wait([undoing])
+    async def withdraw(self, path: str, line: str, tenant: str) -> None:
+        """Undo what a writer has given up waiting for; it is undone, whoever gives up waiting for that."""
+        await asyncio.wait([self.later(self._own(path, line, tenant))])
 
     # waiting
 
@@ -476,6 +486,8 @@ class Hive:
                     case Granted() | Withdrawn():
                         for waiter in event.waiters:
                             self.news(waiter)
+                    case GpuLeased(job="") | GpuWithdrawn():
+                        self.news(event.lease)
                     case _ if job := getattr(event, "job", ""):
                         if (record := self.state.jobs.by_id.get(job)) is not None:
                             self.agenda.moved(record)
@@ -513,6 +525,7 @@ class Hive:
         self.limits.sweep()
         due = [*self._due_jobs(now_ns), *self._silent_nodes(now_ns)]
         due += self.lock_ends.due(now_ns)
+        due += gpu_said.due(self.state.gpu, now_ns)
         due += [
             (f"/jobs/{job.id}", f"preempt for={other.id}", job.request.tenant)
             for job, other in preemptions(self.state.jobs, self.state, now_ns)
@@ -583,9 +596,11 @@ class Hive:
         for node in self.state.nodes.by_id.values():
             heard = self.heard(node.id)
             silent_ns = now_ns - (self.started_ns if heard is None else heard.time_ns)
-            if silent_ns > LOST_NS and node.link in ("online", "suspect"):
+            limits = gpu_said.silence_ns(self.state.gpu, node.id)
+            suspect_ns, lost_ns = limits or (SUSPECT_NS, LOST_NS)
+            if silent_ns > lost_ns and node.link in ("online", "suspect"):
                 yield f"/nodes/{node.id}", "lost", ""
-            elif silent_ns > SUSPECT_NS and node.link == "online":
+            elif silent_ns > suspect_ns and node.link == "online":
                 yield f"/nodes/{node.id}", "suspect", ""
 
     async def _own(self, path: str, line: str, tenant: str = "") -> None:

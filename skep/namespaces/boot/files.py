@@ -72,6 +72,7 @@ from skep.namespaces.jobs.verbs import ID
 from skep.namespaces.live import Hive
 from skep.namespaces.order import HIVE_TENANT
 from skep.namespaces.ordered import Output, output, text_of, verdict
+from skep.namespaces.pools.core import Made
 from skep.namespaces.rows import Rows
 from skep.trace.clock import rfc3339
 
@@ -155,7 +156,7 @@ async def _run(hive: Hive, images: Images, caller: Caller, commands: list[Comman
         lines.append(submit_line(artifact.sha256, command.args))
     if caller.tenant == HIVE_TENANT:
         # Pools are there for all: that one was made tells no tenant of another's asking.
-        await hive.prepare(POOL, (TOPIC,))
+        await hive.prepare(Made(POOL, (TOPIC,)))
     return await hive.command(caller, "/jobs/ctl", lines)
 
 

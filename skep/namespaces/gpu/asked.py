@@ -22,6 +22,7 @@ TOPIC: Final = "gpu.run"
 POOL: Final = "gpu"  # for nodes with a GPU
 SPARE: Final = "gpu-cpu"  # where its jobs go when there is none
 PATIENCE: Final = "30s"  # how long they wait for one
+CREATE: Final[Mapping[str, str]] = {"requires": "gpu", "fallback": SPARE, "patience": PATIENCE}  # of POOL
 SOURCE: Final = "source"  # what the source that was brought is called among the inputs
 
 # Arguments of a run that are those of the job's submit.

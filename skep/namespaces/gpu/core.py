@@ -41,7 +41,7 @@ from skep.namespaces.gpu.record import (
 )
 from skep.namespaces.gpu.verbs import PRIORITY
 from skep.namespaces.order import Order, refusal
-from skep.trace.clock import HOUR, SECOND, duration, parse_duration
+from skep.trace.clock import HOUR, SECOND, US, duration, parse_duration
 from skep.trace.rules import Decision
 
 TTL_MIN_NS: Final = SECOND  # shorter ones would end before a busy hive has heard their renewal.
@@ -102,13 +102,18 @@ class _Draft:
             self.end(grant, "expired")
         self.dismiss(lambda waiter: waiter.asked.until_ns <= now_ns, "waited")
 
+    def next_fence(self) -> int:
+        """Microseconds since 1970, or one more than the last: a count of grants would tell tenants of each
+        other's."""
+        self.fence = max(self.fence + 1, self.order.time_ns // US)
+        return self.fence
+
     def give(self, asked: Asked, device: str) -> None:
         """Grant what is asked for."""
-        self.fence += 1
         self.add(
             Leased(
                 asked.annex, device, asked.lease, asked.tenant, asked.holder, asked.memory, asked.slots,
-                self.fence, asked.priority, asked.exclusive,
+                self.next_fence(), asked.priority, asked.exclusive,
                 ttl_ns=asked.ttl_ns, until_ns=self.order.time_ns + asked.ttl_ns,
             )
         )  # fmt: skip
@@ -372,11 +377,10 @@ def grant(annexes: Annexes, order: Order, run: Run) -> tuple[Event, ...]:
         room_left = draft.annex.place(room, closed) is not None
     if not room_left:
         raise refusal(E.BUSY, have(draft.annex, room) + (f" lease={within}" if within else ""))
-    draft.fence += 1
     draft.add(
         Leased(
-            annex.id, room.device, order.id, run.tenant, run.actor, room.memory, room.slots, draft.fence,
-            run.priority, room.exclusive, run.job, within=within,
+            annex.id, room.device, order.id, run.tenant, run.actor, room.memory, room.slots,
+            draft.next_fence(), run.priority, room.exclusive, run.job, within=within,
         )
     )  # fmt: skip
     return tuple(draft.events)

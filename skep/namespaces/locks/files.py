@@ -27,7 +27,6 @@ start again, whatever is released, forgotten or restarted.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
@@ -39,6 +38,7 @@ from skep.fs.shapes import Ctl, Text, Transaction
 from skep.fs.tree import Listing
 from skep.namespaces.live import Hive
 from skep.namespaces.locks.core import ACQUIRE, FENCE, NAME, VERBS, WAITING, Holder, Lock, Waiter
+from skep.namespaces.outwaited import Said, any_waits, outwaited
 from skep.namespaces.rows import Rows, fixed
 from skep.trace.clock import rfc3339
 
@@ -67,9 +67,7 @@ def files(hive: Hive) -> Listing:
 
 async def run(hive: Hive, caller: Caller, commands: list[Command]) -> list[str]:
     """Write the commands; returns when they are done, and an acquire that waits has been granted."""
-    waits = any("wait" in command.args for command in commands)
-    if waits and len(commands) > 1:
-        raise FsError(E.USAGE, f"acquire: wait=: expected a write of one line, this one has {len(commands)}")
+    waits = any_waits(commands)
     lines = [_line(hive, caller, command) for command in commands]
     if not waits:
         return await _write(hive, caller, lines)
@@ -96,22 +94,17 @@ async def _write(hive: Hive, caller: Caller, lines: Sequence[str]) -> list[str]:
 
 async def _acquire(hive: Hive, caller: Caller, name: str, line: str) -> str:
     """The reply to an acquire that may wait. Cancelled, it leaves nothing behind."""
-    task = asyncio.current_task()
-    assert task is not None
-    given_up = task.cancelling()
-    (reply,) = await _write(hive, caller, [line])
-    waiter = reply.rpartition("trace=")[2]
-    try:
-        while (lock := _lock(hive, caller, name)).waits(waiter) and task.cancelling() == given_up:
-            await hive.wait_news(waiter)
-        # A line that is being written when its writer gives up is written all the same.
-        if task.cancelling() > given_up:
-            raise asyncio.CancelledError
-    except asyncio.CancelledError:
-        await hive.withdraw(caller.tenant, name, waiter)
-        raise
+
+    def waits(waiter: str) -> bool:
+        return _lock(hive, caller, name).waits(waiter)
+
+    def withdraw(waiter: str) -> Said:
+        return f"/locks/{name}", f"withdraw waiter={waiter}", caller.tenant
+
+    reply, waiter = await outwaited(hive, _write(hive, caller, [line]), waits, withdraw)
     if not reply.startswith(f"{WAITING} "):
         return reply
+    lock = _lock(hive, caller, name)
     holder = lock.granted_to(waiter)
     if holder is None:
         raise FsError(E.BUSY, lock.busy(), trace=waiter)

@@ -6,10 +6,10 @@
     <id>/role         R the role its session has
     <id>/principal    R who it is
     <id>/state        R online, suspect (not heard for 15 s), lost (45 s), left, cordoned, draining;
-                      expected: it has not joined yet
+                      expected: it has not joined yet. Annexes say how often they are heard (gpu)
     <id>/trust        R the level that policies ask for: green, yellow, or red, which gets no leases
     <id>/heartbeat    R when it was last heard and what it said, a JSON line; W by that node: the same
-                      without time: load, gpu, memory_free, capacity, running, labels, version
+                      without time: load, gpu, memory_free, capacity, running, labels, version, annex
     <id>/load         R the load it last told, fraction of the machine
     <id>/labels       R a line ``key value`` for each of its labels
     <id>/capacity     R how many leases it may hold at a time; 0: it did not say, and there is no limit
@@ -48,6 +48,7 @@ from skep.fs.errors import E, FsError
 from skep.fs.node import Caller
 from skep.fs.shapes import Ctl, Text
 from skep.fs.tree import Listing
+from skep.namespaces.hive import ANNEX
 from skep.namespaces.live import Heartbeat, Hive
 from skep.namespaces.nodes.core import IMPORT, NODES_MAX, TABLES, VERBS, Node, visible
 from skep.namespaces.order import HIVE_TENANT
@@ -60,7 +61,7 @@ SHEET: Final = Form(
     "nodes.v1", ("node", "principal", "role", "tenants", "duty", "trust", "labels", "capacity", "version")
 )
 IMPORTED: Final = "import.csv"
-HEARTBEAT_MAX: Final = 4096  # bytes: a hundred and more of them are kept of each node.
+HEARTBEAT_MAX: Final = 8192  # bytes: a hundred and more of them are kept of each node.
 
 _heartbeats = msgspec.json.Decoder(Heartbeat)
 
@@ -184,6 +185,8 @@ def _heartbeat(hive: Hive, id: str) -> Text:
         if len(data) > HEARTBEAT_MAX:
             raise FsError(E.TOOBIG, f"max={HEARTBEAT_MAX}")
         said = parse_heartbeat(data)
+        if said.annex is not None and node_of(hive, id).role != ANNEX:
+            raise FsError(E.DENIED, f"rule=annex-role {node_of(hive, id).role} has no devices for others")
         node_of(hive, id)
         await hive.hear(id, said)
 

@@ -3,9 +3,9 @@ none."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -145,11 +145,20 @@ class Pools:
         return {**self.by_name[pool].defaults, **self.defaults.get(topic, {})}
 
 
-def lines_for(pools: Pools, pool: str, topics: Sequence[str]) -> tuple[str, ...]:
-    """The lines for /pools/ctl by which jobs of ``topics`` have where to wait; none when they do."""
-    make = [] if pool in pools.by_name else [ctl.line("create", {"pool": pool})]
-    missing = (topic for topic in topics if topic not in pools.topics)
-    return (*make, *(ctl.line("map", {"topic": topic, "pool": pool}) for topic in missing))
+class Made(NamedTuple):
+    """A pool that the hive makes when it is first needed. ``args``: of its ``create``."""
+
+    pool: str
+    topics: tuple[str, ...] = ()
+    args: Mapping[str, str] = {}
+
+
+def lines_for(pools: Pools, made: Made) -> tuple[str, ...]:
+    """The lines for /pools/ctl by which jobs of its topics have where to wait; none when they do."""
+    create = ctl.line("create", {"pool": made.pool, **made.args})
+    missing = (topic for topic in made.topics if topic not in pools.topics)
+    maps = (ctl.line("map", {"topic": topic, "pool": made.pool}) for topic in missing)
+    return (*(() if made.pool in pools.by_name else (create,)), *maps)
 
 
 Decided = Decision[Event, str]

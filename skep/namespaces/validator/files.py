@@ -50,6 +50,7 @@ from skep.namespaces.live import Hive
 from skep.namespaces.order import HIVE_TENANT
 from skep.namespaces.ordered import Output, output, text_of, verdict
 from skep.namespaces.policy.bundle import BundleError
+from skep.namespaces.pools.core import Made
 from skep.namespaces.rows import Rows, fixed
 from skep.namespaces.validator.runs import (
     COMPARED,
@@ -74,7 +75,7 @@ def files(hive: Hive, packed: Packed) -> Listing:
     async def command(caller: Caller, commands: list[Command]) -> list[str]:
         check(caller)
         lines = [_line(command, packed) for command in commands]
-        await hive.prepare(POOL, TOPICS)
+        await hive.prepare(Made(POOL, TOPICS))
         return await hive.command(caller, "/jobs/ctl", lines)
 
     async def walk(name: str, caller: Caller) -> Any:
