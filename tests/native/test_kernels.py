@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from hashlib import sha256
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -16,13 +18,14 @@ from hypothesis import strategies as st
 
 from skep.native.kernels import elementwise, histogram, reduce_sum
 from skep.native.kernels.arguments import ArgumentError
-from skep.native.kernels.catalogue import KERNELS, SAME, described
+from skep.native.kernels.catalogue import HERE, KERNELS, SAME, described, module_path
 from skep.native.kernels.check import checked
 from skep.native.kernels.device import NoDevice, chosen
 from skep.native.kernels.formula import value
 from skep.native.kernels.run import run
 from skep.native.kernels.signature import SourceError, check_source
 
+ROOT = HERE.parents[2]
 ON_CPU = chosen("cpu", {})
 often = settings(max_examples=40, deadline=None)
 dims = st.integers(0, 9)
@@ -259,7 +262,37 @@ def test_a_kernel_that_is_not_the_signed_one_does_not_run() -> None:
         run(kernel, ON_CPU, {"a": F, "b": F}, {}, signed)
 
 
+def imported(path: Path) -> set[Path]:
+    """The sources that a module of native/ needs, those that they need too."""
+    found, todo = set(), [path]
+    while todo:
+        found.add(path := todo.pop())
+        names = re.findall(r"^\s*from (skep\.[\w.]+) import", path.read_text(), re.MULTILINE)
+        paths = {ROOT / f"{name.replace('.', '/')}.py" for name in names}
+        todo += [path for path in paths - found if path.is_file()]
+    return found
+
+
+@pytest.mark.parametrize("name", list(KERNELS))
+def test_what_is_signed_is_all_that_decides_what_runs(name: str) -> None:
+    kernel = KERNELS[name]
+    needed = imported(HERE / "child.py") | imported(HERE / "process.py") | imported(module_path(kernel))
+    signed = described(kernel)["files"]
+    assert {str(path.relative_to(HERE.parent)) for path in needed} <= signed.keys()
+    assert {file for file in signed if file.endswith((".cu", ".h", ".c"))} >= {*kernel.files}
+
+
+def test_a_check_that_is_not_the_signed_one_stops_every_kernel() -> None:
+    for kernel in KERNELS.values():
+        signed = json.loads(json.dumps(described(kernel)))
+        signed["files"]["kernels/arguments.py"] = "0" * 64
+        with pytest.raises(SourceError, match=f"^{kernel.name}: not as it was signed: kernels/arguments"):
+            check_source(kernel, signed)
+
+
 def test_the_device_says_why_it_is_none() -> None:
+    with pytest.raises(NoDevice, match=r"^disabled$"):
+        chosen("cuda:1", {"SKEP_NO_CUDA": "1"})
     assert "cpu: disabled" == chosen("auto", {"SKEP_NO_CUDA": "1"}).said
     assert "cpu: asked" == chosen("cpu", {}).said
     with pytest.raises(NoDevice, match=r"^disabled$"):

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import select
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +17,7 @@ import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from skep.native.kernels.arguments import Told
 from skep.native.kernels.process import Process
 from skep.native.kernels.request import Request, RunError
 from skep.native.kernels.signature import SignatureError, canonical, sign, signed
@@ -67,6 +73,31 @@ def test_what_is_no_array_is_refused_and_the_process_goes_on(process: Process, t
     assert first in (None, process.pid)
 
 
+def test_elements_alone_are_an_array_where_somebody_tells_what_they_are(
+    process: Process, tmp_path: Path
+) -> None:
+    a = np.arange(6, dtype=np.float32).reshape(2, 3)
+    inputs = {"a": str(tmp_path / "a"), "b": str(tmp_path / "b")}
+    Path(inputs["a"]).write_bytes(a.tobytes())
+    Path(inputs["b"]).write_bytes(b"")
+    raw = {"a": Told("float32", (2, 3)), "b": Told("float32", (3, 0))}
+    request = Request("matmul", inputs, {}, str(tmp_path), "cpu", raw=raw, form="raw")
+    made = process.run(request).out["out"]
+    assert ("float32", [2, 0], b"") == (made.dtype, made.shape, Path(made.path).read_bytes())
+    request = request._replace(inputs=inputs | {"b": inputs["a"]}, raw=raw | {"b": Told("float32", (3, 2))})
+    made = process.run(request).out["out"]
+    assert (str(tmp_path / "out.raw"), [2, 2]) == (made.path, made.shape)
+    assert (a @ a.reshape(3, 2)).tobytes() == Path(made.path).read_bytes()
+    for wrong, text in (
+        ({"b": Told("float32", (3, 3))}, r"b: .*given 24 bytes, expected the 36 of float32\[3, 3\]"),
+        ({"c": Told("float32", (1,))}, "matmul: raw c: expected one of a b"),
+        ({"b": Told("float64", (3, 1))}, r"b: given float64\[3, 1\], expected float32\[k, n\]"),
+    ):
+        with pytest.raises(RunError, match=text) as error:
+            process.run(request._replace(raw=raw | wrong))
+        assert "argument" == error.value.why
+
+
 def test_a_fault_ends_the_process_alone(process: Process, tmp_path: Path) -> None:
     request = sum_of(tmp_path)
     process.run(request)
@@ -96,6 +127,83 @@ def test_over_its_time_it_is_killed(process: Process, tmp_path: Path) -> None:
         process.run(request)
     assert "time" == error.value.why
     assert process.pid is None
+
+
+def test_results_are_all_there_or_none_is(process: Process, tmp_path: Path) -> None:
+    inputs, made = saved(tmp_path, a=np.arange(9, dtype=np.float32)), tmp_path / "made"
+    made.mkdir()
+    request = Request("topk", inputs, {"k": 3}, str(made), "cpu")
+    with pytest.raises(RunError, match="k: given 10 and 9"):
+        process.run(request._replace(numbers={"k": 10}))
+    with pytest.raises(RunError, match="not done after"):
+        process.run(request._replace(seconds=1e-9))
+    assert [] == list(made.iterdir())
+    process.run(request)
+    assert {"values.npy", "indices.npy"} == {path.name for path in made.iterdir()}
+    with pytest.raises(RunError, match="none: expected a directory") as error:
+        process.run(request._replace(out=str(tmp_path / "none")))
+    assert "argument" == error.value.why
+
+
+LONG = np.ones((4000, 4000), np.float32)  # its square takes some seconds of a processor
+
+
+def used(pid: int) -> int:
+    """Ticks of processors that a process has had."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
+    return int(fields[11]) + int(fields[12])
+
+
+@contextlib.contextmanager
+def computing(pid: int) -> Iterator[Any]:
+    """What is readable when a process has ended; it has been in its run for a tenth of one."""
+    before = used(pid)
+    with os.fdopen(os.pidfd_open(pid), "rb") as ended:
+        while used(pid) < before + os.sysconf("SC_CLK_TCK") // 10:
+            assert not select.select([ended], [], [], 0.02)[0]
+        yield ended
+
+
+def test_a_run_is_ended_from_another_thread(tmp_path: Path) -> None:
+    first, made = sum_of(tmp_path), tmp_path / "other"
+    made.mkdir()
+    inputs = saved(tmp_path, b=LONG)
+    request = Request("matmul", {"a": inputs["b"], "b": inputs["b"]}, {}, str(made), "cpu")
+    with ThreadPoolExecutor() as threads, Process() as process:
+        process.run(first)
+        assert process.pid is not None
+        running = threads.submit(process.run, request)
+        with computing(process.pid):
+            process.kill()
+        with pytest.raises(RunError, match="matmul: its process was told to end") as error:
+            running.result()
+        assert ("killed", None, []) == (error.value.why, process.pid, list(made.iterdir()))
+        with pytest.raises(RunError, match="told to end"):
+            process.run(first)
+
+
+PARENT = """
+import sys
+from skep.native.kernels.process import Process
+from skep.native.kernels.request import Request
+
+out, a, small = sys.argv[1:]
+with Process() as process:
+    process.run(Request("reduce_sum", {"a": small}, {}, out, "cpu"))
+    print(process.pid, flush=True)
+    process.run(Request("matmul", {"a": a, "b": a}, {}, out, "cpu"))
+"""
+
+
+def test_it_ends_with_its_parent_in_the_middle_of_a_run(tmp_path: Path) -> None:
+    files = saved(tmp_path, a=LONG, small=np.ones(3, np.float32))
+    command = [sys.executable, "-c", PARENT, str(tmp_path), files["a"], files["small"]]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None
+        pid = int(parent.stdout.readline())
+        with computing(pid) as child:
+            parent.kill()
+            assert select.select([child], [], [], 5)[0]
 
 
 def test_over_its_memory_it_says_so(process: Process, tmp_path: Path) -> None:
