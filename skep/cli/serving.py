@@ -39,7 +39,28 @@ class DurationType(click.ParamType[int]):
 DURATION: Final = DurationType()
 
 
-@click.command()
+class Serving(click.Command):
+    """What serves by a role: a queen, or another command's business."""
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        from skep.cli.serving_annex import ANNEX, annex_serve_command
+
+        # Settings of either may be in the file; each command refuses those of the other.
+        params = {param.name: param for param in (*annex_serve_command.params, *self.params)}
+        either = click.Command(
+            "serve",
+            params=list(params.values()),
+            add_help_option=False,
+            context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+        )
+        if either.make_context(info_name, [*args], resilient_parsing=True).params["role"] == ANNEX:
+            return annex_serve_command.make_context(info_name, args, parent, **extra)
+        return super().make_context(info_name, args, parent, **extra)
+
+
+@click.command(cls=Serving)
 @click.option(
     "--config",
     is_eager=True,
@@ -47,7 +68,12 @@ DURATION: Final = DurationType()
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="TOML: settings, by the names of the options below. Default: SKEP_CONFIG, else serve.toml in --dir.",
 )
-@setting("--role", default="queen-primary", show_default=True, help="The manifest it serves by.")
+@setting(
+    "--role",
+    default="queen-primary",
+    show_default=True,
+    help="The manifest it serves by. cuda-annex is no queen: skep serve --role cuda-annex --help.",
+)
 @click.option(
     "--dir",
     "directory",
@@ -76,6 +102,12 @@ DURATION: Final = DurationType()
 )
 @setting(
     "--listen-validators",
+    type=ADDRESS,
+    multiple=True,
+    help="unix:/path. Default: none; they come by TLS.",
+)
+@setting(
+    "--listen-annexes",
     type=ADDRESS,
     multiple=True,
     help="unix:/path. Default: none; they come by TLS.",
@@ -129,6 +161,7 @@ def serve_command(
     listen: tuple[Address, ...],
     listen_workers: tuple[Address, ...],
     listen_validators: tuple[Address, ...],
+    listen_annexes: tuple[Address, ...],
     tcp_role: str,
     pools: tuple[str, ...],
     name: str | None,
@@ -166,7 +199,8 @@ def serve_command(
     listen_workers = listen_workers or (beside(listen, state, "worker.sock"),)
     told: dict[str, Sequence[object]] = {
         "dir": [state], "role": [role], "ledger": [ledger], "artifacts": [artifacts], "listen": listen,
-        "listen-workers": listen_workers, "listen-validators": listen_validators, "tcp-role": [tcp_role],
+        "listen-workers": listen_workers, "listen-validators": listen_validators,
+        "listen-annexes": listen_annexes, "tcp-role": [tcp_role],
         "pool": pools, "name": [name or ""], "certificate-ttl": [duration(certificate_ttl)],
         "snapshot-every": [snapshot_every], "kms": [kms],
     }  # fmt: skip
@@ -177,6 +211,7 @@ def serve_command(
         listen,
         listen_workers,
         listen_validators,
+        listen_annexes,
         tcp_role,
         pool_lines(pools),
         name or "",

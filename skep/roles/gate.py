@@ -4,6 +4,7 @@
     hive.sock          the queen's own user, and root                  operator
     worker.sock        the same; the uname names the node              drone-worker
     a validators' one  the same                                        validator
+    an annexes' one    the same; the uname names the node              cuda-annex
     TCP on loopback    anybody on this machine                         observer, unless the queen was told
     TLS                whom the certificate names                      the certificate's
     TLS, no certificate, at the door for enrolment: nobody yet         enrolling

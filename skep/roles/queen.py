@@ -36,7 +36,7 @@ from skep.namespaces.trust.authority import NODE_TTL_NS, Authority, AuthorityErr
 from skep.namespaces.trust.keys import KeyStoreError
 from skep.namespaces.validator.runs import ROLE as VALIDATOR
 from skep.roles.alone import Held, alone
-from skep.roles.gate import Doorkeeper
+from skep.roles.gate import ANNEX, Doorkeeper
 from skep.roles.manifest import Manifest, load
 from skep.roles.sealed import Source
 from skep.roles.signals import on_hangup, told_signals
@@ -69,6 +69,7 @@ class Plan(msgspec.Struct, frozen=True):
     listen: tuple[Address, ...] = ()  # Unix: for operators; TCP: as tcp_role; TLS: by certificate
     listen_workers: tuple[Address, ...] = ()
     listen_validators: tuple[Address, ...] = ()
+    listen_annexes: tuple[Address, ...] = ()
     tcp_role: str = "observer"
     pools: tuple[str, ...] = ()
     name: str = ""  # of the hive; "": the one it has, else one made up
@@ -146,7 +147,12 @@ def _reload(identity: Identity) -> None:
 
 def _doors(plan: Plan) -> Iterator[tuple[Address, Manifest | None]]:
     """Each address, and the manifest of everybody who comes that way; None: their certificate's."""
-    for address in (*plan.listen, *plan.listen_workers, *plan.listen_validators):
+    for address in (
+        *plan.listen,
+        *plan.listen_workers,
+        *plan.listen_validators,
+        *plan.listen_annexes,
+    ):
         if address.kind == "unix":
             _check_folder(Path(address.path).parent)
     roles = {"unix": OPERATOR, "tcp": plan.tcp_role}
@@ -155,6 +161,7 @@ def _doors(plan: Plan) -> Iterator[tuple[Address, Manifest | None]]:
     nodes = (
         (WORKER, "workers", plan.listen_workers),
         (VALIDATOR, "validators", plan.listen_validators),
+        (ANNEX, "annexes", plan.listen_annexes),
     )
     for role, who, addresses in nodes:
         for address in addresses:

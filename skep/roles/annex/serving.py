@@ -48,8 +48,8 @@ class Plan(msgspec.Struct, frozen=True):
     slots: int = 0
     memory: int = 0
     every_ns: int = EVERY_NS  # between two heartbeats
-    pools: tuple[str, ...] = (POOL,)
-    spare: tuple[str, ...] = (SPARE,)
+    pools: tuple[str, ...] = (POOL, SPARE)
+    spare: tuple[str, ...] = (SPARE,)  # those of its pools that are not for devices
     labels: dict[str, str] = {}
     signed: Signed | None = None
     standing: Callable[[], Standing] | None = None
@@ -88,18 +88,18 @@ async def _processes(machine: Machine) -> AsyncIterator[Processes]:
 def _worker(plan: Plan, machine: Machine, telemetry: Telemetry, performing: Performing) -> worker.Plan:
     on_devices = sum(device.slots for device in machine.devices)
     gpu = {"gpu": slug(machine.devices[0].name)} if machine.has_gpu and not machine.disabled else {}
-    devices = [pool for pool in plan.pools if pool not in plan.spare]
+    slots = {pool: cores() if pool in plan.spare else on_devices for pool in plan.pools}
     return worker.Plan(
         plan.hive,
         plan.node,
         plan.directory,
         performing.perform,
-        (*devices, *plan.spare),
+        plan.pools,
         standing=plan.standing,
         labels={"annex": plan.node, **gpu, **plan.labels},
         quiet_s=QUIET_S,
         begins=True,
-        slots_of=dict.fromkeys(devices, on_devices) | dict.fromkeys(plan.spare, cores()),
+        slots_of=slots,
         beat=lambda: {"annex": telemetry.beat()},
         wait_beat=telemetry.wait_beat,
     )
