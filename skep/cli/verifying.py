@@ -111,7 +111,7 @@ def verify_command(
     need = 0 if not known else quorum or len(known) // 2 + 1
     if (quorum or 0) > len(known):
         raise click.UsageError(f"--quorum {quorum}: of {len(known)} witnesses that are named")
-    file = _file_of(target)
+    file = file_of(target)
     try:
         if known and old is None:
             old = parse_note(_agreed(target, file))
@@ -134,7 +134,7 @@ def verify_command(
         _tell(told)
 
 
-def _file_of(target: str) -> Path | None:
+def file_of(target: str) -> Path | None:
     """The ledger's file that is meant; None: it is a log in tiles, or at an address."""
     path = Path(target.removeprefix("sqlite://"))
     path = path / LEDGER if (path / LEDGER).is_file() else path

@@ -1,0 +1,1 @@
+"""What a ledger proves of the work that asked for a GPU."""
