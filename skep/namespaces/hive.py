@@ -28,7 +28,7 @@ from skep.namespaces.jobs import core as jobs
 from skep.namespaces.jobs import record as job_record
 from skep.namespaces.jobs import verbs as job_verbs
 from skep.namespaces.jobs.envelope import NONE, arguments, scope_of
-from skep.namespaces.jobs.fallback import is_device, without_devices
+from skep.namespaces.jobs.fallback import NO_DEVICE, is_device, without_devices
 from skep.namespaces.jobs.placement import wanted_of
 from skep.namespaces.jobs.queues import AGEING_NS
 from skep.namespaces.locks import core as locks
@@ -302,7 +302,14 @@ class HiveState:
             needs = self.needs(pool, tenant).union(requires)
         except Refusal:
             return "", ""  # nobody gets them for another reason, which ends when that can be read again
-        return self.nodes.why_none(tenant, needs, self._shut(needs))
+        why = self.nodes.why_none(tenant, needs, self._shut(needs))
+        if why[0] != NO_DEVICE or not any(map(is_device, needs)):
+            return why
+        # An annex without such a device, or that was started without it, says more than that there is none.
+        words = frozenset(without_devices(needs)) | {"annex"}
+        annexes = [node.id for node in self.nodes.offering(tenant, words)]
+        off = next(filter(self.gpu.is_disabled, annexes), "")
+        return ("disabled", off) if off else (NO_DEVICE, next(iter(annexes), ""))
 
     def _shut(self, needs: Iterable[str]) -> Container[str]:
         """The nodes that have what is needed, and are not to have it."""

@@ -4,7 +4,8 @@ job, attempt (from 1), fence, topic, tenant, priority, labels, deadline (when it
 (how long a renewal lasts), and the input: input, or artifact and its size in bytes; and inputs, the artifacts
 besides it by their names, each with its sha256 and its size. As far as they are said:
 timeout, no more than runtime_left (of all attempts), bytes (of the outputs together), requires, risk, pack,
-capability, actor_id, actor_type, workflow, run, step, and the W3C trace context, traceparent and tracestate.
+capability, actor_id, actor_type, workflow, run, step, fallback (allow, refuse), patience (how long its node
+may wait for a device), fell_back (why it did), and the W3C trace context, traceparent and tracestate.
 """
 
 from __future__ import annotations
@@ -54,6 +55,10 @@ def lease_line(hive: Hive, job: Job) -> bytes:
         line["runtime_left"] = duration(left_ns)
         # Workers keep to this one alone.
         line["timeout"] = duration(min(left_ns, request.timeout_ns or left_ns))
+    if request.patience_ns and not job.moved:
+        line["patience"] = duration(request.patience_ns)
+    if job.fallbacks:
+        line["fell_back"] = job.fallbacks[-1].reason
     sealed = hive.state.artifacts.by_hash.get(request.tenant, {})
     if request.artifact:
         line["size"] = sealed[request.artifact].size

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -36,6 +37,8 @@ from skep.namespaces.gpu.record import Withdrawn as GpuWithdrawn
 from skep.namespaces.hive import ANNEX, HiveState
 from skep.namespaces.jobs import core
 from skep.namespaces.jobs import record as jobs
+from skep.namespaces.jobs.due import FALL_BACK, OVERDUE
+from skep.namespaces.jobs.fallback import ANNEX_LOST, Due, reason_now, stranded
 from skep.namespaces.jobs.history import FILE as HISTORY
 from skep.namespaces.jobs.history import Found, History
 from skep.namespaces.jobs.logs import Logs
@@ -75,6 +78,7 @@ SUSPECT_NS: Final = 15 * SECOND  # without a heartbeat: three missed ones of a w
 LOST_NS: Final = 45 * SECOND  # then its leases are about to end.
 OFFER_NS: Final = SECOND  # between two records of what a node offers: heartbeats are no commands.
 START_GRACE_NS: Final = 10 * SECOND  # holders find their way back after a start before leases end.
+FALLING_MAX: Final = 1024  # jobs that fall back at one tick as nobody is there for them: each is an entry.
 SWEEP_NS: Final = HOUR
 EXPIRE_NS: Final = MINUTE  # how late an artifact ends, at most.
 BOOKMARK_S: Final = 15.0  # an idle follower hears where it is this often: middleboxes forget in 30 s.
@@ -589,8 +593,36 @@ class Hive:
             log.warning("artifacts are swept again in an hour: %s", error)
 
     def _due_jobs(self, now_ns: int) -> Iterator[tuple[str, str, str]]:
+        waited = []
         for job, line in self.agenda.take(now_ns, self.started_ns + START_GRACE_NS):
-            yield f"/jobs/{job.id}", line, job.request.tenant
+            if line != FALL_BACK:
+                yield f"/jobs/{job.id}", line, job.request.tenant
+            elif 0 < job.deadline_ns <= now_ns:
+                yield f"/jobs/{job.id}", OVERDUE, job.request.tenant
+            else:
+                waited.append(job)
+        for due in self._falling(waited, now_ns):
+            args = {"reason": due.reason} | ({"annex": due.annex} if due.annex else {})
+            yield f"/jobs/{due.job.id}", ctl_line("fallback", args), due.job.request.tenant
+
+    def _falling(self, waited: Sequence[jobs.Job], now_ns: int) -> Iterable[Due]:
+        """The jobs that fall back now: those that have ``waited`` as long as they were to, and those that
+        nobody is there for. After a start annexes have time to find their way back, too."""
+        state, up_ns = self.state, now_ns - self.started_ns
+        if state.mode != "online":
+            return ()  # it gives no leases, and that is no annex's fault
+        found = {
+            job.id: reason_now(job, state)
+            for job in waited
+            if up_ns >= min(job.request.patience_ns, START_GRACE_NS)
+        }
+        pools = [pool.name for pool in state.pools.by_name.values() if pool.fallback]
+        for due in islice(
+            chain.from_iterable(stranded(state.jobs, pool, state) for pool in pools), FALLING_MAX
+        ):
+            if due.reason != ANNEX_LOST or up_ns >= START_GRACE_NS:
+                found.setdefault(due.job.id, due)
+        return found.values()
 
     def _silent_nodes(self, now_ns: int) -> Iterator[tuple[str, str, str]]:
         for node in self.state.nodes.by_id.values():

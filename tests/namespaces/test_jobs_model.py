@@ -22,7 +22,9 @@ from skep.trace.entry import Line
 from skep.trace.rules import Decision, Meta, Refusal
 
 NODES = {"w1": W1, "w2": W2}
-LEASE_S, TIMEOUT_S, GRACE_S, RUNTIME_S, DEADLINE_S, DELAY_S = 30, 20, 5, 35, 90, 7
+LEASE_S, TIMEOUT_S, GRACE_S, RUNTIME_S, DEADLINE_S, DELAY_S, PATIENCE_S = 30, 20, 5, 35, 90, 7, 15
+WAYS = ("", "allow", "refuse")  # of a job in default, which has no fallback, and of those in gpu
+POOLS = {"": "default", "allow": "gpu", "refuse": "gpu"}
 ENDS = ("succeeded", "failed", "cancelled")
 
 
@@ -40,6 +42,9 @@ class Model:
     ran: int = 0
     failures: int = 0
     code: str = ""
+    way: str = ""
+    pool: str = "default"
+    since: int = 0  # when it began to wait
 
     def end(self, state: str, now: int, code: str = "", fenced: bool = False) -> None:
         self.stop(now, fenced)
@@ -60,6 +65,19 @@ class Model:
         else:
             self.state, self.until = "delayed", now + delay
 
+    def fall(self, now: int, reason: str) -> None:
+        self.stop(now, False)
+        if self.state == "running" and self.ran >= RUNTIME_S:
+            self.state, self.code = "failed", "budget"
+        elif (self.pool, self.way) == ("gpu", "allow"):
+            self.wait(now)
+            self.pool = "cpu"
+        else:
+            self.state, self.code = "failed", reason
+
+    def wait(self, now: int) -> None:
+        self.state, self.since = "queued", now
+
     @property
     def held(self) -> bool:
         return self.state in ("leased", "running")
@@ -70,8 +88,10 @@ class Model:
         match verb:
             case "start":
                 return holder and self.state == "leased"
-            case "renew" | "nack" | "final":
+            case "renew" | "nack" | "final" | "oom":
                 return holder
+            case "full":
+                return (self.state, self.pool) == ("queued", "gpu") and now >= self.since + PATIENCE_S
             case "ack":
                 return holder and self.state == "running"
             case "cancel":
@@ -108,9 +128,14 @@ class Model:
                 self.end("cancelled", now, fenced=self.held)
             case "expire":
                 self.stop(now, fenced=True)
-                self.state, self.code = ("failed", "budget") if self.ran >= RUNTIME_S else ("queued", "")
+                self.wait(now)
+                if self.ran >= RUNTIME_S:
+                    self.state, self.code = "failed", "budget"
             case "release":
-                self.state, self.fence = "queued", self.fence + 1
+                self.fence += 1
+                self.wait(now)
+            case "oom" | "full":
+                self.fall(now, verb)
             case "timeout":
                 self.fail(now, "timeout", 0, fenced=True)
             case "spent":
@@ -118,13 +143,13 @@ class Model:
             case "overdue":
                 self.end("failed", now, "deadline", fenced=self.held)
             case "wake":
-                self.state = "queued"
+                self.wait(now)
 
 
-OWN = ("expire", "release", "timeout", "spent", "overdue", "wake")
+OWN = ("expire", "release", "timeout", "spent", "overdue", "wake", "full")
 LINES = {
     "nack": f"nack error=e delay={DELAY_S}s", "final": "nack error=e final=true", "cancel": "cancel",
-    "overdue": "overdue", "wake": "wake",
+    "overdue": "overdue", "wake": "wake", "oom": "fallback reason=oom", "full": "fallback reason=full",
 }  # fmt: skip
 
 Step = tuple[str, int, int, str]
@@ -142,13 +167,17 @@ ATTEMPTS = (
     attempt(("start", 0), ("wait", 20), ("renew", 0), ("wait", 20), ("spent", 0)),
     attempt(("start", 0), ("wait", 36), ("expire", 0)),
     attempt(("start", 0), ("wait", 25), ("timeout", 0), ("wait", 1), ("wake", 0)),
+    [("submit", 1, 1, "w1"), ("lease", 1, 0, "w1"), ("start", -1, 0, "w1"), ("oom", -1, 0, "w1")],
+    [("submit", 1, 1, "w1"), ("wait", 14, 0, "w1"), ("full", -1, 0, "w1"), ("lease", 1, 0, "w2")],
+    [("submit", 1, 2, "w1"), ("wait", PATIENCE_S, 0, "w1"), ("full", -1, 0, "w1")],
+    [("lease", 1, 0, "w1"), ("release", -1, 0, "w1"), ("wait", PATIENCE_S, 0, "w1"), ("full", -1, 0, "w1")],
 )
 single = st.one_of(
-    st.tuples(st.just("submit"), st.integers(0, 2), st.just(0), st.just("w1")),
-    st.tuples(st.just("lease"), st.just(0), st.just(0), st.sampled_from(list(NODES))),
+    st.tuples(st.just("submit"), st.integers(0, 2), st.integers(0, 2), st.just("w1")),
+    st.tuples(st.just("lease"), st.integers(0, 2), st.just(0), st.sampled_from(list(NODES))),
     st.tuples(st.just("wait"), st.integers(1, 40), st.just(0), st.just("w1")),
     st.tuples(
-        st.sampled_from(["start", "renew", "ack", "nack", "final", "cancel", *OWN]),
+        st.sampled_from(["start", "renew", "ack", "nack", "final", "oom", "cancel", *OWN]),
         st.integers(0, 2),
         st.sampled_from([0, 0, 0, 0, -1, 1]),
         st.sampled_from(list(NODES)),
@@ -174,30 +203,32 @@ def test_the_engine_does_what_the_table_says(script: list[Step]) -> None:
                 now += n
             case "submit":
                 args = {"retries": n, "timeout": f"{TIMEOUT_S}s", "runtime": f"{RUNTIME_S}s"}
-                args |= {"deadline": f"{DEADLINE_S}s", "topic": "sum"}
+                args |= {"deadline": f"{DEADLINE_S}s", "topic": "fast" if off else "sum"}
+                args |= {"fallback": WAYS[off], "patience": f"{PATIENCE_S}s"} if off else {}
                 id = hive.write("/jobs/ctl", ctl.line("submit", {k: str(v) for k, v in args.items()}))
-                models[id] = Model(n, now)
+                models[id] = Model(n, now, way=WAYS[off], pool=POOLS[WAYS[off]], since=now)
             case "lease":
-                lease(hive, models, node, now)
+                lease(hive, models, ("default", "gpu", "cpu")[n], node, now)
             case _ if models:
                 id = list(models)[n % len(models)]
                 say(hive, models[id], id, verb, off, node, now)
         for id, model in models.items():
             job = hive.state.jobs.by_id[id]
             assert (model.state, model.fence) == (job.state, job.fence), (verb, id)
-            assert model.code == job.code
+            assert (model.code, model.pool) == (job.code, job.request.pool)
             if before.get(id) in ENDS:
                 assert before[id] == model.state
 
 
-def lease(hive: Pure, models: dict[str, Model], node: str, now: int) -> None:
-    waiting = [model for model in models.values() if model.state == "queued"]
+def lease(hive: Pure, models: dict[str, Model], pool: str, node: str, now: int) -> None:
+    waiting = [model for model in models.values() if (model.state, model.pool) == ("queued", pool)]
+    assert len(waiting) == hive.state.count_waiting(pool)
     try:
-        model = models[hive.write("/pools/default/next", "lease", NODES[node])]
+        model = models[hive.write(f"/pools/{pool}/next", "lease", NODES[node])]
     except Refusal:
         assert not waiting
         return
-    assert model.state == "queued"
+    assert model in waiting
     model.state, model.fence, model.node, model.until = "leased", model.fence + 1, node, now + LEASE_S
 
 
@@ -205,7 +236,9 @@ def say(hive: Pure, model: Model, id: str, verb: str, off: int, node: str, now: 
     fence = model.fence + off
     if fence < 0:
         return
-    line = LINES.get(verb, verb) + ("" if verb in ("cancel", "overdue", "wake") else f" fence={fence}")
+    line = LINES.get(verb, verb) + (
+        "" if verb in ("cancel", "overdue", "wake", "full") else f" fence={fence}"
+    )
     taken = model.takes(verb, node, fence, now)
     was = copy.copy(model)
     try:
@@ -217,7 +250,7 @@ def say(hive: Pure, model: Model, id: str, verb: str, off: int, node: str, now: 
         assert not taken, (verb, was)
         return
     # What was said before is answered again, and moves nothing.
-    again = verb in ("ack", "nack", "final") and node == was.node and fence == was.fence
+    again = verb in ("ack", "nack", "final", "oom") and node == was.node and fence == was.fence
     assert taken or (again and not was.held), (verb, was)
     if taken:
         model.take(verb, now)
@@ -234,6 +267,8 @@ class Pure(Folded):
 
     def __init__(self) -> None:
         super().__init__()
+        for line in ("create pool=cpu", "create pool=gpu fallback=cpu", "map topic=fast pool=gpu"):
+            self.write("/pools/ctl", line)
         self.began_ns = self.clock.now_ns()
 
     def _decided(self, state: HiveState, line: Line) -> Decision[Any, str] | Refusal:

@@ -8,6 +8,7 @@ from skep.namespaces.jobs.record import Job
 from skep.trace.clock import SECOND
 
 FALL_BACK: Final = "fallback reason=full"  # the reason is another when no annex could have had it.
+OVERDUE: Final = "overdue"
 TIMEOUT_GRACE_NS: Final = 5 * SECOND  # a worker ends its process and says so itself, if it is well.
 
 
@@ -60,5 +61,5 @@ def due(job: Job) -> tuple[int, str] | None:
     elif end_ns := patience_end_ns(job):
         found.append((end_ns, FALL_BACK))
     if job.deadline_ns:
-        found.append((job.deadline_ns, "overdue"))
+        found.append((job.deadline_ns, OVERDUE))
     return min(found) if found else None

@@ -21,9 +21,11 @@ from skep.trace.clock import duration
 
 ALLOW: Final = "allow"
 REFUSE: Final = "refuse"
+ANNEX_LOST: Final = "annex_lost"
 NO_DEVICE: Final = "no_device"
 FULL: Final = "full"
 DEVICES: Final = frozenset({"annex", "gpu"})  # labels that a node has for what runs on its devices.
+CPU: Final = "cpu"  # of the node, none of an annex's devices
 DEVICE: Final = re.compile(r"cpu|(cpu|cuda):[0-9]{1,3}")  # as an annex calls its own
 LOOKED_MAX: Final = 16_384  # jobs that wait, of one tenant and kind, looked at in one tick.
 
@@ -145,7 +147,7 @@ def check_device(device: str) -> None:
 def in_place(job: Job, device: str, node: str, world: World) -> tuple[Fellback, ...]:
     """What precedes the start of a job on that device: that it was to be another. Raises Refusal."""
     request = job.request
-    if not device.startswith("cpu") or job.fallbacks or not wants_device(request, world):
+    if not device.startswith("cpu") or job.fallbacks or not wants_other(request, device, world):
         return ()
     if request.fallback == REFUSE:
         raise refusal(E.CONFLICT, f"start: device={device}: fallback=refuse, and that is no GPU")
@@ -158,7 +160,10 @@ def in_place(job: Job, device: str, node: str, world: World) -> tuple[Fellback, 
     )  # fmt: skip
 
 
-def wants_device(request: Submitted, world: World) -> bool:
-    """Whether the job is to run on a device of an annex."""
+def wants_other(request: Submitted, device: str, world: World) -> bool:
+    """Whether the job is to run on something else than that CPU. Who asks for an annex and for no GPU, for a
+    drill, is given what the annex has."""
+    needs = (*request.requires, *world.needs(request.pool, request.tenant))
+    asked = {word.partition(":")[0] for word in needs} & DEVICES
     way, _ = world.fallback_of(request.pool)
-    return bool(way) or any(map(is_device, (*request.requires, *world.needs(request.pool, request.tenant))))
+    return "gpu" in asked or (device == CPU if asked else bool(way))

@@ -17,13 +17,15 @@ A job has:
                         that has ended
     result            R what its worker acknowledged it with
     error             R why it failed, or was cancelled; before its end why its last attempt failed
-    attempts          R a line for each lease: number, node=, fence=, leased=, started=, ended=, end=
+    attempts          R a line for each lease: number, node=, fence=, leased=, started=, device=, ended=, end=
+    device            R where it ran last: cuda:<annex>/<n>, or cpu: and why not there; empty: not said
     events.jsonl      R its events; events.jsonl@N those after ledger number N, for ever
     progress          R percent, msg and time as last reported; in memory only
     artifacts         R a line for each output: name, hash
     log, out          R what it printed; appended by its holder; log@N follows from byte N to the job's end
     ctl               W cancel; by the holder of its lease start, progress, renew, ack, nack,
-                        release (it stops with the job undone: another attempt follows at once)
+                        release (it stops with the job undone: another attempt follows at once),
+                        fallback (it cannot be done there: it goes on where its pool falls back to)
 
 ``submit`` may be a JSON object, ``{"verb":"submit","v":1,"topic":"sum","input":"x"}``; what is wrong with
 it is told with a JSON pointer, and another version than 1 is refused. A ``key=`` is kept for the time that
@@ -43,6 +45,15 @@ from the next decision on; while a scope cannot be read nothing is submitted in 
 ``inputs=a:notes.txt,b:<sha256>`` are artifacts besides the input, 16 at most, each under a name that its worker
 knows it by. What is sealed as notes.txt when the job is submitted is meant, and stays meant; no schema is asked
 about it. They are kept as long as the input is, and who holds the job reads them as it does that.
+
+A pool may name the pool that its jobs fall back to. A job of it goes on there, with its attempts and limits,
+when nobody is there to do it (annex_lost, disabled, no_device), when it has waited longer than its patience=
+(full, else one of these), or when its holder says that it cannot (oom, kernel_failed, lease_expired …). It
+waits there anew, and requires no gpu and no annex any more. With ``fallback=refuse`` it has failed instead,
+at the end of its patience or when its holder says so, with the reason as its code; and so has a job whose
+pool has no fallback. That is an alert. A start on cpu:<n> of a job that was to have a GPU is recorded as a
+fallback, too; with fallback=refuse it is refused. request.json has where it was submitted to, and, once there
+are any, ``fallbacks`` and where it is ``now``.
 
 Where /config names schemas for a topic, topics/<topic>/request and result, its jobs' input and result are
 JSON that is good by them: ``schema: /input/width: why``. An artifact that is an input is checked as it is
@@ -79,7 +90,7 @@ job that is there is left as it is, and refused when it is another. The whole sh
 checked first, a mistake is told with its line and column; then it is written in parts of an entry each. Input
 and result of one job may have 28 KiB together.
 
-A sheet from before the column inputs came is taken without it.
+A sheet from before the columns inputs, fallback and patience came is taken without them.
 
     cp saved.csv jobs/import.csv
     echo import sha256=$(sha256sum < saved.csv | cut -c1-64) > jobs/ctl
@@ -113,7 +124,7 @@ from skep.namespaces.garbled import keep
 from skep.namespaces.jobs import envelope
 from skep.namespaces.jobs.history import Found
 from skep.namespaces.jobs.names import Place, Shelf, job_of, locate, own_jobs, pages, read
-from skep.namespaces.jobs.record import MOVES, TERMINAL, Attempt, Job, shown_input
+from skep.namespaces.jobs.record import MOVES, TERMINAL, Attempt, Fallback, Job, shown_input
 from skep.namespaces.jobs.sheet import IMPORTED, Export, take
 from skep.namespaces.jobs.verbs import ID, IMPORT, SUBMIT, TABLES, VERSION
 from skep.namespaces.live import Hive, Progress
@@ -249,7 +260,7 @@ def _text(render: Callable[[Job], str]) -> Callable[[Hive, str], Text]:
 
 def request_json(job: Job) -> str:
     """What was asked for, one JSON line."""
-    request = job.request
+    request = job.asked
     shown: dict[str, object] = {
         "v": VERSION, "job": job.id, "tenant": request.tenant, "submitter": request.actor,
         "role": request.role, "topic": request.topic, "pool": request.pool, "priority": request.priority,
@@ -265,7 +276,25 @@ def request_json(job: Job) -> str:
         shown |= {"trigger": request.trigger, "depth": request.depth}
     if request.imported is not None:
         shown["imported"] = request.imported
+    if job.fallbacks:
+        shown["fallbacks"] = [_fallback(each) for each in job.fallbacks]
+        shown["now"] = {"pool": job.request.pool, "requires": job.request.requires}
     return msgspec.json.encode(shown).decode() + "\n"
+
+
+def _fallback(of: Fallback) -> dict[str, str]:
+    shown = {"reason": of.reason, "annex": of.annex, "time": rfc3339(of.at_ns), "from": of.from_pool}
+    return shown | {"text": of.text}
+
+
+def _device(job: Job) -> str:
+    """``cuda:g1/0``, ``cpu: annex_lost``, ``cpu``: where it was started last."""
+    device, node = next(((a.device, a.node) for a in reversed(job.attempts) if a.device), ("", ""))
+    kind, _, number = device.partition(":")
+    if kind == "cpu":
+        why = job.fallbacks[-1].reason if job.fallbacks else ""
+        return f"cpu: {why}" if why else "cpu"
+    return f"{kind}:{node}/{number}" if device else ""
 
 
 def _line(text: str) -> str:
@@ -281,6 +310,8 @@ def _attempt(attempt: Attempt) -> str:
     words = [f"node={attempt.node}", f"fence={attempt.fence}", f"leased={rfc3339(attempt.leased_ns)}"]
     if attempt.started_ns:
         words.append(f"started={rfc3339(attempt.started_ns)}")
+    if attempt.device:
+        words.append(f"device={attempt.device}")
     if attempt.end:
         words += [f"ended={rfc3339(attempt.ended_ns)}", f"end={attempt.end}"]
     return " ".join(words)
@@ -480,6 +511,7 @@ FILES: Final[Mapping[str, Callable[[Hive, str], Any]]] = {
     "result": _text(lambda job: _line(job.text) if job.state == "succeeded" else ""),
     "error": _text(lambda job: _line(job.text) if job.state != "succeeded" else ""),
     "attempts": _text(_attempts),
+    "device": _text(lambda job: _line(_device(job))),
     "events.jsonl": _events,
     "progress": _progress,
     "artifacts": _artifacts,

@@ -6,7 +6,7 @@ when that is something else than before.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
@@ -199,9 +199,7 @@ class Nodes:
         that did: annex_lost (it is not heard), disabled (it is to take none, or ``shut``), no_device (there
         was none); ("", ""): there is one."""
         found: list[tuple[bool, int, str]] = []
-        for node in self.by_id.values():
-            if node.link == "expected" or not (_works_for(node.tenants, tenant) and words <= node.offers):
-                continue
+        for node in self.offering(tenant, words):
             if node.state == "online" and node.trust != "red" and node.id not in shut:
                 return "", ""
             found.append((node.link == "online", node.rev, node.id))
@@ -209,6 +207,12 @@ class Nodes:
             return "no_device", ""
         heard, _, id = max(found)
         return "disabled" if heard else "annex_lost", id
+
+    def offering(self, tenant: str, words: frozenset[str]) -> Iterator[Node]:
+        """The nodes, heard or not, that have joined for the tenant's jobs and offer these."""
+        for node in self.by_id.values():
+            if node.link != "expected" and words <= node.offers and _works_for(node.tenants, tenant):
+                yield node
 
 
 def _works_for(tenants: tuple[str, ...], tenant: str) -> bool:

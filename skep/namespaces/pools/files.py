@@ -5,6 +5,7 @@
     <pool>/state      R open, draining
     <pool>/topics     R a line for each topic mapped to it
     <pool>/requires   R a line for each label that a node must have to get the pool's jobs: gpu, zone:eu
+    <pool>/fallback   R the pool that its jobs fall back to, patience=; empty: none
     <pool>/load       R waiting, held and readers: how many; capacity, the leases it gives at a time, if said
     <pool>/queue      R the ids of the caller's tenant's waiting jobs, the next one first
     <pool>/workers    R a line for each node that holds jobs or waits: name held= readers= capacity=
@@ -35,6 +36,12 @@ Pools and topics are the hive's, the same for every tenant. What goes on in them
 and its nodes are counted, and no other's. The hive's own tenant, whose nodes run everybody's jobs, gets the
 sum of all. A node that has joined for one tenant gets leases of that tenant's jobs alone.
 
+``create fallback=`` names the pool in which jobs go on that nobody of this one can do: its nodes are gone or
+closed, there was none, or the job has waited longer than patience= (30s) or than its own; see /jobs. The
+other pool must be there, and have no fallback itself. A job may require a gpu or an annex that no node has.
+
+    echo create pool=gpu requires=gpu fallback=gpu-cpu patience=30s > pools/ctl
+
 ``create queue=`` bounds how many jobs wait; one more is refused, ``pool_overloaded``, and its key stays free.
 A job that comes back, from a lost lease or a delay, is never refused.
 
@@ -57,6 +64,7 @@ from skep.namespaces.order import HIVE_TENANT
 from skep.namespaces.plan import plan
 from skep.namespaces.pools.core import TABLES
 from skep.namespaces.rows import Rows, fixed
+from skep.trace.clock import duration
 from skep.trace.rules import Refusal
 
 
@@ -92,6 +100,14 @@ def _requires(hive: Hive, pool: str) -> Text:
         except Refusal as error:
             raise FsError(E[error.code], error.text) from error
         return "".join(f"{word}\n" for word in sorted(needs))
+
+    return Text(content)
+
+
+def _fallback(hive: Hive, pool: str) -> Text:
+    def content() -> str:
+        way, patience_ns = hive.state.fallback_of(pool)
+        return f"{way} patience={duration(patience_ns)}\n" if way else ""
 
     return Text(content)
 
@@ -151,6 +167,6 @@ def _next(hive: Hive, pool: str) -> Stream:
 
 
 FILES: Final[Mapping[str, Callable[[Hive, str], Any]]] = {
-    "state": _state, "topics": _topics, "requires": _requires, "load": _load, "queue": _queue,
-    "workers": _workers, "next": _next,
+    "state": _state, "topics": _topics, "requires": _requires, "fallback": _fallback, "load": _load,
+    "queue": _queue, "workers": _workers, "next": _next,
 }  # fmt: skip
