@@ -24,6 +24,7 @@ from skep.native.kernels.device import NoDevice, chosen
 from skep.native.kernels.formula import value
 from skep.native.kernels.run import run
 from skep.native.kernels.signature import SourceError, check_source
+from skep.native.kernels.topk import DIGIT_BITS, least_of
 
 ROOT = HERE.parents[2]
 ON_CPU = chosen("cpu", {})
@@ -159,6 +160,21 @@ def test_topk_are_the_largest_the_first_first(values: list[float], data: st.Data
     found, places = ran("topk", a=a, k=k)
     assert order[:k] == places.tolist()
     assert a[order[:k]].tobytes() == found.tobytes()
+
+
+@often
+@given(st.lists(st.integers(0, (1 << 64) - 1), min_size=1, max_size=30, unique=True), st.data())
+def test_the_least_of_the_largest_keys_is_found_by_counts_of_digits(
+    given: list[int], data: st.DataObject
+) -> None:
+    k = data.draw(st.integers(1, len(given)))
+
+    def count(shift: int, bits: int, prefix: int) -> list[int]:
+        digits = [key >> shift & (1 << bits) - 1 for key in given if key >> shift >> bits == prefix]
+        return np.bincount(digits, minlength=1 << DIGIT_BITS).tolist()
+
+    least = least_of(count, k)
+    assert sorted(given)[-k:] == sorted(key for key in given if key >= least)
 
 
 @often

@@ -20,14 +20,14 @@ from skep.native.kernels.device import THREADS, chosen, source
 from skep.native.kernels.histogram import histogram_numpy
 from skep.native.kernels.run import run
 from skep.native.kernels.softmax import softmax
-from skep.native.kernels.topk import keys
+from skep.native.kernels.topk import DIGIT_BITS, keys, least_of, topk
 
 ENTRIES = {
     "vector_add": ["vector_add", "saxpy"],
     "reduce_sum": ["reduce_sum"],
     "histogram": ["histogram", "histogram_few"],
     "sha256_leaves": ["leaves"],
-    "topk": ["topk_keys"],
+    "topk": ["topk_count", "topk_take"],
     "conv2d": ["conv2d"],
     "softmax": ["softmax"],
 }
@@ -38,6 +38,7 @@ void all_saxpy(wide count, wide n, float alpha, const float *x, const float *y, 
 double all_sum(wide n, const float *a, double *sums);
 int bin(float x, double low, double high, double scale, int bins);
 void all_keys(wide n, const unsigned *a, wide *out);
+void all_counts(wide n, const wide *keys, unsigned shift, unsigned bits, wide prefix, unsigned *out);
 void all_conv2d(wide n, wide c, wide h, wide w, wide o, wide r, wide s, const float *a, const float *b, float *out);
 void all_softmax(wide rows, wide columns, const float *a, float *out, float *all);
 """  # noqa: E501
@@ -72,6 +73,17 @@ all_keys(wide n, const unsigned *a, wide *out)
 {
 	for (wide i = 0; i < n; i++)
 		out[i] = key(a[i], i);
+}
+
+void
+all_counts(wide n, const wide *keys, word shift, word bits, wide prefix, word *out)
+{
+	for (wide i = 0; i < n; i++) {
+		int at = digit(keys[i], shift, bits, prefix);
+
+		if (at >= 0)
+			out[at]++;
+	}
 }
 
 void
@@ -175,6 +187,30 @@ def test_as_c_keys_are_the_twins(as_c: Any) -> None:
     out = np.zeros(a.size, np.uint64)
     as_c.lib.all_keys(a.size, of(as_c, "unsigned *", a), of(as_c, "wide *", out))
     assert np.array_equal(keys(a, np.arange(a.size)), out)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("special", [False, True])
+def test_as_c_the_largest_are_found_digit_by_digit(as_c: Any, special: bool) -> None:
+    a = floats((3000,), 11, special).astype(np.float32)
+    a[::3] = a[0]
+    made = keys(a, np.arange(a.size))
+    looks = 0
+
+    def count(shift: int, bits: int, prefix: int) -> Any:
+        nonlocal looks
+        looks += 1
+        counts = np.zeros(1 << DIGIT_BITS, np.uint32)
+        as_c.lib.all_counts(
+            made.size, of(as_c, "wide *", made), shift, bits, prefix, of(as_c, "unsigned *", counts)
+        )
+        return counts
+
+    for k in (1, 2, 100, 1000, 2999, 3000):
+        looks = 0
+        taken = np.sort(made[made >= np.uint64(least_of(count, k))])[::-1]
+        assert topk(a, k)[1].tolist() == (0xFFFF_FFFF - (taken & np.uint64(0xFFFF_FFFF))).astype(int).tolist()
+        assert 1 <= looks <= 6
 
 
 @pytest.mark.slow

@@ -151,7 +151,7 @@ _ROWS: Final = (
         "NaN is above all, 0 and -0 are equal, denormals kept" + NOTHING,
         (Array("a", F32, ("n",)),), (Number("k", "int", 0, 1 << 30),),
         (Out("values", SAME, ("k",)), Out("indices", "int64", ("k",))), (Rule("k", "n", "k"),), EXACT,
-        Cost("4 * n + 12 * k", "n"), Room("28 * n + 40 * k", "24 * n + 60 * k"),
+        Cost("4 * n + 12 * k", "n"), Room("4 * n + 64 * k + 16384", "24 * n + 60 * k"),
     ),
     Kernel(
         "conv2d", "conv2d", "conv2d.cu", (PRELUDE, "kernels/conv2d.cu"),

@@ -1,4 +1,10 @@
-/* Keys whose order as integers is that of floats, and of equal floats that of their places, first above. */
+/*
+ * The largest, by keys whose order as integers is that of floats, and of equal floats that of their places, first
+ * above. No two are the same: all that are not below one of them are as many as that says. It is found digit by
+ * digit from above, each time by a look at all.
+ */
+
+#define DIGITS 2048
 
 /* The key of the float with these bits at place i: order[4] ~place[4]. */
 DEVICE static wide
@@ -15,13 +21,47 @@ key(word bits, wide i)
 	return (wide)order << 32 | (0xffffffff - i);
 }
 
+/* The digit of so many bits above shift, DIGITS of them at most; -1: what is above it is another prefix. */
+DEVICE static int
+digit(wide of, word shift, word bits, wide prefix)
+{
+	if (of >> shift >> bits != prefix)
+		return -1;
+	return of >> shift & ((1 << bits) - 1);
+}
+
 #ifdef __CUDACC__
 extern "C" __global__ void
-topk_keys(wide n, const word *a, wide *out)
+topk_count(wide n, const word *a, word shift, word bits, wide prefix, word *out)
 {
+	__shared__ word counts[DIGITS];
 	wide i;
+	int at;
 
-	for (i = THREAD; i < n; i += COUNT)
-		out[i] = key(a[i], i);
+	for (at = threadIdx.x; at < DIGITS; at += blockDim.x)
+		counts[at] = 0;
+	__syncthreads();
+	for (i = THREAD; i < n; i += COUNT) {
+		at = digit(key(a[i], i), shift, bits, prefix);
+		if (at >= 0)
+			atomicAdd(&counts[at], 1U);
+	}
+	__syncthreads();
+	for (at = threadIdx.x; at < DIGITS; at += blockDim.x)
+		if (counts[at] > 0)
+			atomicAdd(&out[at], counts[at]);
+}
+
+/* All keys from least on, in any order: *next is how many there are so far. */
+extern "C" __global__ void
+topk_take(wide n, const word *a, wide least, word *next, wide *out)
+{
+	wide i, of;
+
+	for (i = THREAD; i < n; i += COUNT) {
+		of = key(a[i], i);
+		if (of >= least)
+			out[atomicAdd(next, 1U)] = of;
+	}
 }
 #endif
