@@ -39,7 +39,7 @@ double all_sum(wide n, const float *a, double *sums);
 int bin(float x, double low, double high, double scale, int bins);
 void all_keys(wide n, const unsigned *a, wide *out);
 void all_counts(wide n, const wide *keys, unsigned shift, unsigned bits, wide prefix, unsigned *out);
-void all_conv2d(wide n, wide c, wide h, wide w, wide o, wide r, wide s, const float *a, const float *b, float *out);
+void all_conv2d(wide b, wide c, wide h, wide w, wide o, wide r, wide s, const float *x, const float *y, float *out);
 void all_softmax(wide rows, wide columns, const float *a, float *out, float *all);
 """  # noqa: E501
 LOOPS = """
@@ -87,10 +87,12 @@ all_counts(wide n, const wide *keys, word shift, word bits, wide prefix, word *o
 }
 
 void
-all_conv2d(wide n, wide c, wide h, wide w, wide o, wide r, wide s, const float *a, const float *b, float *out)
+all_conv2d(wide b, wide c, wide h, wide w, wide o, wide r, wide s, const float *x, const float *y, float *out)
 {
-	for (wide i = 0; i < n; i++)
-		out[i] = element(i, c, h, w, o, r, s, a, b);
+	Sizes of = sizes(b, c, h, w, o, r, s);
+
+	for (wide i = 0; i < threads(of); i++)
+		elements(i, of, x, y, out);
 }
 
 void
@@ -125,7 +127,9 @@ def as_c(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The kernels' text, compiled for this processor."""
     ffi = cffi.FFI()
     ffi.cdef(CALLS)
-    before = f"#include <math.h>\n#define DEVICE\n#define REAL float\n#define THREADS {THREADS}\n"
+    before = (
+        f"#include <math.h>\n#define DEVICE\n#define UNROLL\n#define REAL float\n#define THREADS {THREADS}\n"
+    )
     # What a test calls by its name must be there by it.
     text = "\n".join((HERE / name).read_text() for name in FILES)
     text = text.replace("DEVICE static int\nbin", "int\nbin")
@@ -215,12 +219,18 @@ def test_as_c_the_largest_are_found_digit_by_digit(as_c: Any, special: bool) -> 
 
 @pytest.mark.slow
 def test_as_c_windows_and_rows_are_the_twins(as_c: Any) -> None:
-    images, weights = floats((2, 3, 7, 6), 6), floats((4, 3, 3, 2), 7)
-    (expected,) = conv2d(images, weights)
-    out = np.zeros_like(expected)
-    arrays = [of(as_c, "float *", array) for array in (images, weights, out)]
-    as_c.lib.all_conv2d(out.size, 3, 7, 6, 4, 3, 2, *arrays)
-    assert np.allclose(expected, out, rtol=0, atol=1e-5)
+    for b, c, o, h, w, r, s in (
+        (2, 3, 4, 7, 6, 3, 2),
+        (1, 2, 5, 3, 3, 1, 1),
+        (3, 1, 1, 5, 2, 5, 2),
+        (1, 0, 3, 2, 2, 1, 2),
+    ):
+        images, weights = floats((b, c, h, w), 6), floats((o, c, r, s), 7)
+        (expected,) = conv2d(images, weights)
+        out = np.full_like(expected, np.nan)
+        arrays = [of(as_c, "float *", array) for array in (images, weights, out)]
+        as_c.lib.all_conv2d(b, c, h, w, o, r, s, *arrays)
+        assert np.allclose(expected, out, rtol=0, atol=1e-5)
     for columns in (0, 1, 5, 1000):
         a = floats((9, columns), 8)
         a[::3] = floats((3, columns), 9, special=True)

@@ -8,6 +8,8 @@ import numpy as np
 
 from skep.native.kernels.device import Cuda, blocks_for
 
+EACH: Final = 16  # elements of a thread on a device: PLACES * CHANNELS of conv2d.cu
+
 
 def conv2d(images: Any, weights: Any) -> tuple[Any, ...]:
     o, c, r, s = weights.shape
@@ -29,8 +31,8 @@ def conv2d_cuda(cuda: Cuda, images: Any, weights: Any) -> tuple[Any, ...]:
     o, c, r, s = weights.shape
     b, _, h, w = images.shape
     out = cuda.cupy.empty((b, o, h - r + 1, w - s + 1), np.float32)
-    sizes = map(np.uint64, (out.size, c, h, w, o, r, s))
-    cuda.run("conv2d", blocks_for(out.size), *sizes, images, weights, out)
+    sizes = map(np.uint64, (b, c, h, w, o, r, s))
+    cuda.run("conv2d", blocks_for(-(-out.size // EACH)), *sizes, images, weights, out)
     return (out,)
 
 
