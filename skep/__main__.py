@@ -44,7 +44,7 @@ COMMANDS: Final = {
     "whoami": Row("reading", "Show who this hive takes you for."),
     "csv": Row("sheets", "Export and import nodes, configuration and jobs as CSV."),
     "policy": Row("policy", "Check, sign and publish policies, and ask what they decide."),
-    "annex": Row("annexing", "Prove what became of GPU work."),
+    "annex": Row("annexing", "Show the devices of this machine, and prove what became of GPU work."),
     "kernel": Row("kernels", "List, run and sign the kernels of an annex."),
     "manifest": Row("manifest", "Check and sign manifests of roles."),
     "sim": Row("simulating", "Play a whole hive under one seed, and all that can go wrong in it."),

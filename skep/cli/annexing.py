@@ -11,6 +11,7 @@ import msgspec
 
 from skep.cli.exits import Failed
 from skep.cli.logs import NoLog, of_log
+from skep.cli.serving_annex import devices_command
 from skep.cli.traces import LEDGER
 from skep.cli.verifying import Inconsistent, file_of
 from skep.trace.clock import SECOND
@@ -27,9 +28,13 @@ def annex_command() -> None:
     """Ask about GPU work. An annex is run by `skep serve --role cuda-annex`.
 
     \b
-    Example:
+    Examples:
+      skep annex devices
       skep annex prove n/hive
     """
+
+
+annex_command.add_command(devices_command)
 
 
 @annex_command.command("prove")
@@ -106,7 +111,8 @@ def lines(found: Report) -> Iterator[str]:
         yield f"    entry {each.entry}: {each.claim}: {about}{': ' if about else ''}{each.text}"
     ends = f"{found.right} right, {found.error} with an error, {found.cancelled} cancelled"
     yield f"{_jobs(found.jobs)}: {ends}, {found.open} open, {found.silent} silent"
-    yield f"on a GPU: {_jobs(found.on_device)}; {found.leases} leases of devices"
+    on_gpu = f"{found.on_gpu} on a GPU; {found.leases} leases of devices"
+    yield f"where they were meant to be: {_jobs(found.on_device)}, {on_gpu}"
     reasons = ", ".join(f"{count} {reason}" for reason, count in found.reasons.items())
     yield f"fell back: {_jobs(found.fell_back)}{f': {reasons}' if reasons else ''}"
     if found.ratio is not None:

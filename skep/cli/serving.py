@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -288,8 +289,20 @@ def _run(main: Any) -> None:
 @click.option(
     "--handlers",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    required=True,
     help="TOML: what is run for each topic.",
+)
+@click.option("--kernels", is_flag=True, help="Do GPU work on the CPU, for pools that it falls back to.")
+@click.option(
+    "--kernel-root",
+    envvar="SKEP_KERNEL_ROOT",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="The Ed25519 public key (PEM) that must have signed the kernels.",
+)
+@click.option(
+    "--kernel-catalogue",
+    envvar="SKEP_KERNEL_CATALOGUE",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="What that key signed (skep kernel sign).",
 )
 @click.option("--pools", default="default", show_default=True, help="Whose jobs it does, POOL,POOL.")
 @click.option("--node", help="Its name in the hive. Default: its identity's, else the host's.")
@@ -308,7 +321,10 @@ def _run(main: Any) -> None:
 )
 def worker_command(
     hive: Address | None,
-    handlers: Path,
+    handlers: Path | None,
+    kernels: bool,
+    kernel_root: Path | None,
+    kernel_catalogue: Path | None,
     pools: str,
     node: str | None,
     slots: int,
@@ -333,11 +349,14 @@ def worker_command(
       skep worker --handlers examples/handlers.toml
       skep worker -H unix:var/hive/worker.sock --handlers h.toml --pools default,slow --node w2
       skep worker -H tls:hive.example.org:5640 --handlers h.toml
+      skep worker --kernels --pools gpu-cpu
     """
     from skep.roles.handlers import HandlersError, load
     from skep.roles.running import performing
     from skep.roles.worker import Plan, WorkerError, host_node, work
 
+    if handlers is None and not kernels:
+        raise click.UsageError("expected --handlers, or --kernels, or both")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     address = hive or _where_workers_go()
     standing = standing_for(address)
@@ -347,13 +366,20 @@ def worker_command(
     name = node or own or host_node()
     place = directory or default_state().parent / f"worker-{name}"
     try:
-        perform = performing(load(handlers))
+        perform = performing({} if handlers is None else load(handlers))
         plan = Plan(
             address, name, place, perform, tuple(pools.split(",")), slots, standing,
             labels=_labels(labels), capacity=capacity or 0,
         )  # fmt: skip
         with told(str(address)):
-            _run(work(plan, lambda said: print(said, flush=True)))
+            say = functools.partial(print, flush=True)
+            if kernels:
+                from skep.cli.serving_annex import signed_of
+                from skep.roles.annex.serving import work as work_kernels
+
+                _run(work_kernels(plan, signed_of(kernel_root, kernel_catalogue), say))
+            else:
+                _run(work(plan, say))
     except (HandlersError, WorkerError) as error:
         raise Failed(str(error)) from error
 

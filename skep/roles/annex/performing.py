@@ -62,12 +62,12 @@ class Run(NamedTuple):
 
 
 class Performing:
-    """What does the runs of one annex. ``spare``: the pools that are not for devices. ``signed``: what was
-    signed of each kernel; None: nothing need be."""
+    """What does the runs of one node. ``spare``: the pools that are not for devices; ``telemetry`` None: all
+    are. ``signed``: what was signed of each kernel; None: nothing need be."""
 
     def __init__(
         self,
-        telemetry: Telemetry,
+        telemetry: Telemetry | None,
         room: Room,
         processes: Processes,
         spare: frozenset[str],
@@ -139,6 +139,7 @@ class Performing:
 
     def _devices(self) -> tuple[Device, ...]:
         """Those that are of use now. Raises Fallback when none is."""
+        assert self.telemetry is not None, "the job is of a pool for devices"
         if why := self.telemetry.disabled:
             raise Fallback(why, "disabled" if self.telemetry.machine.disabled else "no_device")
         return tuple(d for d in self.telemetry.machine.devices if not self.telemetry.lost(d))

@@ -95,8 +95,8 @@ class Processes:
         kept.expiry.cancel()
         place.idle.remove(kept)
 
-    def end(self) -> None:
-        """Those that wait; whoever runs one has been cancelled."""
+    def close(self) -> None:
+        """End those that wait; whoever runs one has been cancelled."""
         for place in self._places.values():
             for kept in list(place.idle):
                 self._expire(place, kept)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,7 +20,7 @@ import msgspec
 from skep.fs.address import Address
 from skep.fs.link import Standing
 from skep.fs.server import listen
-from skep.namespaces.gpu.asked import POOL, SPARE
+from skep.namespaces.gpu.asked import POOL, SPARE, TOPIC
 from skep.namespaces.gpu.beat import EVERY_NS
 from skep.roles import worker
 from skep.roles.annex.devices import AUTO, CPU, Machine, cores, found, slug
@@ -29,6 +29,7 @@ from skep.roles.annex.processes import Processes
 from skep.roles.annex.room import Room
 from skep.roles.annex.telemetry import Telemetry
 from skep.roles.annex.tree import tree
+from skep.roles.leased import Leased
 from skep.trace.clock import SystemClock
 
 log = logging.getLogger("skep.annex")
@@ -67,22 +68,35 @@ async def serve(plan: Plan, say: Callable[[str], None]) -> None:
     telemetry = Telemetry(plan.node, machine, plan.every_ns, SystemClock(), lambda: room.waiting)
     plan.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
     address = Address("unix", path=str(plan.directory / SOCKET))
-    async with listen(tree(telemetry, room), address) as listener, _processes(machine) as processes:
+    async with listen(tree(telemetry, room), address) as listener:
         say(f"serving {listener.address}")
-        performing = Performing(telemetry, room, processes, frozenset(plan.spare), SystemClock(), plan.signed)
-        with telemetry.reading():
+        with telemetry.reading(), contextlib.closing(_processes(machine)) as processes:
+            performing = Performing(
+                telemetry, room, processes, frozenset(plan.spare), SystemClock(), plan.signed
+            )
             await worker.work(_worker(plan, machine, telemetry, performing), say)
 
 
-@contextlib.asynccontextmanager
-async def _processes(machine: Machine) -> AsyncIterator[Processes]:
+async def work(plan: worker.Plan, signed: Signed | None, say: Callable[[str], None]) -> None:
+    """As worker.work, with the runs of kernels besides, on the CPU. Raises WorkerError, FsError."""
+    processes = Processes({CPU: plan.slots_all})
+    performing = Performing(None, Room(), processes, frozenset(plan.pools), SystemClock(), signed)
+
+    async def perform(leased: Leased) -> str:
+        if leased.lease.topic == TOPIC:
+            return await performing.perform(leased)
+        await leased.begin()
+        return await plan.perform(leased)
+
+    with contextlib.closing(processes):
+        both = msgspec.structs.replace(plan, perform=perform, begins=True, quiet_s=QUIET_S)
+        await worker.work(both, say)
+
+
+def _processes(machine: Machine) -> Processes:
     slots = {device.id: device.slots for device in machine.devices if device.kind != CPU}
     on_cpu = sum(device.slots for device in machine.devices if device.kind == CPU)
-    processes = Processes({**slots, CPU: on_cpu + cores()})
-    try:
-        yield processes
-    finally:
-        processes.end()
+    return Processes({**slots, CPU: on_cpu + cores()})
 
 
 def _worker(plan: Plan, machine: Machine, telemetry: Telemetry, performing: Performing) -> worker.Plan:
