@@ -127,8 +127,9 @@ def sees(hive: Hive, caller: Caller, event: dict[str, Any], seq: int) -> bool:
     if job:
         found = hive.found(job) if tenant is not None else None
         return found is not None and visible(found.job, caller.role, caller.tenant, caller.node)
-    if event["type"].startswith("node."):
-        return caller.role in READERS and hive.state.sees_node(caller.tenant, event["node"], seq)
+    if event["type"].startswith(("node.", "annex.")):
+        node = event.get("node") or event["annex"]
+        return caller.role in READERS and hive.state.sees_node(caller.tenant, node, seq)
     if "tenant" in event:
         return not caller.node and bool(event["tenant"] == caller.tenant)
     return caller.role in READERS and (caller.tenant == HIVE_TENANT or event["type"] in PUBLIC)

@@ -10,7 +10,8 @@ events          R events up to now, a JSON line each; events@N those after ledge
                 with {"seq":N} when nothing comes
 health/live     R ok
 health/ready    R ok, or why it takes no work
-artifacts boot config dlq jobs locks log nodes policy pools schemas sessions tenants triggers trust validator
+artifacts boot config dlq gpu jobs locks log nodes policy pools schemas sessions tenants triggers trust
+validator
 
 echo drain > ctl
 """
@@ -30,6 +31,7 @@ from skep.namespaces.boot import files as boot
 from skep.namespaces.config import files as config
 from skep.namespaces.dlq import files as dlq
 from skep.namespaces.follow import Feed, events
+from skep.namespaces.gpu import files as gpu
 from skep.namespaces.hive import HIVE_TABLES
 from skep.namespaces.jobs import files as jobs
 from skep.namespaces.live import Hive
@@ -79,6 +81,7 @@ def hive_tree(hive: Hive) -> Dir:
         "log": log.files(hive),
         "trust": {**trust.files(hive), "tokens": tokens.files(hive)},
         "locks": locks.files(hive),
+        "gpu": gpu.files(hive),
         "tenants": tenants.files(hive),
         "triggers": triggers.files(hive),
         "validator": validator.files(hive, bundles.packed),

@@ -16,6 +16,7 @@ from skep.fs.ctl import Arg, Verb
 from skep.namespaces.gpu.beat import SLOTS_MAX, Size
 from skep.native.kernels.arguments import ArgumentError, named, told
 from skep.native.kernels.catalogue import KERNELS
+from skep.native.kernels.source import brought
 from skep.trace.entry import canonical
 
 TOPIC: Final = "gpu.run"
@@ -24,6 +25,7 @@ SPARE: Final = "gpu-cpu"  # where its jobs go when there is none
 PATIENCE: Final = "30s"  # how long they wait for one
 CREATE: Final[Mapping[str, str]] = {"requires": "gpu", "fallback": SPARE, "patience": PATIENCE}  # of POOL
 SOURCE: Final = "source"  # what the source that was brought is called among the inputs
+LAUNCH: Final = ("function", "grid", "block", "args", "shared")  # arguments of how a source is launched
 
 # Arguments of a run that are those of the job's submit.
 _SUBMIT: Final = ("fallback", "patience", "priority", "key", "timeout", "retries")
@@ -69,7 +71,7 @@ RUN: Final = Verb(
         Arg("function", kind="name", help="of the source"),
         Arg("grid", kind="text", help="blocks, up to three axes: 64x64"),
         Arg("block", kind="text", help="threads of one, up to three axes: 16x16"),
-        Arg("args", kind="text", help="of the function, as docs/GPU.md has them"),
+        Arg("args", kind="text", help="its arguments: in:x,out:y:float32:1000x10,float32:2.5"),
         Arg("shared", kind="size", help="bytes of shared memory of a block"),
     ),
     "run kernel=saxpy in=x:a.npy,y:b.npy set=alpha:2",
@@ -77,20 +79,45 @@ RUN: Final = Verb(
 )
 
 
-def asked(args: Mapping[str, str]) -> Asked:
-    """What a checked ``run`` of a kernel asks for. Raises ArgumentError."""
+def asked(args: Mapping[str, str], source: str = "") -> Asked:
+    """What a checked ``run`` asks for; ``source``: the SHA-256, in hex, of what it brings. Raises
+    ArgumentError."""
     inputs = ctl.artifacts(args["in"]) if "in" in args else {}
     raw = ctl.labels(args.get("raw", ""))
     for name, text in raw.items():
         if name not in inputs:
             raise ArgumentError(f"raw: {name}: expected one of {' '.join(inputs) or 'in='}")
         told(name, text)
+    numbers = {name: _number(name, text) for name, text in ctl.labels(args.get("set", "")).items()}
+    if source:
+        launch = _launch(args, inputs, numbers, source)
+        return Asked(raw=raw, source=source, launch=launch, **_room(args))
     kernel = args.get("kernel", "")
     if not kernel:
         raise ArgumentError("expected kernel=, or source=")
-    said = {name: _number(name, text) for name, text in ctl.labels(args.get("set", "")).items()}
-    named(KERNELS[kernel], inputs, said)
-    return Asked(kernel=kernel, numbers=said, raw=raw, **_room(args))
+    if odd := [name for name in LAUNCH if name in args]:
+        raise ArgumentError(f"{odd[0]}=: expected source= with it")
+    named(KERNELS[kernel], inputs, numbers)
+    return Asked(kernel=kernel, numbers=numbers, raw=raw, **_room(args))
+
+
+def _launch(
+    args: Mapping[str, str], inputs: Mapping[str, str], numbers: Mapping[str, float], source: str
+) -> dict[str, str]:
+    """How a source is launched, checked but for what is in its text."""
+    if "kernel" in args or numbers:
+        raise ArgumentError("source=: expected without kernel= and set=")
+    if missing := [name for name in LAUNCH[:-1] if name not in args]:
+        raise ArgumentError(f"source=: expected {missing[0]}= with it")
+    launch = {name: args[name] for name in LAUNCH if name in args}
+    if "shared" in launch:
+        launch["shared"] = str(ctl.size(launch["shared"]))
+    expected = brought("", source, **launch).inputs
+    if set(inputs) != set(expected) or SOURCE in inputs:
+        raise ArgumentError(
+            f"in: given {' '.join(inputs) or 'nothing'}, expected {' '.join(expected) or 'nothing'}"
+        )
+    return launch
 
 
 def _room(args: Mapping[str, str]) -> dict[str, Any]:
@@ -131,6 +158,7 @@ def submit_line(args: Mapping[str, str], asked: Asked) -> str:
     said = {"topic": TOPIC, "input": canonical(asked).decode()}
     inputs = ctl.artifacts(args["in"]) if "in" in args else {}
     if asked.source:
+        # It is an input like the others: who holds the job may read it.
         inputs[SOURCE] = asked.source
     if inputs:
         said["inputs"] = ",".join(f"{name}:{of}" for name, of in inputs.items())

@@ -208,7 +208,7 @@ def _lease(draft: _Draft, world: World) -> Decided:
     args = order.args
     ttl_ns = _span(order, "ttl", TTL_MIN_NS, TTL_MAX_NS)
     wait_ns = _span(order, "wait", 0, WAIT_MAX_NS) if "wait" in args else 0
-    room = _room(order)
+    room = room_of(order.verb, order.args)
     _check_open(annex, world.annex_state(annex.id))
     _check_size(annex, room)
     asked = Asked(
@@ -250,16 +250,15 @@ def have(annex: Annex, room: Room) -> str:
     )
 
 
-def _room(order: Order) -> Room:
-    """What the order wants of a device."""
-    args = order.args
+def room_of(verb: str, args: Mapping[str, str]) -> Room:
+    """What ``lease`` or ``start`` wants of a device; raises Refusal."""
     slots, device, memory = int(args.get("slots", 1)), args.get("device", ""), args.get("memory", "0")
     if not 1 <= slots <= SLOTS_MAX:
-        raise refusal(E.USAGE, f"{order.verb}: slots={slots}: expected 1 to {SLOTS_MAX}")
+        raise refusal(E.USAGE, f"{verb}: slots={slots}: expected 1 to {SLOTS_MAX}")
     if device and DEVICE.fullmatch(device) is None:
-        raise refusal(E.USAGE, f"{order.verb}: device={device}: expected cuda:<n> or cpu:<n>")
+        raise refusal(E.USAGE, f"{verb}: device={device}: expected cuda:<n> or cpu:<n>")
     if not ctl.is_size(memory):
-        raise refusal(E.USAGE, f"{order.verb}: memory={memory}: expected bytes, like 4GiB or 65536")
+        raise refusal(E.USAGE, f"{verb}: memory={memory}: expected bytes, like 4GiB or 65536")
     return Room(ctl.size(memory), slots, args.get("exclusive") == "true", device)
 
 
@@ -365,7 +364,7 @@ def grant(annexes: Annexes, order: Order, run: Run) -> tuple[Event, ...]:
         raise refusal(E.USAGE, f"start: device={order.args['device']}: node={order.node} is no annex")
     draft = _Draft(annexes, order, annex)
     draft.expire()
-    room = _room(order)
+    room = room_of(order.verb, order.args)
     _check_open(annex, "online")  # it speaks
     _check_size(annex, room)
     draft.promote()

@@ -42,9 +42,9 @@ say of them, the topic's map says, then its pool's create, then /config: topics/
 scope of the job's workflow and step. Limits there refuse what asks for more. What is published there holds
 from the next decision on; while a scope cannot be read nothing is submitted in it, and what runs goes on.
 
-``inputs=a:notes.txt,b:<sha256>`` are artifacts besides the input, 16 at most, each under a name that its worker
-knows it by. What is sealed as notes.txt when the job is submitted is meant, and stays meant; no schema is asked
-about it. They are kept as long as the input is, and who holds the job reads them as it does that.
+``inputs=a:notes.txt,b:<sha256>`` are artifacts besides the input, 16 at most, each under a name that its
+worker knows it by. What is sealed as notes.txt when the job is submitted is meant, and stays meant; no schema
+is asked about it. They are kept as long as the input is, and who holds the job reads them as it does that.
 
 A pool may name the pool that its jobs fall back to. A job of it goes on there, with its attempts and limits,
 when nobody is there to do it (annex_lost, disabled, no_device), when it has waited longer than its patience=
@@ -287,7 +287,7 @@ def _fallback(of: Fallback) -> dict[str, str]:
     return shown | {"text": of.text}
 
 
-def _device(job: Job) -> str:
+def device_of(job: Job) -> str:
     """``cuda:g1/0``, ``cpu: annex_lost``, ``cpu``: where it was started last."""
     device, node = next(((a.device, a.node) for a in reversed(job.attempts) if a.device), ("", ""))
     kind, _, number = device.partition(":")
@@ -511,7 +511,7 @@ FILES: Final[Mapping[str, Callable[[Hive, str], Any]]] = {
     "result": _text(lambda job: _line(job.text) if job.state == "succeeded" else ""),
     "error": _text(lambda job: _line(job.text) if job.state != "succeeded" else ""),
     "attempts": _text(_attempts),
-    "device": _text(lambda job: _line(_device(job))),
+    "device": _text(lambda job: _line(device_of(job))),
     "events.jsonl": _events,
     "progress": _progress,
     "artifacts": _artifacts,
