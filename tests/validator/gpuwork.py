@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from hashlib import sha256
 from typing import Any, Final
 
+from skep.fs.ctl import line
 from skep.trace.clock import SECOND
 from skep.trace.entry import OK, Line, canonical, entry_of
 
@@ -40,7 +41,7 @@ class Work:
     def offer(self, memory: int, slots: int, *more: Told) -> None:
         device = {"id": "cuda:0", "kind": "cuda", "name": "A card", "memory": memory, "slots": slots}
         event = {"type": "annex.offered", "annex": "a1", "devices": [device]}
-        self.write("/gpu/a1", "offer devices=x", event, *more)
+        self.write("/gpu/a1", line("offer", {"devices": canonical([device]).decode()}), event, *more)
 
     def submit(self, job: str, **more: Any) -> None:
         self.fences[job], self.pools[job] = 0, "gpu"

@@ -9,12 +9,14 @@ import re
 from collections.abc import Mapping
 from typing import Final
 
+import msgspec
+
 from skep.fs import ctl
 from skep.fs.errors import FsError
 from skep.validator.gpu.claims import Claims
 from skep.validator.gpu.devices import Annex, Devices, lives
 from skep.validator.gpu.jobs import Jobs
-from skep.validator.gpu.told import Entry
+from skep.validator.gpu.told import Device, Entry
 
 _JOB: Final = re.compile(r"/jobs/([^/]+)(/ctl)?")
 _NEXT: Final = re.compile(r"/pools/([^/]+)/next")
@@ -70,6 +72,10 @@ def _undone(devices: Devices, name: str, line: str, id: str, time_ns: int) -> st
     verb, args = _parsed(line)
     annex = devices.by_name.get(name) or Annex()
     match verb:
+        case "offer":
+            said = {device.id: device for device in _devices(args.get("devices", ""))}
+            known = said == annex.devices and args.get("disabled", "") == annex.closed
+            return "" if known else "offer was accepted, and it has something else"
         case "lease":
             made = id in annex.leases or id in devices.asked
             return "" if made else f"lease was accepted, and {id} is neither given nor waited for"
@@ -83,6 +89,13 @@ def _undone(devices: Devices, name: str, line: str, id: str, time_ns: int) -> st
             done = annex.disabled is (verb == "disable")
             return "" if done else f"{verb} was accepted, and not done"
     return None
+
+
+def _devices(text: str) -> tuple[Device, ...]:
+    try:
+        return msgspec.json.decode(text, type=tuple[Device, ...])
+    except msgspec.DecodeError:
+        return ()
 
 
 def _parsed(line: str) -> tuple[str, Mapping[str, str]]:

@@ -264,9 +264,17 @@ class Jobs:
                 return f"it runs on {job.device} of {node}, which was not given to it"
         elif job.device != "cpu":
             return f"it runs on {job.device!r}: expected cuda:<n>, cpu:<n> or cpu"
-        if job.device.startswith("cpu") and not job.reasons:
+        if job.device.startswith("cpu") and not job.reasons and self._wants_other(job):
             return f"it runs on {job.device}, and did not fall back"
         return ""
+
+    def _wants_other(self, job: Job) -> bool:
+        """Whether a CPU on which it runs is not what it asked for. Who asks for an annex and no GPU, as for a
+        drill, is content with what the annex has."""
+        pool = self.pools.get(job.request.pool)
+        labels = (*job.request.requires, *(pool.requires if pool is not None else ()))
+        asked = {found[1] for label in labels if (found := _LABEL.fullmatch(label))}
+        return asked != {"annex"} or job.device == "cpu"
 
     def _missing(self, job: Job, result: str) -> str:
         """What the result names and nobody sealed; "": all is there."""

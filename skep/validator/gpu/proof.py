@@ -35,7 +35,8 @@ class Report(msgspec.Struct):
     """What the entries come to. Every job that asked for a GPU is one of: ``right``, ``error`` (it failed,
     and says why), ``cancelled``, ``open``, and ``silent``: a claim about it does not hold.
 
-    ``on_device``: of the right ones, those that ran on a GPU and never fell back. ``fell_back``: jobs;
+    ``on_device``: of the right ones, those that never fell back; ``on_gpu``: of these, those that ran on one,
+    and not on the CPU of an annex that they asked for. ``fell_back``: jobs;
     ``reasons``: their fallbacks, by reason. ``ratio``: of the jobs that ended by themselves, and had no
     device or lost it, the part that ended right after a fallback; None: there was none."""
 
@@ -49,6 +50,7 @@ class Report(msgspec.Struct):
     open: int = 0
     silent: int = 0
     on_device: int = 0
+    on_gpu: int = 0
     fell_back: int = 0
     right_after: int = 0  # a fallback
     reasons: dict[str, int] = {}
@@ -119,7 +121,8 @@ class Proof:
                 ended += bool(job.reasons) or job.code in REASONS
             if what == "right":
                 found.right_after += bool(job.reasons)
-                found.on_device += not job.reasons and job.device.startswith("cuda")
+                found.on_device += not job.reasons
+                found.on_gpu += not job.reasons and job.device.startswith("cuda")
                 took += [job.took_ns] if job.reasons else []
         found.reasons, found.codes = dict(sorted(reasons.items())), dict(sorted(codes.items()))
         found.ratio = found.right_after / ended if ended else None

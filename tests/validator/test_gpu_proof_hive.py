@@ -1,0 +1,123 @@
+"""GPU work that a hive decided, by its own rules: what it wrote down is proven."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Final
+
+import msgspec
+from gpuwork import GIB, output
+from recorded import HIVE, Recorder
+
+from skep.fs import ctl
+from skep.fs.node import Caller
+from skep.trace.clock import SECOND
+from skep.trace.entry import canonical
+from skep.validator.gpu.proof import Report, prove
+from skep.validator.gpu.told import TOLD
+from tests.namespaces.hives import W1
+
+BESIDE: Final = ("default", "gpu-cpu")  # pools to which nothing is submitted here
+G1: Final = Caller("unix:gpu", "cuda-annex", node="g1")
+G2: Final = Caller("unix:gpu", "cuda-annex", node="g2")
+
+
+class GpuHive(Recorder):
+    """A hive with an annex of one card, g1, and g2, whose card is gone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.write("/pools/ctl", "create pool=gpu-cpu")
+        for pool, label in (("gpu", "gpu"), ("drill", "annex")):
+            create = f"create pool={pool} requires={label} fallback=gpu-cpu"
+            self.write("/pools/ctl", create, f"map topic={pool}.run pool={pool}")
+        for annex, device in (("g1", "cuda:0"), ("g2", "cpu:0")):
+            self.write(f"/nodes/{annex}", "join principal=unix:gpu role=cuda-annex", who=HIVE)
+            labels = canonical({"annex": annex, "gpu": "h100"}).decode()
+            self.write(f"/nodes/{annex}", ctl.line("offer", {"labels": labels, "capacity": "8"}), who=HIVE)
+            self.offer(annex, [{"id": device, "memory": 4 * GIB, "slots": 4}])
+
+    def offer(self, annex: str, devices: object) -> str:
+        args = {"devices": canonical(devices).decode(), "every": "30s"}
+        return self.write(f"/gpu/{annex}", ctl.line("offer", args), who=HIVE)
+
+    def run(self, more: str = "", who: Caller = G1, pool: str = "gpu") -> str:
+        """A job of the pool, leased to a node."""
+        job = self.write("/jobs/ctl", f"submit topic={pool}.run {more}")
+        assert job == self.write(f"/pools/{pool}/next", "lease", who=who)
+        return job
+
+    def say(self, job: str, line: str, who: Caller = G1) -> str:
+        return self.write(f"/jobs/{job}/ctl", f"{line} fence={self.state.jobs.by_id[job].fence}", who=who)
+
+    def ack(self, job: str, device: str, who: Caller = G1) -> None:
+        sha256 = output(job)
+        seal = {"name": "out.npy", "sha256": sha256, "size": "8", "job": job}
+        assert f"sha256:{sha256}" == self.write("/artifacts/ctl", ctl.line("seal", seal), who=who)
+        out = {"artifact": "out.npy", "sha256": sha256}
+        result = {"device": device, "nanoseconds": 1, "out": {"out": out}}
+        assert job == self.say(job, ctl.line("ack", {"result": canonical(result).decode()}), who)
+
+
+@cache
+def worked() -> tuple[bytes, ...]:
+    hive = GpuHive()
+    well = hive.run()
+    assert well == hive.say(well, f"start device=cuda:0 memory={1 * GIB} slots=1")
+    big = hive.run()
+    assert "BUSY" == hive.say(big, f"start device=cuda:0 memory={4 * GIB} slots=1")
+    hive.ack(well, "cuda:0")
+    assert big == hive.say(big, f"start device=cuda:0 memory={4 * GIB} slots=1 exclusive=true")
+    assert big == hive.say(big, "fallback reason=oom error='4 GiB'")
+    assert big == hive.write("/pools/gpu-cpu/next", "lease", who=W1)
+    assert big == hive.say(big, "start device=cpu", W1)
+    hive.clock.advance(SECOND)
+    hive.ack(big, "cpu", W1)
+    here = hive.run(who=G2)
+    assert here == hive.say(here, f"start device=cpu:0 memory={1 * GIB} slots=1", G2)
+    hive.ack(here, "cpu:0", G2)
+    drill = hive.run(who=G2, pool="drill")
+    assert drill == hive.say(drill, f"start device=cpu:0 memory={4 * GIB} slots=1", G2)
+    assert drill == hive.say(drill, "ack result=done", G2)
+    never = hive.run("fallback=refuse")
+    assert never == hive.say(never, f"start device=cuda:0 memory={1 * GIB} slots=1")
+    assert never == hive.say(never, "fallback reason=kernel_failed error='it faulted'")
+    lost = hive.run("retries=1")
+    assert lost == hive.say(lost, f"start device=cuda:0 memory={1 * GIB} slots=4")
+    assert lost == hive.say(lost, "release")
+    assert lost == hive.write("/pools/gpu/next", "lease", who=G1)
+    assert lost == hive.say(lost, f"start device=cuda:0 memory={1 * GIB} slots=4")
+    hive.ack(lost, "cuda:0")
+    shrunk = hive.run()
+    assert shrunk == hive.say(shrunk, f"start device=cuda:0 memory={3 * GIB} slots=1")
+    hive.offer("g1", [{"id": "cuda:0", "memory": 2 * GIB, "slots": 4}])
+    assert shrunk == hive.say(shrunk, "nack error=gone final=true code=gone")
+    hive.run()
+    return tuple(hive.bodies)
+
+
+def proved(bodies: tuple[bytes, ...]) -> Report:
+    return prove(enumerate(bodies, 1))
+
+
+def test_what_a_hive_decided_about_gpu_work_is_proven() -> None:
+    found = proved(worked())
+    assert [] == found.broken
+    assert (8, 5, 2, 1, 0) == (found.jobs, found.right, found.error, found.open, found.silent)
+    assert ({"no_device": 1, "oom": 1}, 2) == (found.reasons, found.fell_back)
+    assert (3, 2, 8) == (found.on_device, found.on_gpu, found.leases)
+    assert 2 / 3 == found.ratio
+
+
+# What may be left out of a ledger without a contradiction: there is more to hold on to in every other event.
+HARMLESS: Final = frozenset({"job.renewed", "gpu.renewed"})
+
+
+def test_whatever_is_left_out_of_what_a_hive_wrote_is_found() -> None:
+    entries = [msgspec.json.decode(body) for body in worked()]
+    for at, entry in enumerate(entries):
+        for k, event in enumerate(entry["events"]):
+            if event["type"] in TOLD.keys() - HARMLESS and event.get("pool") not in BESIDE:
+                without = {**entry, "events": entry["events"][:k] + entry["events"][k + 1 :]}
+                bodies = (*worked()[:at], canonical(without), *worked()[at + 1 :])
+                assert not proved(bodies).proven, event
