@@ -19,6 +19,7 @@ from skep.validator.assertions.facts import Fact, LedgerFacts, talk_facts
 from skep.validator.assertions.rules import RuleError, read
 from skep.validator.conversation.talk import talk
 
+FALLBACK = "a job falls back for a reason, and an alert about one has its end"
 DEFAULT = (Path(rules.__file__).parent / "default.rules").read_text()
 
 
@@ -144,6 +145,19 @@ def test_what_is_beyond_the_first_few_is_counted() -> None:
         (leases("leased a 2", "returned a 3", "leased a 2"), "no fence goes back"),
         (leases("started a 1"), "nobody begins a job who was not given it"),
         (leases("ended a 1"), "every job that ended was submitted"),
+        (leases("fellback a 1"), FALLBACK),
+        (entries(("hive", "/jobs/J", {"type": "alert.raised", "about": "job", "id": "J"})), FALLBACK),
+        (
+            entries(
+                ("hive", "/gpu/g1", {"type": "gpu.leased", "annex": "g1", "lease": "L1", "fence": 2}),
+                ("hive", "/gpu/g1", {"type": "gpu.leased", "annex": "g1", "lease": "L2", "fence": 2}),
+            ),
+            "no fence goes back",
+        ),
+        (
+            entries(("hive", "/gpu/g1", {"type": "gpu.ended", "annex": "g1", "lease": "L1"})),
+            "what ends of a device was given",
+        ),
     ],
 )
 def test_the_rules_for_every_hive_find_what_should_not_be(bodies: list[bytes], title: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from pathlib import Path
 from typing import Final
 
 import msgspec
@@ -11,8 +12,13 @@ from recorded import HIVE, Recorder
 
 from skep.fs import ctl
 from skep.fs.node import Caller
+from skep.roles.outside import outside_of
 from skep.trace.clock import SECOND
 from skep.trace.entry import canonical
+from skep.validator.assertions import assertions
+from skep.validator.assertions.assertions import check
+from skep.validator.assertions.facts import LedgerFacts
+from skep.validator.assertions.rules import read
 from skep.validator.gpu.proof import Report, prove
 from skep.validator.gpu.told import TOLD
 from tests.namespaces.hives import W1
@@ -121,3 +127,13 @@ def test_whatever_is_left_out_of_what_a_hive_wrote_is_found() -> None:
                 without = {**entry, "events": entry["events"][:k] + entry["events"][k + 1 :]}
                 bodies = (*worked()[:at], canonical(without), *worked()[at + 1 :])
                 assert not proved(bodies).proven, event
+
+
+def test_the_rules_for_every_hive_hold_of_gpu_work() -> None:
+    rules = read((Path(assertions.__file__).parent / "default.rules").read_text())
+    entries = LedgerFacts(outside_of())
+    facts = (fact for seq, body in enumerate(worked(), 1) for fact in entries.of(seq, body))
+    found = check(rules, facts, talk=False)
+    assert [] == [each for each in found if each.broken]
+    asked = [each.asked for each in found if each.title.startswith(("a job falls", "what ends of"))]
+    assert [2, 1, 1] == asked
