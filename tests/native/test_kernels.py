@@ -30,6 +30,7 @@ ROOT = HERE.parents[2]
 ON_CPU = chosen("cpu", {})
 often = settings(max_examples=40, deadline=None)
 dims = st.integers(0, 9)
+lengths = st.one_of(dims, st.integers(0, 600))
 seeds = st.integers(0, 1 << 32)
 TINY = float(np.float32(1e-45))
 SPECIAL = [0.0, -0.0, 1.0, -1.0, TINY, -TINY, 1e-40, math.nan, math.inf, -math.inf, 3e38]
@@ -74,7 +75,7 @@ def wide(*arrays: Any) -> list[Any]:
 
 
 @often
-@given(dims, st.sampled_from(["float32", "float64"]), seeds)
+@given(lengths, st.sampled_from(["float32", "float64"]), seeds)
 def test_vector_add_is_the_sum_of_each_pair(n: int, dtype: str, seed: int) -> None:
     a, b = made((n,), seed, dtype), made((n,), seed + 1, dtype)
     x, y = wide(a, b)
@@ -85,7 +86,7 @@ def test_vector_add_is_the_sum_of_each_pair(n: int, dtype: str, seed: int) -> No
 
 
 @often
-@given(dims, st.floats(-1e3, 1e3), seeds)
+@given(lengths, st.floats(-1e3, 1e3), seeds)
 def test_saxpy_is_the_scaled_sum(n: int, alpha: float, seed: int) -> None:
     x, y = made((n,), seed), made((n,), seed + 1)
     (out,) = ran("saxpy", x=x, y=y, alpha=alpha)
@@ -94,7 +95,7 @@ def test_saxpy_is_the_scaled_sum(n: int, alpha: float, seed: int) -> None:
 
 
 @often
-@given(dims, dims, dims, st.sampled_from(["float32", "float16"]), seeds)
+@given(dims, lengths, dims, st.sampled_from(["float32", "float16"]), seeds)
 def test_matmul_is_the_product(m: int, k: int, n: int, dtype: str, seed: int) -> None:
     a, b = made((m, k), seed, dtype) / np.dtype(dtype).type(64), made((k, n), seed + 1, dtype)
     a, b = np.clip(a, -9, 9), np.clip(b, -99, 99)
@@ -135,7 +136,7 @@ def counted(a: Any, bins: int, low: float, high: float) -> list[int]:
 
 
 @often
-@given(dims, st.integers(1, 12), st.floats(-10, 10), st.floats(0.01, 20), seeds)
+@given(lengths, st.integers(1, 12), st.floats(-10, 10), st.floats(0.01, 20), seeds)
 def test_histogram_counts_what_is_inside(n: int, bins: int, low: float, width: float, seed: int) -> None:
     a = np.concatenate([made((n,), seed, special=True), np.array([low, low + width], np.float32)])
     (out,) = ran("histogram", a=a, bins=bins, low=low, high=low + width)
@@ -196,7 +197,7 @@ def test_conv2d_is_the_sum_over_each_window(
 
 
 @often
-@given(dims, dims, seeds, st.floats(0.1, 100))
+@given(dims, lengths, seeds, st.floats(0.1, 100))
 def test_softmax_shares_one_in_each_row(rows: int, columns: int, seed: int, scale: float) -> None:
     a = np.clip(made((rows, columns), seed) * np.float32(scale), -1e4, 1e4)
     (out,) = ran("softmax", a=a)
@@ -211,6 +212,118 @@ def test_softmax_of_a_row_with_nan_or_infinity_is_nan() -> None:
     (out,) = ran("softmax", a=np.array([*bad, [0, -np.inf]], np.float32))
     assert np.isnan(out[:3]).all()
     assert [1, 0] == out[3].tolist()
+
+
+def product(a: Any, b: Any) -> Any:
+    """In float64, term by term: a library's may leave out what it multiplies by zero."""
+    return (a[:, :, None] * b[None, :, :]).sum(axis=1)
+
+
+def windows(images: Any, weights: Any) -> Any:
+    """The sums over each window, in float64."""
+    r, s = weights.shape[2:]
+    seen = np.lib.stride_tricks.sliding_window_view(images, (r, s), axis=(2, 3))
+    return (seen[:, None] * weights[None, :, :, None, None]).sum(axis=(2, 5, 6))
+
+
+# Of the kernels that add up: what each is in float64. Values that only float32 has no room for are left out.
+SUMS: dict[str, tuple[Any, Any]] = {
+    "vector_add": (lambda a, b: a + b, {"a": (40,), "b": (40,)}),
+    "saxpy": (lambda x, y: 2.0 * x + y, {"x": (40,), "y": (40,)}),
+    "matmul": (product, {"a": (4, 5), "b": (5, 6)}),
+    "reduce_sum": (np.sum, {"a": (5,)}),
+    "conv2d": (windows, {"images": (2, 2, 4, 5), "weights": (3, 2, 2, 1)}),
+}
+CLOSE = [of for of in SPECIAL if of != 3e38]
+
+
+@pytest.mark.parametrize("name", list(SUMS))
+@often
+@given(st.floats(0.02, 0.3), seeds)
+def test_nan_and_infinities_come_out_where_they_do_in_float64(name: str, often: float, seed: int) -> None:
+    reference, shapes = SUMS[name]
+    chance = np.random.default_rng(seed)
+    arrays = {}
+    for key, shape in shapes.items():
+        plain = chance.standard_normal(shape)
+        special = np.where(chance.random(shape) < often, chance.choice(CLOSE, shape), plain)
+        arrays[key] = special.astype(np.float32)
+    with np.errstate(invalid="ignore"):
+        expected = reference(*wide(*arrays.values()))
+        (out,) = ran(name, **arrays, **({"alpha": 2.0} if name == "saxpy" else {}))
+    assert np.array_equal(np.isnan(expected), np.isnan(out))
+    ends = np.isinf(expected)
+    assert np.array_equal(ends, np.isinf(out))
+    assert np.array_equal(expected[ends], out[ends])
+    assert np.allclose(expected[np.isfinite(expected)], out[np.isfinite(out)], rtol=1e-5, atol=1e-5)
+
+
+@often
+@given(st.lists(st.integers(-9, 9), min_size=1, max_size=9), st.sampled_from([1e-45, 3e-42, 1e-39]))
+def test_denormals_are_kept(counts: list[int], unit: float) -> None:
+    one = np.float32(unit)
+    a = (np.array(counts) * float(one)).astype(np.float32)
+    assert (2 * a).tolist() == ran("vector_add", a=a, b=a)[0].tolist()
+    assert (3 * a).tolist() == ran("saxpy", x=a, y=a, alpha=2.0)[0].tolist()
+    assert float(one) * sum(counts) == ran("reduce_sum", a=a)[0]
+    assert (5 * a[:, None]).tolist() == ran("matmul", a=a[:, None], b=np.array([[5]], np.float32))[0].tolist()
+    halves = np.array(counts, np.float16) * np.float16(6e-8)
+    made = ran("matmul", a=halves[:, None], b=np.array([[3]], np.float16))[0]
+    assert (3 * halves[:, None]).tolist() == made.tolist()
+    images, weights = a.reshape(1, 1, 1, -1), np.array([[[[7]]]], np.float32)
+    assert (7 * images).tolist() == ran("conv2d", images=images, weights=weights)[0].tolist()
+    assert sorted(a.tolist(), reverse=True) == ran("topk", a=a, k=a.size)[0].tolist()
+    bins = ran("histogram", a=a, bins=1, low=0.0, high=1.0)[0]
+    assert [sum(count >= 0 for count in counts)] == bins.tolist()
+
+
+F0, U0 = np.zeros(0, np.float32), np.zeros(0, np.uint8)
+EMPTY: list[tuple[str, dict[str, Any], Any]] = [
+    ("vector_add", {"a": F0, "b": F0}, [[]]),
+    ("saxpy", {"x": F0, "y": F0, "alpha": 2}, [[]]),
+    ("matmul", {"a": F0.reshape(2, 0), "b": F0.reshape(0, 3)}, [[[0.0] * 3] * 2]),
+    ("matmul", {"a": F0.reshape(0, 2), "b": np.ones((2, 3), np.float32)}, [[]]),
+    ("matmul", {"a": np.ones((2, 3), np.float16), "b": np.zeros((3, 0), np.float16)}, [[[], []]]),
+    ("reduce_sum", {"a": F0}, [0.0]),
+    ("histogram", {"a": F0, "bins": 3, "low": 0.0, "high": 1.0}, [[0, 0, 0]]),
+    ("sha256_leaves", {"data": U0, "ends": np.zeros(0, np.uint64)}, [[]]),
+    ("sha256_leaves", {"data": U0, "ends": np.zeros(1, np.uint64)}, [[list(sha256(b"\0").digest())]]),
+    ("topk", {"a": F0, "k": 0}, [[], []]),
+    ("conv2d", {"images": np.ones((0, 1, 2, 2), "f4"), "weights": np.ones((1, 1, 1, 1), "f4")}, [[]]),
+    ("conv2d", {"images": np.ones((1, 1, 1, 1), "f4"), "weights": np.ones((0, 1, 1, 1), "f4")}, [[[]]]),
+    ("conv2d", {"images": np.ones((1, 0, 1, 1), "f4"), "weights": np.ones((1, 0, 1, 1), "f4")}, [[[[[0]]]]]),
+    ("softmax", {"a": F0.reshape(0, 3)}, [[]]),
+    ("softmax", {"a": F0.reshape(3, 0)}, [[[], [], []]]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "given", "expected"), EMPTY, ids=[row[0] for row in EMPTY])
+def test_of_nothing_there_is_what_the_row_says(name: str, given: dict[str, Any], expected: Any) -> None:
+    assert expected == [out.tolist() for out in ran(name, **given)]
+
+
+def test_every_kernel_is_given_nothing_once() -> None:
+    assert KERNELS.keys() == {row[0] for row in EMPTY}
+
+
+def test_arrays_in_another_order_are_the_same_arrays() -> None:
+    a = made((5, 7), 1)
+    assert ran("softmax", a=a)[0].tolist() == ran("softmax", a=np.asfortranarray(a))[0].tolist()
+    assert ran("reduce_sum", a=a.ravel()[::3].copy())[0] == ran("reduce_sum", a=a.ravel()[::3])[0]
+    assert ran("matmul", a=a, b=a.T.copy())[0].tolist() == ran("matmul", a=a, b=a.T)[0].tolist()
+
+
+@pytest.mark.slow
+@often
+@given(st.integers(0, 70), st.sampled_from(["float32", "float64"]), seeds)
+def test_compiled_loops_are_right_at_every_length(n: int, dtype: str, seed: int) -> None:
+    a, b, c = made((n,), seed, special=True), made((n,), seed + 1), made((n,), seed + 2, dtype)
+    with np.errstate(all="ignore"):
+        expected = elementwise.saxpy_numpy(a, b, 1.5)[0]
+        assert np.array_equal(expected, elementwise.compiled_saxpy(a, b, 1.5)[0], equal_nan=True)
+    assert counted(a, 7, -2.5, 3.0) == histogram.compiled_histogram(a, 7, -2.5, 3.0)[0].tolist()
+    exact = np.asarray(math.fsum(wide(c)[0])), np.asarray(math.fsum(abs(wide(c)[0])))
+    within("reduce_sum", reduce_sum.compiled_sum(c)[0], exact, a=c)
 
 
 @pytest.mark.slow
