@@ -19,6 +19,7 @@ ROOT = Path(__file__).parent.parent
 NOUNS = [
     "jobs", "dlq", "pools", "locks", "nodes", "artifacts", "config", "schemas",
     "tenants", "triggers", "sessions", "trust", "tokens", "policy", "log", "validator", "boot",
+    "gpu",
 ]  # fmt: skip
 MARK = "<!-- {} generated: {} -->"
 

@@ -57,6 +57,7 @@ from skep.fs.errors import E, FsError
 from skep.fs.node import Caller
 from skep.fs.shapes import Ctl, Text
 from skep.fs.tree import Listing
+from skep.namespaces.fallen import fallbacks
 from skep.namespaces.gpu.asked import RUN, asked, submit_line
 from skep.namespaces.gpu.beat import Beat
 from skep.namespaces.gpu.core import WAITING, have, room_of, told
@@ -65,11 +66,7 @@ from skep.namespaces.gpu.record import Asked as AskedFor
 from skep.namespaces.gpu.said import path_of
 from skep.namespaces.gpu.verbs import TABLES
 from skep.namespaces.hive import ANNEX
-from skep.namespaces.jobs.files import device_of
-from skep.namespaces.jobs.names import job_of
-from skep.namespaces.jobs.record import TERMINAL, Job
 from skep.namespaces.live import OF_ROLE, Hive
-from skep.namespaces.nodes.core import Node
 from skep.namespaces.order import HIVE_TENANT, actor_of
 from skep.namespaces.outwaited import Said, any_waits, outwaited
 from skep.namespaces.rows import Rows, fixed
@@ -117,12 +114,6 @@ def _annex(hive: Hive, id: str) -> Annex:
     if annex is None:
         raise FsError(E.MISSING, id)
     return annex
-
-
-def _node(hive: Hive, id: str) -> Node:
-    """As above."""
-    _annex(hive, id)
-    return hive.state.nodes.by_id[id]
 
 
 def _source(hive: Hive, name: str, caller: Caller) -> Text | None:
@@ -237,7 +228,7 @@ def _last(hive: Hive, id: str) -> Beat | None:
 
 def _state(hive: Hive, id: str) -> str:
     """The word of its health."""
-    state = _node(hive, id).state
+    state = hive.state.annex_state(id)
     return "disabled" if state == "online" and _annex(hive, id).why_disabled else state
 
 
@@ -247,7 +238,8 @@ def _health(hive: Hive, id: str) -> str:
 
 
 def _info(hive: Hive, id: str) -> str:
-    annex, node = _annex(hive, id), _node(hive, id)
+    annex = _annex(hive, id)
+    node = hive.state.nodes.by_id[id]
     return _line(
         {
             "annex": id, "state": _state(hive, id), "disabled": annex.why_disabled, "driver": annex.driver,
@@ -300,34 +292,6 @@ def _beat(id: str, time_ns: int, beat: Beat) -> str:
             "devices": [{"kind": each.kind} | msgspec.to_builtins(each) for each in beat.devices],
         }
     )  # fmt: skip
-
-
-def _fallbacks(hive: Hive, id: str) -> Text:
-    async def content(caller: Caller) -> str:
-        lines = []
-        for job, number in list(hive.state.gpu.fallen.get(id, ())):
-            if job not in hive.state.jobs.by_id:
-                await hive.wait_history()
-            # What became of another tenant's job is not for those who look after the machine.
-            if caller.node == id or hive.tenant_of(job) == caller.tenant:
-                lines.append(_fallback((await job_of(hive, job)).job, number))
-        return "".join(lines)
-
-    return Text(content)
-
-
-def _fallback(job: Job, number: int) -> str:
-    of = job.fallbacks[number]
-    last = job.attempts[-1] if job.attempts else None
-    over = job.state in TERMINAL and last is not None
-    shown = {
-        "job": job.id, "annex": of.annex, "reason": of.reason, "time": rfc3339(of.at_ns),
-        "from": of.from_pool, "pool": job.request.pool,
-        "attempt": sum(attempt.leased_ns <= of.at_ns for attempt in job.attempts), "text": of.text,
-        "state": job.state, "device": device_of(job),
-        "ended": rfc3339(last.ended_ns) if over and last is not None else "",
-    }  # fmt: skip
-    return _line(shown)
 
 
 # leases
@@ -393,7 +357,7 @@ FILES: Final[Mapping[str, Callable[[Hive, str], Any]]] = {
     "health": _text(_health),
     "load": _text(_load),
     "telemetry.jsonl": _text(_telemetry),
-    "fallbacks.jsonl": _fallbacks,
+    "fallbacks.jsonl": fallbacks,
     "ctl": lambda hive, id: Ctl(
         TABLES["*/ctl"], lambda caller, commands: run_annex(hive, id, caller, commands)
     ),
