@@ -6,20 +6,27 @@ answer. Where the walk fails, what was sent behind it is refused, for its fid is
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from typing import Final
 
 from skep.fs import idiom
 from skep.fs.dial import Client, names_of
 from skep.fs.errors import FsError
 from skep.fs.messages import WALK_MAX, Message, Rwalk, Twalk
 
+CREATED: Final = 0o644  # permissions of a new file
+
 
 class Flight:
     """These requests, under way; ``last`` is the one that they are for. To be waited for once."""
 
-    def __init__(self, client: Client, path: str, mode: str, last: Callable[[int], Message]) -> None:
+    def __init__(
+        self, client: Client, path: str, mode: str, last: Callable[[int], Message], create: str = ""
+    ) -> None:
         """``path`` has at most WALK_MAX names; ``last`` makes a request of the fid, which fits a message.
-        Raises FsError when nothing can be asked."""
+        ``create``: the name of a new file in the directory ``path``, in place of the file ``path``. Raises
+        FsError when nothing can be asked."""
         self.client = client
         self.path = path
         names = names_of(path)
@@ -28,7 +35,12 @@ class Flight:
         fid = connection.session.take_fid()
         self._names = len(names)
         self._walk = connection.start(Twalk(client.root.fid, fid, names))
-        self._open = connection.start(idiom.open_request(connection.dialect, fid, idiom.how(mode)))
+        how, dialect = idiom.how(mode), connection.dialect
+        self._open = connection.start(
+            idiom.create_request(dialect, fid, create, CREATED, how, os.getgid())
+            if create
+            else idiom.open_request(dialect, fid, how)
+        )
         self.last = connection.start(last(fid))
 
     async def wait(self) -> Message:

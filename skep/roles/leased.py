@@ -25,6 +25,8 @@ import msgspec
 from skep.fs.ctl import line
 from skep.fs.dial import Client
 from skep.fs.errors import E, FsError
+from skep.fs.flight import Flight
+from skep.fs.messages import IOHDRSZ, Rread, Rwrite, Tread, Twrite
 from skep.roles.uplink import Uplink
 from skep.trace.clock import SECOND, parse_duration
 
@@ -309,7 +311,10 @@ class Leased:
         for name, each in said.items():
             if first.setdefault(each.sha256, name) != name:
                 (room / name).symlink_to(first[each.sha256])
-        fetching = [asyncio.create_task(self._fetch(sha256, room / name)) for sha256, name in first.items()]
+        fetching = [
+            asyncio.create_task(self._fetch(sha256, room / name, said[name].size))
+            for sha256, name in first.items()
+        ]
         try:
             await asyncio.gather(*fetching)
         finally:
@@ -329,11 +334,18 @@ class Leased:
         self.directory.mkdir(parents=True, exist_ok=True)
         return self.directory.resolve()
 
-    async def _fetch(self, sha256: str, to: Path) -> None:
+    async def _fetch(self, sha256: str, to: Path, size: int | None = None) -> None:
+        """``size``: in bytes, as the lease says; None: it does not."""
+        path = f"/artifacts/{sha256}/data"
+
         async def copy(client: Client) -> str:
             digest = hashlib.sha256()
+            if size is not None and size < _unit(client):
+                data = await _at_once(client, path)
+                to.write_bytes(data)
+                return hashlib.sha256(data).hexdigest()
             with to.open("wb") as file:
-                async with await client.open(f"/artifacts/{sha256}/data") as fid:
+                async with await client.open(path) as fid:
                     async for piece in fid.pieces():
                         file.write(piece)
                         digest.update(piece)
@@ -346,27 +358,17 @@ class Leased:
     async def keep(self, name: str, file: BinaryIO, kind: str = "") -> str:
         """Make an artifact of the job of what ``file`` holds; its SHA-256. ``kind``: its class, "": the
         hive's choice. Raises LeaseLost, FsError."""
-        path = f"/artifacts/stage/{name}"
 
         async def stage(client: Client) -> str:
-            digest = hashlib.sha256()
-            await client.write_file(path, b"", create=True)
-            file.seek(0)
-            async with await client.open(path, "w") as fid:
-                offset = 0
-                while piece := file.read(fid.unit):
-                    await fid.write_all(piece, offset)
-                    digest.update(piece)
-                    offset += len(piece)
-            sha256 = digest.hexdigest()
+            sha256 = await _staged(client, name, file)
             # Here, for a seal whose answer was lost has taken the staged file: it is begun anew with that.
             said = line(
                 "seal",
                 {"name": name, "sha256": f"sha256:{sha256}", "job": self.lease.job}
                 | ({"class": kind} if kind else {}),
             )
-            async with await client.open("/artifacts/ctl", "w") as fid:
-                await fid.write_all(f"{said}\n".encode())
+            data = f"{said}\n".encode()
+            await Flight(client, "/artifacts/ctl", "w", lambda fid: Twrite(fid, 0, data)).wait()
             return sha256
 
         await self.begin()
@@ -407,6 +409,43 @@ async def _stopped(*tasks: asyncio.Task[Any]) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _unit(client: Client) -> int:
+    """Bytes of a file that fit into one message."""
+    return client.connection.session.msize - IOHDRSZ
+
+
+async def _at_once(client: Client, path: str) -> bytes:
+    """The bytes of a file that fit into one message."""
+    count = _unit(client)
+    reply = await Flight(client, path, "r", lambda fid: Tread(fid, 0, count)).wait()
+    assert isinstance(reply, Rread)
+    return bytes(reply.data)
+
+
+async def _staged(client: Client, name: str, file: BinaryIO) -> str:
+    """The SHA-256 of what ``file`` holds, once it is staged under the name."""
+    file.seek(0)
+    data = file.read(_unit(client))
+    if data and len(data) < _unit(client):
+        with contextlib.suppress(FsError):  # one that is there already is written anew, below
+            place = "/artifacts/stage"
+            sent = Flight(client, place, "w", lambda fid: Twrite(fid, 0, data), create=name)
+            reply = await sent.wait()
+            if isinstance(reply, Rwrite) and reply.count == len(data):
+                return hashlib.sha256(data).hexdigest()
+    digest = hashlib.sha256()
+    path = f"/artifacts/stage/{name}"
+    await client.write_file(path, b"", create=True)
+    file.seek(0)
+    async with await client.open(path, "w") as fid:
+        offset = 0
+        while piece := file.read(fid.unit):
+            await fid.write_all(piece, offset)
+            digest.update(piece)
+            offset += len(piece)
+    return digest.hexdigest()
 
 
 def _raise_lost(error: Exception) -> None:
