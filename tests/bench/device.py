@@ -9,7 +9,7 @@ at the rate of a copy measured in the same rounds; and its operations at the rat
 registers, measured before (where each is an instruction of integers: half of that). matmul in float16 has
 units of its own, for which nothing is measured but the product itself: it has no floor of operations.
 
-"asked of a process" is what is paid beside a kernel: a run of one element, warm, in the process of a lease."""
+"asked of a process" is what is paid beside a kernel: a run of one element, warm, in a lease's process."""
 
 from __future__ import annotations
 
@@ -31,8 +31,9 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from skep.native.kernels.arguments import fitted
 from skep.native.kernels.catalogue import KERNELS
-from skep.native.kernels.check import checked
+from skep.native.kernels.check import told_of
 from skep.native.kernels.device import Cuda, chosen
 from skep.native.kernels.formula import value
 from skep.native.kernels.process import Process
@@ -94,7 +95,7 @@ def cases(cupy: Any, small: bool) -> dict[str, tuple[str, dict[str, Any], dict[s
     }
 
 
-def plain(cupy: Any) -> dict[str, Way]:
+def by_cupy(cupy: Any) -> dict[str, Way]:
     """The same by cupy, by kernel; conv2d and sha256_leaves it has not."""
     from cupyx.scipy.special import softmax
 
@@ -109,7 +110,7 @@ def plain(cupy: Any) -> dict[str, Way]:
     }
 
 
-def torch() -> dict[str, Way]:
+def by_torch() -> dict[str, Way]:
     """The same by torch, by kernel; none where it is not installed or has no device."""
     if find_spec("torch") is None:
         return {}
@@ -172,7 +173,7 @@ def about(cupy: Any) -> dict[str, Any]:
 
 def measured(cupy: Any, rounds: int, small: bool) -> dict[str, Any]:
     """Seconds of all rounds, and what follows."""
-    kernels, others = {}, {"cupy": plain(cupy), "torch": torch()}
+    kernels, others = {}, {"cupy": by_cupy(cupy), "torch": by_torch()}
     rate = fma_rate(cupy, rounds)
     for case, (name, arrays, numbers) in cases(cupy, small).items():
         kernel = KERNELS[name]
@@ -183,8 +184,7 @@ def measured(cupy: Any, rounds: int, small: bool) -> dict[str, Any]:
         if name in others["torch"]:
             there = [sys.modules["torch"].from_dlpack(array) for array in arrays.values()]
             ways["torch"] = bound(others["torch"][name], *there, *numbers.values())
-        here = {key: array.get() for key, array in arrays.items()}
-        sizes = checked(kernel, here, numbers).sizes
+        sizes = fitted(kernel, {key: told_of(array) for key, array in arrays.items()}, numbers).sizes
         cost = {"moved": value(kernel.cost.moved, sizes), "operations": value(kernel.cost.operations, sizes)}
         kernels[case] = {"kernel": name, "sizes": sizes, **cost, "seconds": timed(cupy, ways, rounds)}
     copies = [took for of in kernels.values() for took in of["seconds"]["copy"]]
@@ -261,14 +261,8 @@ def drawn(found: dict[str, Any]) -> Table:
         took = {way: median(seconds) for way, seconds in of["seconds"].items()}
         least, by = floor(case, of, found)
         others = [f"{took[way] * 1e3:,.3f}" if way in took else "" for way in ("cupy", "torch")]
-        table.add_row(
-            case,
-            f"{took['skep'] * 1e3:,.3f}",
-            f"{least * 1e3:,.3f}",
-            by,
-            f"{least / took['skep']:.0%}",
-            *others,
-        )
+        own = f"{took['skep'] * 1e3:,.3f}", f"{least * 1e3:,.3f}", by, f"{least / took['skep']:.0%}"
+        table.add_row(case, *own, *others)
     return table
 
 

@@ -22,6 +22,7 @@ from skep.native.kernels.histogram import histogram_numpy
 from skep.native.kernels.run import run
 from skep.native.kernels.softmax import softmax
 from skep.native.kernels.topk import DIGIT_BITS, keys, least_of, topk
+from tests.bench.device import FMA, NO_DEVICE, main
 
 ENTRIES = {
     "vector_add": ["vector_add", "saxpy"],
@@ -305,6 +306,17 @@ def test_on_a_device_the_kernel_makes_what_its_twin_makes(name: str, given: dict
         else:
             least = 1e-4 if np.nanmax(abs(expected), initial=0) > 1e-30 else 0
             assert np.allclose(expected, there[key], rtol=1e-5, atol=least, equal_nan=True)
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_devices_measures_nothing_where_there_is_none(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SKEP_NO_CUDA", "1")
+    assert NO_DEVICE == main([])
+    assert ("", "no CUDA device: cpu: disabled; nothing was measured\n") == capsys.readouterr()
+    if (found := library()) is not None:
+        assert 1 == compiled(*found, FMA).count(".entry fma_rate(")
 
 
 def test_every_device_source_is_a_file_of_the_table() -> None:
