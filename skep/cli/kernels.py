@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
@@ -24,6 +25,20 @@ STATUSES: Final = {
     "kernel_failed": FAILED,
 }
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+_OPTIONS: Final = (
+    click.option("--in", "inputs", multiple=True, metavar="ARG=FILE", help="An array: a .npy file."),
+    click.option("--raw", multiple=True, metavar="ARG=DTYPE:SIZES", help="It has no header: float32:10x10."),
+    click.option(
+        "--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="For results."
+    ),
+    click.option(
+        "--form", type=click.Choice(["npy", "raw"]), default="npy", show_default=True, help="Theirs."
+    ),
+    click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."),
+    click.option("--seconds", type=click.FloatRange(0.001), default=60.0, show_default=True, help="At most."),
+    click.option("--memory", type=click.IntRange(1), default=4096, show_default=True, help="MiB, at most."),
+    click.option("--json", "as_json", is_flag=True, help="A line of JSON."),
+)
 
 
 class NotRun(Failed):
@@ -32,6 +47,13 @@ class NotRun(Failed):
     def __init__(self, why: str, text: str) -> None:
         super().__init__(f"{why}: {text}")
         self.status = STATUSES[why]
+
+
+def _given(command: Callable[..., None]) -> Callable[..., None]:
+    """What every run is given, beside what runs: ``_run`` takes it."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
 
 
 @click.group()
@@ -80,26 +102,12 @@ def show_command(name: str, as_json: bool) -> None:
 
 @kernel_command.command("run")
 @click.argument("name")
-@click.option("--in", "inputs", multiple=True, metavar="ARG=FILE", help="An array: a .npy file.")
+@_given
 @click.option("--set", "numbers", multiple=True, metavar="ARG=NUMBER", help="A number.")
-@click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="For results.")
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
-@click.option("--seconds", type=click.FloatRange(0.001), default=60.0, show_default=True, help="At most.")
-@click.option("--memory", type=click.IntRange(1), default=4096, show_default=True, help="MiB, at most.")
 @click.option("--root", envvar=ROOT, type=_FILE, help=f"The Ed25519 public key (PEM) to trust; {ROOT}.")
 @click.option("--catalogue", envvar=CATALOGUE, type=_FILE, help=f"What that key signed; {CATALOGUE}.")
-@click.option("--json", "as_json", is_flag=True, help="A line of JSON.")
 def run_command(
-    name: str,
-    inputs: tuple[str, ...],
-    numbers: tuple[str, ...],
-    out: Path,
-    device: str,
-    seconds: float,
-    memory: int,
-    root: Path | None,
-    catalogue: Path | None,
-    as_json: bool,
+    name: str, numbers: tuple[str, ...], root: Path | None, catalogue: Path | None, **given: Any
 ) -> None:
     """Run a kernel in a process of its own, and say which device it ran on, and why.
 
@@ -113,30 +121,43 @@ def run_command(
     Examples:
       skep kernel run saxpy --in x=x.npy --in y=y.npy --set alpha=2 --out ./made
       skep kernel run topk --in a=a.npy --set k=10 --out ./made --device cpu --json
+      skep kernel run reduce_sum --in a=a.bin --raw a=float32:1000 --out ./made
     """
-    from skep.native.kernels.process import Process
-    from skep.native.kernels.request import Request, RunError
-
-    if find_spec("numpy") is None:
-        raise Failed("numpy is not installed, which kernels need: pip install 'skep[annex]'")
     signed = _signed_of(_kernel(name).name, root, catalogue)
-    out.mkdir(parents=True, exist_ok=True)
     values = {key: _number(key, text) for key, text in _pairs(numbers).items()}
-    request = Request(name, _pairs(inputs), values, str(out), device, seconds, memory << 20, signed)
-    with Process() as process:
-        try:
-            done = process.run(request)
-        except RunError as error:
-            if as_json:
-                click.echo(json.dumps({"kernel": name, "why": error.why, "error": str(error)}))
-            raise NotRun(error.why, str(error)) from error
-    if as_json:
-        outs = {key: made._asdict() for key, made in done.out.items()}
-        click.echo(json.dumps({**done._asdict(), "out": outs}))
-        return
-    click.echo(f"{name} on {done.device}, {done.nanoseconds / 1e6:.3f} ms")
-    for made in done.out.values():
-        click.echo(f"{made.path}  {made.dtype}{made.shape}  sha256={made.sha256}")
+    _run(name, values, given, signed=signed)
+
+
+@kernel_command.command("launch")
+@click.argument("file", type=_FILE)
+@_given
+@click.option("--function", required=True, help='The kernel in it, extern "C".')
+@click.option("--grid", required=True, metavar="X[xY[xZ]]", help="Blocks.")
+@click.option("--block", required=True, metavar="X[xY[xZ]]", help="Threads of a block.")
+@click.option("--args", required=True, metavar="ARG,…", help="in:NAME, out:NAME:DTYPE:SIZES or DTYPE:NUMBER.")
+@click.option("--shared", default="0", show_default=True, metavar="BYTES", help="Of a block, beside its own.")
+def launch_command(
+    file: Path, function: str, grid: str, block: str, args: str, shared: str, **given: Any
+) -> None:
+    """Run CUDA C source of your own, on a CUDA device or not at all, as an annex runs what is allowed there.
+
+    \b
+    Exit status: that of skep kernel run.
+
+    \b
+    Example:
+      skep kernel launch ./scale.cu --function scale --grid 4 --block 256 --in x=x.npy --out ./made \\
+        --args in:x,out:y:float32:1000,uint64:1000,float32:2.5
+    """
+    from skep.native.kernels.arguments import ArgumentError
+    from skep.native.kernels.source import brought
+
+    digest = sha256(file.read_bytes()).hexdigest()
+    try:
+        source = brought(str(file), digest, function, grid, block, args, shared)
+    except ArgumentError as error:
+        raise NotRun("argument", str(error)) from error
+    _run(function, {}, given, source=source)
 
 
 @kernel_command.command("sign")
@@ -186,6 +207,43 @@ def verify_command(root: Path, file: Path) -> None:
         except SourceError as error:
             raise NotRun("unsigned", str(error)) from error
     click.echo(f"{file}: {len(found)} kernels, signed and as they are here")
+
+
+def _run(name: str, numbers: Mapping[str, float], given: Mapping[str, Any], **more: Any) -> None:
+    """Run what is called ``name`` with what ``_OPTIONS`` brought, and tell what came of it. Raises NotRun."""
+    from skep.native.kernels.arguments import ArgumentError, told
+    from skep.native.kernels.device import ASKED
+    from skep.native.kernels.process import Process
+    from skep.native.kernels.request import Request, RunError
+
+    if find_spec("numpy") is None:
+        raise Failed("numpy is not installed, which kernels need: pip install 'skep[annex]'")
+    if not ASKED.fullmatch(given["device"]):
+        raise click.UsageError(f"--device {given['device']!r}: expected auto, cpu, cuda or cuda:N")
+    try:
+        raw = {key: told(key, text) for key, text in _pairs(given["raw"]).items()}
+    except ArgumentError as error:
+        raise NotRun("argument", str(error)) from error
+    inputs, out, form = _pairs(given["inputs"]), given["out"], given["form"]
+    out.mkdir(parents=True, exist_ok=True)
+    request = Request(
+        name, inputs, numbers, str(out), given["device"], given["seconds"], given["memory"] << 20,
+        raw=raw, form=form, **more,
+    )  # fmt: skip
+    with Process() as process:
+        try:
+            done = process.run(request)
+        except RunError as error:
+            if given["as_json"]:
+                click.echo(json.dumps({"kernel": name, "why": error.why, "error": str(error)}))
+            raise NotRun(error.why, str(error)) from error
+    if given["as_json"]:
+        outs = {key: made._asdict() for key, made in done.out.items()}
+        click.echo(json.dumps({**done._asdict(), "out": outs}))
+        return
+    click.echo(f"{name} on {done.device}, {done.nanoseconds / 1e6:.3f} ms")
+    for made in done.out.values():
+        click.echo(f"{made.path}  {made.dtype}{made.shape}  sha256={made.sha256}")
 
 
 def _kernel(name: str) -> Any:

@@ -75,6 +75,29 @@ def test_each_way_to_fail_has_its_status(args: list[str], status: int, text: str
     assert not list(Path("made").iterdir())
 
 
+@pytest.mark.slow
+def test_elements_alone_are_told_and_given(capsys: Capture) -> None:
+    Path("a.bin").write_bytes(np.arange(3, dtype=np.float32).tobytes())
+    raw = [*SUM, "a=a.bin", "--form", "raw", "--raw"]
+    assert 0 == run([*raw, "a=float32:3"])
+    assert np.float64(3).tobytes() == Path("made/out.raw").read_bytes()
+    assert 2 == run([*raw, "a=float32:4"])
+    assert 2 == run([*raw, "a=float33:3"])
+    assert "a: 'float33:3': expected DTYPE" in capsys.readouterr().err
+    assert 2 == run([*SUM, "a=a.npy", "--device", "cuda:x"])
+
+
+@pytest.mark.slow
+def test_a_source_is_launched_on_a_device_or_not_at_all(capsys: Capture) -> None:
+    Path("f.cu").write_text('extern "C" __global__ void f(float *y) {}')
+    launch = ["kernel", "launch", "f.cu", "--function", "f", "--grid", "1", "--out", "made", "--args"]
+    assert 5 == run([*launch, "out:y:float32:3", "--block", "32"])
+    assert "disabled: f: no CUDA device: disabled" in capsys.readouterr().err
+    assert 2 == run([*launch, "out:y:float32:3", "--block", "2048"])
+    assert 2 == run([*launch, "in:y", "--block", "32"])
+    assert "f: y: given nothing, expected an array" in capsys.readouterr().err
+
+
 def test_arguments_are_pairs(capsys: Capture) -> None:
     for wrong in ("a", "a=", "=b"):
         assert 2 == run([*SUM, wrong])
