@@ -17,10 +17,14 @@ from skep.namespaces.jobs.record import Job
 from skep.namespaces.lease import lease_line
 from skep.namespaces.live import LOST_NS, START_GRACE_NS, Heartbeat
 from skep.namespaces.pools.core import PATIENCE_NS
+from skep.namespaces.stored import pack_state, unpack_state
 from skep.namespaces.tree import hive_tree
 from skep.trace.clock import HOUR, SECOND
+from skep.trace.digest import digest
 from skep.trace.entry import Entry, Line, entry_decoder
 from skep.trace.rules import Refusal
+from skep.validator.replay.replay import Replay
+from tests.validator.recorded import HIVE, Recorder
 
 G1 = Caller("unix:gpu", "cuda-annex", node="g1")
 POOLS = ("create pool=gpu-cpu", "create pool=gpu requires=gpu fallback=gpu-cpu", "map topic=fast pool=gpu")
@@ -55,21 +59,18 @@ def told(hive: Folded, job: str, line: str, who: Caller = G1) -> str:
 
 def refused(hive: Folded, path: str, line: str, who: Caller = ANN) -> str:
     with pytest.raises(Refusal) as caught:
-        hive.hive(path, line) if who is OWN else hive.write(path, line, who)
+        hive.hive(path, line) if who is HIVE else hive.write(path, line, who)
     return caught.value.text
-
-
-OWN = Caller("hive", "hive")
 
 
 def job_of(hive: Folded, job: str) -> Job:
     return hive.state.jobs.by_id[job]
 
 
-def decided(hive: Folded, path: str, line: str, who: Caller = OWN) -> tuple[Any, ...]:
+def decided(hive: Folded, path: str, line: str, who: Caller = HIVE) -> tuple[Any, ...]:
     """What would follow from a line."""
     actor = who.principal + (f"#{who.node}" if who.node else "")
-    tenant = "" if who is OWN else who.tenant
+    tenant = "" if who is HIVE else who.tenant
     written = Line(actor, who.role, tenant, path, (line,), hive.clock.now_ns(), hive.clock.new_id())
     return hive.rules.decide(hive.state, written, 0).events
 
@@ -234,20 +235,22 @@ def test_an_annex_of_another_tenant_is_none(hive: Folded) -> None:
 
 def test_a_job_that_waits_for_what_is_lost_falls_back_at_once_and_for_that_alone(hive: Folded) -> None:
     job = submit(hive)
-    assert "annex_lost is not so" in refused(hive, f"/jobs/{job}", "fallback reason=annex_lost annex=g1", OWN)
+    assert "annex_lost is not so" in refused(
+        hive, f"/jobs/{job}", "fallback reason=annex_lost annex=g1", HIVE
+    )
     hive.hive("/nodes/g1", "lost")
-    assert "its patience is not over" in refused(hive, f"/jobs/{job}", "fallback reason=full", OWN)
+    assert "its patience is not over" in refused(hive, f"/jobs/{job}", "fallback reason=full", HIVE)
     hive.hive(f"/jobs/{job}", "fallback reason=annex_lost annex=g1")
     of = job_of(hive, job)
     assert ("queued", "gpu-cpu", 0, ()) == (of.state, of.request.pool, of.fence, of.attempts)
-    assert "nowhere to fall back to" in refused(hive, f"/jobs/{job}", "fallback reason=annex_lost", OWN)
+    assert "nowhere to fall back to" in refused(hive, f"/jobs/{job}", "fallback reason=annex_lost", HIVE)
 
 
 def test_a_job_that_refuses_waits_as_long_as_it_is_patient_and_fails(hive: Folded) -> None:
     job = submit(hive, "fallback=refuse patience=50s")
     hive.hive("/nodes/g1", "lost")
     hive.clock.advance(50 * SECOND - 1)
-    assert "is not over" in refused(hive, f"/jobs/{job}", "fallback reason=annex_lost annex=g1", OWN)
+    assert "is not over" in refused(hive, f"/jobs/{job}", "fallback reason=annex_lost annex=g1", HIVE)
     hive.clock.advance(1)
     hive.hive(f"/jobs/{job}", "fallback reason=annex_lost annex=g1")
     of = job_of(hive, job)
@@ -271,7 +274,7 @@ def test_patience_begins_anew_after_a_lease_that_was_lost(hive: Folded) -> None:
 
 def test_a_lease_that_is_held_falls_back_by_its_fence_alone(hive: Folded) -> None:
     job = held(hive)
-    assert "leased -> queued" in refused(hive, f"/jobs/{job}", "fallback reason=disabled", OWN)
+    assert "leased -> queued" in refused(hive, f"/jobs/{job}", "fallback reason=disabled", HIVE)
     hive.hive(f"/jobs/{job}", "fallback reason=disabled annex=g1 fence=1")
     assert ("queued", 2) == (hive.job_state(job), job_of(hive, job).fence)
     assert "token=1 newest=2" in refused(hive, f"/jobs/{job}/ctl", "ack fence=1", G1)
@@ -281,7 +284,7 @@ def test_a_pool_without_a_fallback_waits_for_ever(hive: Folded) -> None:
     job = hive.write("/jobs/ctl", "submit topic=sum patience=1s fallback=refuse")
     of = job_of(hive, job)
     assert (0, "refuse", None) == (of.request.patience_ns, of.request.fallback, due(of))
-    assert "nowhere to fall back" in refused(hive, f"/jobs/{job}", "fallback reason=full", OWN)
+    assert "nowhere to fall back" in refused(hive, f"/jobs/{job}", "fallback reason=full", HIVE)
 
 
 def test_a_pool_names_a_pool_that_is_there_and_ends_the_way(hive: Folded) -> None:
@@ -332,6 +335,23 @@ def test_a_sheet_has_the_job_as_it_was_submitted(hive: Folded) -> None:
     hive.hive(f"/jobs/{job}", "fallback reason=annex_lost annex=g1")
     assert before == adoption.arguments(job_of(hive, job), False)
     assert ("gpu", "30s") == (before["pool"], before["patience"])
+
+
+def test_a_ledger_with_fallbacks_is_decided_again_also_from_a_snapshot() -> None:
+    hive = Recorder()
+    hive.write("/pools/ctl", *POOLS)
+    moved, kept = (hive.write("/jobs/ctl", f"submit topic=fast {more}") for more in ("", "fallback=refuse"))
+    assert "CONFLICT" == hive.write(f"/jobs/{moved}", "fallback reason=full", who=HIVE)
+    assert moved == hive.write(f"/jobs/{moved}", "fallback reason=no_device", who=HIVE)
+    assert moved == hive.write("/pools/gpu-cpu/next", "lease", who=W1)
+    assert moved == hive.tell(moved, "start device=cpu", "fallback reason=oom")
+    hive.clock.advance(PATIENCE_NS)
+    assert kept == hive.write(f"/jobs/{kept}", "fallback reason=no_device", who=HIVE)
+    replay = Replay()
+    for seq, body in enumerate(hive.bodies, 1):
+        replay.state = unpack_state(pack_state(replay.state))
+        assert replay.judge(replay.decode(seq, body), body) is None
+    assert digest(hive.state) == digest(replay.state)
 
 
 # the living hive

@@ -134,6 +134,11 @@ class Stage:
         assert ["succeeded", "failed", "cancelled", "leased", "queued"] == [
             hive.job_state(job) for job in (first, second, third, fourth, last)
         ]
+        fallen = (await hive.write("/jobs/ctl", "submit topic=fast labels=canary:canary", who=ZOE))[0]
+        await hive.hive.say(f"/jobs/{fallen}", "fallback reason=no_device", ZEBRA)
+        await w1.read("/pools/gpu-cpu/next")
+        await w1.write(f"/jobs/{fallen}/ctl", "fallback fence=1 reason=oom error=canary\n")
+        assert ("failed", "gpu-cpu") == (hive.job_state(fallen), hive.state.jobs.by_id[fallen].request.pool)
         image = archive({"boot.toml": MANIFEST, "kernel": f"canary kernel {n}".encode()})
         chan = await zoe.create("/artifacts/stage", f"canary-image-{n}.boot")
         assert len(image) == await chan.write(0, memoryview(image))
@@ -161,7 +166,7 @@ class Stage:
         digest = sha256(f"canary {n}".ljust(SIZE).encode()).hexdigest()
         for path in (f"/jobs/by-key/{key}", f"/artifacts/by-name/{name}", f"/artifacts/{digest}/data"):
             await zoe.read(path)
-        known.jobs += [first, second, third, fourth, last, fired, boot]
+        known.jobs += [first, second, third, fourth, last, fired, fallen, boot]
         known.keys += [key]
         known.hashes += [digest, sha256(image).hexdigest()]
         known.images += [f"canary-image-{n}"]
@@ -280,6 +285,10 @@ async def spied(who: Caller, dialect: Dialect, known: Known | None) -> tuple[lis
             args = {"scope": "system", "sha256": sha256(content).hexdigest(), "content": pack(content)}
             await alive.write("/config/ctl", ctl.line("publish", args))
             await alive.write("/pools/ctl", "create pool=boot-lab", "map topic=boot.run pool=boot-lab")
+            await alive.write(
+                "/pools/ctl", "create pool=gpu-cpu", "create pool=gpu requires=gpu fallback=gpu-cpu"
+            )
+            await alive.write("/pools/ctl", "map topic=fast pool=gpu")
             stage, seen = Stage(alive, clock), list[list[str]]()
             caller = stage.gate.add("spy", who)
             spy = Spy(stage.gate, "spy", dialect)
