@@ -198,8 +198,22 @@ def test_nothing_is_written_while_it_is_sealed_nor_after_it_was_linked(tmp_path:
         other.write(0, memoryview(b"j"))
     store.close(other)
     with pytest.raises(FsError, match="f is sealed"):
-        Store(tmp_path).open("ann", "f").truncate(0)
+        Store(tmp_path).open("ann", "f").truncate(1)
     assert put == seal(store, "f")
+    assert b"hello" == content(store, put)
+
+
+def test_what_a_crash_left_half_sealed_is_begun_anew_under_its_name(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    stage(store, "f", b"hello")
+    with store.sealing("ann", "f") as file:
+        put = asyncio.run(store.put(file))
+    store = Store(tmp_path)
+    again = store.open("ann", "f")
+    again.truncate(0)
+    again.write(0, memoryview(b"other"))
+    store.close(again)
+    assert b"other" == content(store, seal(store, "f"))
     assert b"hello" == content(store, put)
 
 

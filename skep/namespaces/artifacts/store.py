@@ -53,7 +53,8 @@ class Staged:
         room.used(tenant)
         self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self.sealing = False
-        # Its bytes are an artifact's too, or were about to be before a crash: never written again.
+        # Its bytes are an artifact's too, or were about to be before a crash: never written again. Who
+        # begins with none, begins another file.
         self.closed = os.fstat(self.fd).st_nlink > 1
         self.opens = 0
         self.size = os.fstat(self.fd).st_size  # as the room has it
@@ -73,12 +74,22 @@ class Staged:
         return self.write(os.fstat(self.fd).st_size, data, size_max)
 
     def truncate(self, size: int, size_max: int = SIZE_MAX) -> None:
+        if size == 0 and self.closed and not self.sealing and not self.removed:
+            self._begin_anew()
         self._check(size, size_max)
         os.ftruncate(self.fd, size)
         self._measure()
 
     def sync(self) -> None:
         os.fsync(self.fd)
+
+    def _begin_anew(self) -> None:
+        """Under the name there is another file, to all who have it open."""
+        self.path.unlink()
+        fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        os.dup2(fd, self.fd, inheritable=False)
+        os.close(fd)
+        self.closed = False
 
     def _check(self, size: int, size_max: int) -> None:
         if self.closed:
