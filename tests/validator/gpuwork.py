@@ -244,6 +244,14 @@ def drilled(work: Work, job: str) -> None:
     work.write("/gpu/a1/ctl", "enable", {"type": "annex.enabled", "annex": "a1"})
 
 
+def lost(work: Work, job: str) -> None:
+    alert = {"type": "alert.raised", "about": "annex", "id": "a1", "tenant": "", "reason": "annex_lost",
+             "text": "two heartbeats are missing"}  # fmt: skip
+    work.write("/nodes/a1", "lost", {"type": "node.heard", "node": "a1", "link": "lost"}, alert)
+    annex_gone(work, job)
+    work.write("/nodes/a1", "online", {"type": "node.heard", "node": "a1", "link": "online"})
+
+
 FATES: Final = (
-    well, lost_and_well, out_of_memory, annex_gone, in_place, refused, wrong, cancelled, leased, drilled
+    lost, well, lost_and_well, out_of_memory, annex_gone, in_place, refused, wrong, cancelled, leased, drilled
 )  # fmt: skip

@@ -16,6 +16,7 @@ from gpuwork import (
     drilled,
     in_place,
     leased,
+    lost,
     lost_and_well,
     out_of_memory,
     refused,
@@ -117,6 +118,7 @@ def changed(fate: Fate, kind: str, number: int = 0, **fields: Any) -> Work:
         ("alert", changed(wrong, "job.ended", code="oom")),
         ("alert", changed(refused, "alert.raised", id="J9")),
         ("alert", changed(refused, "alert.raised", reason="")),
+        ("alert", changed(lost, "alert.raised", id="a9")),
         ("fallback", changed(annex_gone, "job.fellback", reason="")),
         ("fallback", changed(annex_gone, "job.fellback", reason="because")),
         ("fallback", changed(annex_gone, "job.fellback", from_pool="")),
@@ -304,8 +306,8 @@ def test_whatever_becomes_of_jobs_is_proven_when_it_is_told(fates: list[Fate]) -
     assert {*CLAIMS} == {claim.name for claim in found.claims}
 
 
-# Without it, a ledger tells of less, and contradicts itself only where that was used.
-HARMLESS = {"gpu.renewed"}
+# Without these, a ledger tells of less, and contradicts itself only where that was used.
+HARMLESS = {"gpu.renewed", "node.heard"}
 
 
 @given(FATED, st.data())

@@ -41,7 +41,10 @@ def test_what_is_not_proven_fails(tmp_path: Path, capsys: pytest.CaptureFixture[
     del work.entries[-1][3][1]
     assert 1 == run(["annex", "prove", str(write_ledger(tmp_path / "ledger.db", work.bodies()))])
     said = capsys.readouterr()
-    assert "broken: what failed for want of a device raised an alert: 1 of 1" in said.out
+    assert (
+        "broken: what failed for want of a device raised an alert, and so did an annex that was lost: 1 of 1"
+        in said.out
+    )
     assert "    entry 12: alert: J1: it failed, kernel_failed, and no alert says so" in said.out
     assert said.err.endswith("ledger.db: 1 of 12 claims do not hold\n")
 

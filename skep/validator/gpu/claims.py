@@ -13,7 +13,7 @@ CLAIMS: Final[Mapping[str, str]] = {
     "once": "every job ends once, and has one holder at a time",
     "device": "what runs, runs on a device that was given to it, or on a CPU after a fallback",
     "error": "what failed says why",
-    "alert": "what failed for want of a device raised an alert",
+    "alert": "what failed for want of a device raised an alert, and so did an annex that was lost",
     "fallback": "every fallback says from where to where and why, and was allowed",
     "effect": "what was accepted was done",
     "order": "nothing is told of what is not there",

@@ -14,6 +14,7 @@ from skep.validator.gpu.told import (
     Disabled,
     Enabled,
     Ended,
+    Heard,
     Leased,
     Offered,
     Removed,
@@ -22,7 +23,7 @@ from skep.validator.gpu.told import (
 
 EXPIRED: Final = "expired"  # why a lease ended whose time was over
 
-Event = Offered | Disabled | Enabled | Asked | Leased | Renewed | Ended | Removed
+Event = Offered | Disabled | Enabled | Asked | Leased | Renewed | Ended | Heard | Removed
 
 
 @dataclass
@@ -30,6 +31,7 @@ class Annex:
     """What is known of one after the entries so far."""
 
     devices: dict[str, Device] = field(default_factory=dict)
+    there: bool = False  # it has said what it offers
     closed: str = ""  # why it says itself that nothing is to be given; "": it does not
     disabled: bool = False  # by an operator
     fence: int = 0  # the newest
@@ -47,17 +49,18 @@ class Devices:
     given: list[Leased] = field(default_factory=list)
     asked: set[str] = field(default_factory=set)  # leases for which somebody waits
     touched: set[str] = field(default_factory=set)  # annexes
+    lost: set[str] = field(default_factory=set)  # annexes
 
     def take(self, event: Event, time_ns: int) -> None:
-        name = event.node if isinstance(event, Removed) else event.annex
-        if isinstance(event, Removed) and name not in self.by_name:
+        name = event.node if isinstance(event, Heard | Removed) else event.annex
+        if isinstance(event, Heard | Removed) and name not in self.by_name:
             return  # it is no annex
         annex = self.by_name.setdefault(name, Annex())
         self.touched.add(name)
         match event:
             case Offered():
                 annex.devices = {device.id: device for device in event.devices}
-                annex.closed = event.disabled
+                annex.closed, annex.there = event.disabled, True
             case Disabled():
                 annex.disabled = True
             case Enabled():
@@ -70,6 +73,9 @@ class Devices:
                 self._renew(annex, event, time_ns)
             case Ended():
                 self._end(annex, event, time_ns)
+            case Heard():
+                if event.link == "lost" and annex.there:
+                    self.lost.add(name)
             case Removed():
                 # Its fences go on, should another of its name come.
                 self.by_name[name] = Annex(fence=annex.fence)
@@ -92,9 +98,8 @@ class Devices:
                     shares.setdefault(lease.within or lease.device, []).append(lease)
             for whole, leases in shares.items():
                 self._add_up(name, whole, annex.leases.get(whole) or annex.devices.get(whole), leases)
-        self.touched.clear()
-        self.given.clear()
-        self.asked.clear()
+        for each in (self.touched, self.given, self.asked, self.lost):
+            each.clear()
 
     def _lease(self, annex: Annex, event: Leased, time_ns: int) -> None:
         check, about = self.claims.check, (event.job, event.annex)

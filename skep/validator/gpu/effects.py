@@ -37,6 +37,7 @@ _AFTER: Final[Mapping[str, frozenset[str]]] = {
     "overdue": frozenset({"failed"}),
     "wake": frozenset({"queued"}),
 }
+_SWITCHES: Final = frozenset({"disable", "enable"})
 
 
 def check(claims: Claims, entry: Entry, jobs: Jobs, devices: Devices) -> None:
@@ -50,7 +51,10 @@ def check(claims: Claims, entry: Entry, jobs: Jobs, devices: Devices) -> None:
         if pool is not None and pool.asks:
             claims.check("effect", "" if jobs.leased else f"a job of {found[1]} is leased, and none is")
     elif found := _GPU.fullmatch(entry.path):
+        switches = [k for k, line in enumerate(lines) if line.split(" ")[0] in _SWITCHES]
         for k, line in enumerate(lines):
+            if k in switches[:-1]:
+                continue  # one that comes later decides
             id = entry.trace if k == 0 else f"{entry.trace}-{k}"
             wrong = _undone(devices, found[1], line, id, entry.time_ns)
             if wrong is not None:
@@ -77,7 +81,7 @@ def _undone(devices: Devices, name: str, line: str, id: str, time_ns: int) -> st
             known = said == annex.devices and args.get("disabled", "") == annex.closed
             return "" if known else "offer was accepted, and it has something else"
         case "lease":
-            made = id in annex.leases or id in devices.asked
+            made = id in devices.asked or any(each.lease == id for each in devices.given)
             return "" if made else f"lease was accepted, and {id} is neither given nor waited for"
         case "release":
             lease = args.get("lease", "")

@@ -88,7 +88,7 @@ class Jobs:
     left: list[Job] = field(default_factory=list)  # whose attempts are over
     failed: list[Job] = field(default_factory=list)
     right: list[tuple[Job, str]] = field(default_factory=list)  # and the result
-    alerts: set[str] = field(default_factory=set)  # jobs
+    alerts: set[str] = field(default_factory=set)  # jobs and annexes
 
     def take(self, event: Any, time_ns: int) -> None:
         """An event of a job, of a pool, or of an artifact."""
@@ -129,6 +129,9 @@ class Jobs:
                     "" if job.request.job in self.alerts else f"it failed, {job.code}, and no alert says so"
                 )
                 self.claims.check("alert", wrong, job.request.job)
+        for annex in sorted(self.devices.lost):
+            wrong = "it is lost, and no alert says so"
+            self.claims.check("alert", "" if annex in self.alerts else wrong, annex=annex)
         for each in (self.leased, self.started, self.left, self.failed, self.right, self.alerts):
             each.clear()
 
@@ -158,10 +161,9 @@ class Jobs:
             self.claims.check("fallback", "its pool has no fallback", event.job)
 
     def _alert(self, event: Alerted) -> None:
-        if event.about == "job":
-            self.alerts.add(event.id)
-            wrong = "" if event.reason else "an alert does not say why"
-            self.claims.check("alert", wrong, event.id)
+        self.alerts.add(event.id)
+        wrong = "" if event.reason else "an alert does not say why"
+        self.claims.check("alert", wrong, event.id if event.about == "job" else "")
 
     # what may follow on what
 

@@ -15,12 +15,23 @@ from skep.validator.gpu import effects
 from skep.validator.gpu.claims import Broken, Claim, Claims
 from skep.validator.gpu.devices import Devices
 from skep.validator.gpu.jobs import REASONS, Job, Jobs
-from skep.validator.gpu.told import Asked, Disabled, Enabled, Ended, Leased, Offered, Removed, Renewed, read
+from skep.validator.gpu.told import (
+    Asked,
+    Disabled,
+    Enabled,
+    Ended,
+    Heard,
+    Leased,
+    Offered,
+    Removed,
+    Renewed,
+    read,
+)
 
 OPEN_MAX: Final = 1000  # jobs that are listed, of those that have not ended; the rest is counted.
 VERSION: Final = 1  # of the report's form
 
-_DEVICES: Final = (Offered, Disabled, Enabled, Asked, Leased, Renewed, Ended, Removed)
+_DEVICES: Final = (Offered, Disabled, Enabled, Asked, Leased, Renewed, Ended, Heard, Removed)
 
 
 class Times(msgspec.Struct):

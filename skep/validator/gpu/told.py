@@ -150,6 +150,13 @@ class Ended(msgspec.Struct):
     why: str
 
 
+class Heard(msgspec.Struct):
+    """Of a node: whether it is heard, or has been lost."""
+
+    node: str
+    link: str
+
+
 class Removed(msgspec.Struct):
     """A node is forgotten, and what it offered."""
 
@@ -169,7 +176,7 @@ class ArtifactEnded(msgspec.Struct):
 Told = (
     PoolCreated | Submitted | JobLeased | JobStarted | JobRenewed | JobReturned | JobDelayed | JobWoken
     | FellBack | JobEnded | Alerted | Offered | Disabled | Enabled | Asked | Leased | Renewed | Ended
-    | Removed | Sealed | ArtifactEnded
+    | Heard | Removed | Sealed | ArtifactEnded
 )  # fmt: skip
 
 TOLD: Final[Mapping[str, type[Told]]] = {
@@ -178,7 +185,7 @@ TOLD: Final[Mapping[str, type[Told]]] = {
     "job.delayed": JobDelayed, "job.woken": JobWoken, "job.fellback": FellBack, "job.ended": JobEnded,
     "alert.raised": Alerted, "annex.offered": Offered, "annex.disabled": Disabled, "annex.enabled": Enabled,
     "gpu.asked": Asked, "gpu.leased": Leased, "gpu.renewed": Renewed, "gpu.ended": Ended,
-    "node.removed": Removed, "artifact.sealed": Sealed, "artifact.ended": ArtifactEnded,
+    "node.heard": Heard, "node.removed": Removed, "artifact.sealed": Sealed, "artifact.ended": ArtifactEnded,
 }  # fmt: skip
 
 
