@@ -21,6 +21,8 @@ def lines(kernel: Kernel) -> Iterator[str]:
     yield f"exact    {_exact(kernel)}"
     yield f"moves    {kernel.cost.moved} bytes"
     yield f"does     {kernel.cost.operations} operations"
+    yield f"holds    {kernel.room.cuda} bytes on a device"
+    yield f"holds    {kernel.room.cpu} bytes on a CPU"
     yield f"device   {kernel.device}"
 
 
