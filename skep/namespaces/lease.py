@@ -4,8 +4,8 @@ job, attempt (from 1), fence, topic, tenant, priority, labels, deadline (when it
 (how long a renewal lasts), and the input: input, or artifact and its size in bytes; and inputs, the artifacts
 besides it by their names, each with its sha256 and its size. As far as they are said:
 timeout, no more than runtime_left (of all attempts), bytes (of the outputs together), requires, risk, pack,
-capability, actor_id, actor_type, workflow, run, step, fallback (allow, refuse), patience (how long its node
-may wait for a device), fell_back (why it did), and the W3C trace context, traceparent and tracestate.
+capability, actor_id, actor_type, workflow, run, step, fallback (allow, refuse), patience (what its node
+may still wait for a device), fell_back (why it did), and the W3C trace context, traceparent and tracestate.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ import msgspec
 from skep.fs.errors import E, FsError
 from skep.fs.node import Caller
 from skep.namespaces.jobs import envelope
+from skep.namespaces.jobs.due import patience_end_ns
 from skep.namespaces.jobs.record import Job, shown_input
 from skep.namespaces.live import Hive
-from skep.trace.clock import duration, rfc3339
+from skep.trace.clock import MS, duration, rfc3339
 
 
 class Next:
@@ -55,8 +56,9 @@ def lease_line(hive: Hive, job: Job) -> bytes:
         line["runtime_left"] = duration(left_ns)
         # Workers keep to this one alone.
         line["timeout"] = duration(min(left_ns, request.timeout_ns or left_ns))
-    if request.patience_ns and not job.moved:
-        line["patience"] = duration(request.patience_ns)
+    if end_ns := patience_end_ns(job):
+        left_ns = max(end_ns - job.attempts[-1].leased_ns, 0)
+        line["patience"] = duration(left_ns - left_ns % MS)
     if job.fallbacks:
         line["fell_back"] = job.fallbacks[-1].reason
     sealed = hive.state.artifacts.by_hash.get(request.tenant, {})

@@ -487,8 +487,9 @@ def test_files_tell_where_a_job_ran_and_why_not_elsewhere() -> None:
         assert "" == await ann.read("/pools/gpu-cpu/fallback")
         job = (await alive.write("/jobs/ctl", "submit topic=fast requires=gpu:h100"))[0]
         assert "" == await ann.read(f"/jobs/{job}/device")
+        alive.clock.advance(10 * SECOND)
         line = msgspec.json.decode(lease_line(alive.hive, await alive.hive.take(G1, "gpu")))
-        assert ("allow", "30s") == (line["fallback"], line["patience"])
+        assert ("allow", "20s") == (line["fallback"], line["patience"])
         await alive.run(job, "fallback reason=no_device error='it fell off the bus'", G1)
         line = msgspec.json.decode(lease_line(alive.hive, await alive.hive.take(W1, "gpu-cpu")))
         assert (2, "no_device", False) == (line["attempt"], line["fell_back"], "patience" in line)

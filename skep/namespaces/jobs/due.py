@@ -35,13 +35,13 @@ def is_spent(job: Job, now_ns: int) -> bool:
 
 
 def patience_end_ns(job: Job) -> int:
-    """When a job that waits where it could fall back from has waited long enough; 0: it does not. What it
-    waited before a lease that it lost does not count."""
+    """When a job that waits where it could fall back from, or is held there, has waited long enough; 0: it
+    never has. What it waited before a lease that it lost does not count."""
     patience_ns = job.request.patience_ns
-    if job.state != "queued" or not patience_ns or job.moved:
+    if not patience_ns or job.moved:
         return 0
-    since_ns = job.attempts[-1].ended_ns if job.attempts else 0
-    return max(job.queued_ns, since_ns) + patience_ns
+    ended_ns = (attempt.ended_ns for attempt in reversed(job.attempts) if attempt.ended_ns)
+    return max(job.queued_ns, next(ended_ns, 0)) + patience_ns
 
 
 def due(job: Job) -> tuple[int, str] | None:

@@ -43,7 +43,7 @@ other pool must be there, and have no fallback itself. A job may require a gpu o
     echo create pool=gpu requires=gpu fallback=gpu-cpu patience=30s > pools/ctl
 
 ``create queue=`` bounds how many jobs wait; one more is refused, ``pool_overloaded``, and its key stays free.
-A job that comes back, from a lost lease or a delay, is never refused.
+A job that comes back, from a lost lease or a delay, or falls back to it, is never refused.
 
     echo map topic=sha256 pool=default > pools/ctl
 """
