@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import select
 import signal
 import subprocess
@@ -180,6 +181,20 @@ def test_a_run_is_ended_from_another_thread(tmp_path: Path) -> None:
         assert ("killed", None, []) == (error.value.why, process.pid, list(made.iterdir()))
         with pytest.raises(RunError, match="told to end"):
             process.run(first)
+
+
+def test_a_process_that_cannot_be_started_says_so(tmp_path: Path) -> None:
+    request = sum_of(tmp_path)
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with Process() as process:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, before[1]))
+        try:
+            with pytest.raises(RunError, match=r"not started: .*Too many open files") as error:
+                process.run(request)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, before)
+        assert ("kernel_failed", None) == (error.value.why, process.pid)
+        assert "reduce_sum" == process.run(request).kernel
 
 
 PARENT = """

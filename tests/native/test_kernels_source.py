@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from nvrtc import compiled, library
 
 from skep.native.kernels.arguments import CONTEXT, DTYPES, ArgumentError, Told
-from skep.native.kernels.brought import STANDARD, fit
+from skep.native.kernels.brought import STANDARD, compiling, fit
 from skep.native.kernels.device import chosen
 from skep.native.kernels.process import Process
 from skep.native.kernels.request import Request, RunError
@@ -161,6 +161,23 @@ def test_nvidias_compiler_takes_a_source_that_is_brought() -> None:
     assert 1 == ptx.count(".entry scale(")
     with pytest.raises(AssertionError, match='identifier "z" is undefined'):
         compiled(*found, "void f() { z = 1; }", STANDARD)
+
+
+# Two to the 24th templates.
+BOMB = """
+template <int N, int M> struct A { static const int v = A<N - 1, 2 * M>::v + A<N - 1, 2 * M + 1>::v; };
+template <int M> struct A<0, M> { static const int v = M; };
+extern "C" __global__ void f(int *a) { *a = A<24, 0>::v; }
+"""
+
+
+@pytest.mark.slow
+def test_a_source_that_takes_all_memory_to_compile_is_told_so() -> None:
+    found = library()
+    if found is None:
+        pytest.skip("did not run: NVRTC is not here (nvidia-cuda-nvrtc-cu12, of the extra test)")
+    with compiling(100 << 20), pytest.raises(AssertionError, match="catastrophic error: out of memory"):
+        compiled(*found, BOMB, STANDARD)
 
 
 @pytest.mark.slow

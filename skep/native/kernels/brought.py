@@ -66,7 +66,7 @@ def run_brought(source: Brought, text: str, cupy: Any, arrays: Mapping[str, Any]
 def _compiled(source: Brought, text: str, cupy: Any) -> Any:
     module = cupy.RawModule(code=text, options=(STANDARD,))
     try:
-        with _compiling():
+        with compiling(COMPILING_MAX):
             module.compile()
     except cupy.cuda.compiler.CompileException as error:
         raise ArgumentError(f"{source.function}: it does not compile: {str(error)[:LOG_MAX]}") from error
@@ -97,11 +97,11 @@ def _fits(source: Brought, function: Any, cupy: Any, size_max: int) -> None:
 
 
 @contextlib.contextmanager
-def _compiling() -> Iterator[None]:
-    """Bound what NVRTC takes of this process's memory: over it, it fails or ends this process."""
+def compiling(size: int) -> Iterator[None]:
+    """Bound what NVRTC takes of this process's memory: over it, it says that there is no more."""
     pages = int(Path("/proc/self/statm").read_text().split()[5])
     before = resource.getrlimit(resource.RLIMIT_DATA)
-    resource.setrlimit(resource.RLIMIT_DATA, (pages * resource.getpagesize() + COMPILING_MAX, before[1]))
+    resource.setrlimit(resource.RLIMIT_DATA, (pages * resource.getpagesize() + size, before[1]))
     try:
         yield
     finally:

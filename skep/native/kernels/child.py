@@ -10,6 +10,7 @@ import fcntl
 import os
 import resource
 import select
+import signal
 import sys
 from collections.abc import Iterator, Mapping
 from importlib import import_module
@@ -48,8 +49,9 @@ def main() -> None:
 
 def end_with(life: int) -> None:
     """End this process when the other end of a pipe closes, whatever it computes then: the signal ends it
-    by itself, no thread of Python's need come to run. PR_SET_PDEATHSIG would fire when the parent's
+    by itself, no thread of Python's need come to run, also of one that is stopped. PR_SET_PDEATHSIG would fire when the parent's
     thread that started this process ends, which may be long before the parent does."""
+    fcntl.fcntl(life, fcntl.F_SETSIG, signal.SIGKILL)
     fcntl.fcntl(life, fcntl.F_SETOWN, os.getpid())
     fcntl.fcntl(life, fcntl.F_SETFL, fcntl.fcntl(life, fcntl.F_GETFL) | os.O_ASYNC)
     poll = select.poll()

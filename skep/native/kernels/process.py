@@ -76,16 +76,13 @@ class Process:
         if request.source is not None:
             self.end()
         try:
-            # Beside the results, so that each is moved by its name alone.
-            with TemporaryDirectory(prefix=ASIDE, dir=request.out) as aside:
+            with _aside(request.out) as aside:
                 done = self._ran(request._replace(out=aside))
                 return done._replace(out={name: moved(of, request.out) for name, of in done.out.items()})
         except RunError as error:
             if self._killed:
                 raise RunError("killed", f"{request.kernel}: its process was told to end") from error
             raise
-        except OSError as error:
-            raise RunError("argument", f"{request.out}: expected a directory: {error.strerror}") from error
         finally:
             if request.source is not None:
                 self.end()
@@ -135,27 +132,38 @@ class Process:
             raise
 
     def _started(self) -> subprocess.Popen[bytes]:
-        life, mine = os.pipe()
-        command = [sys.executable, "-m", "skep.native.kernels.child", f"{LIFE}{life}"]
-        command += [WARM] if self._warm else []
-        pipe, environment = subprocess.PIPE, {ONE_THREAD: "1", **os.environ, **BY_BUS}
-        with self._lock:
-            if self._killed:
-                os.close(life)
-                os.close(mine)
-                raise RunError("killed", "the process for kernels")
-            child = subprocess.Popen(
-                command, stdin=pipe, stdout=pipe, bufsize=0, start_new_session=True, env=environment,
-                pass_fds=(life,),
-            )  # fmt: skip
-            self._child, self._life = child, mine
-        os.close(life)
+        try:
+            child = self._begun()
+        except OSError as error:
+            # There is no process, memory or descriptor to be had now.
+            raise RunError("kernel_failed", f"the process for kernels: not started: {error}") from error
         try:
             line = self._line(child, START_NS)
         except TimeoutError:
             line = b""
         if line != READY:
             raise self._died("the process for kernels")
+        return child
+
+    def _begun(self) -> subprocess.Popen[bytes]:
+        """Raises RunError, OSError."""
+        pipe, environment = subprocess.PIPE, {ONE_THREAD: "1", **os.environ, **BY_BUS}
+        with self._lock, contextlib.ExitStack() as pipes:
+            if self._killed:
+                raise RunError("killed", "the process for kernels")
+            life, mine = os.pipe()
+            pipes.callback(os.close, life)
+            command = [sys.executable, "-m", "skep.native.kernels.child", f"{LIFE}{life}"]
+            command += [WARM] if self._warm else []
+            try:
+                child = subprocess.Popen(
+                    command, stdin=pipe, stdout=pipe, bufsize=0, start_new_session=True, env=environment,
+                    pass_fds=(life,),
+                )  # fmt: skip
+            except OSError:
+                os.close(mine)
+                raise
+            self._child, self._life = child, mine
         return child
 
     def _line(self, child: subprocess.Popen[bytes], timeout_ns: int) -> bytes:
@@ -185,6 +193,15 @@ class Process:
             return RunError("time", f"{what}: more time of processors than it was given")
         how = signal.Signals(-status).name if status < 0 else f"status {status}"
         return RunError("kernel_failed", f"{what}: its process ended: {how}")
+
+
+def _aside(out: str) -> TemporaryDirectory[str]:
+    """A directory in that for the results, so that each is moved by its name alone. Raises RunError."""
+    try:
+        # Why the run ended is the error that counts.
+        return TemporaryDirectory(prefix=ASIDE, dir=out, ignore_cleanup_errors=True)
+    except OSError as error:
+        raise RunError("argument", f"{out}: expected a directory: {error.strerror}") from error
 
 
 def moved(made: Made, out: str) -> Made:
