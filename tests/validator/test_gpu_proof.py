@@ -328,3 +328,41 @@ def test_an_event_that_is_there_twice_is_found(fates: list[Fate], data: st.DataO
     at, k = data.draw(st.sampled_from(twice))
     entries[at][3].insert(k, entries[at][3][k])
     assert not is_proven(entries), entries[at]
+
+
+# By event: fields, and what none of them can be.
+LIES: dict[str, list[tuple[str, Any]]] = {
+    "job.submitted": [("job", "J99"), ("pool", "nowhere")],
+    "job.leased": [("job", "J99"), ("fence", 0)],
+    "job.started": [("job", "J99"), ("device", "cuda:9"), ("device", "tpu"), ("fence", 99)],
+    "job.returned": [("job", "J99"), ("fence", 0)],
+    "job.delayed": [("job", "J99"), ("fence", 0)],
+    "job.woken": [("job", "J99")],
+    "job.fellback": [
+        ("job", "J99"),
+        ("reason", ""),
+        ("reason", "because"),
+        ("from_pool", "a"),
+        ("fence", -1),
+    ],
+    "job.ended": [("job", "J99"), ("state", "gone"), ("fence", -1)],
+    "alert.raised": [("id", "J99"), ("reason", "")],
+    "annex.offered": [("annex", "a9"), ("devices", []), ("disabled", "by itself")],
+    "annex.disabled": [("annex", "a9")],
+    "annex.enabled": [("annex", "a9")],
+    "gpu.leased": [("annex", "a9"), ("device", "cuda:9"), ("memory", 1 << 60), ("slots", 99), ("fence", 0)],
+    "gpu.ended": [("annex", "a9"), ("lease", "T99")],
+    "artifact.sealed": [("sha256", "cd" * 32), ("tenant", "other/one/prod")],
+}
+
+
+@given(FATED, st.data())
+def test_an_event_that_says_what_cannot_be_is_found(fates: list[Fate], data: st.DataObject) -> None:
+    entries = copied(worked(well, *fates).entries)
+    told = [(at, k) for at, k in places(entries) if entries[at][3][k]["type"] in LIES]
+    at, k = data.draw(st.sampled_from(told))
+    event = entries[at][3][k]
+    field, lie = data.draw(st.sampled_from(LIES[event["type"]]))
+    in_place = event.get("in_place") and field == "from_pool"
+    entries[at][3][k] = event | {field: lie}
+    assert in_place or not is_proven(entries), (event, field)
