@@ -49,8 +49,8 @@ def main() -> None:
 
 def end_with(life: int) -> None:
     """End this process when the other end of a pipe closes, whatever it computes then: the signal ends it
-    by itself, no thread of Python's need come to run, also of one that is stopped. PR_SET_PDEATHSIG would fire when the parent's
-    thread that started this process ends, which may be long before the parent does."""
+    by itself, no thread of Python's need come to run, not even where it is stopped. PR_SET_PDEATHSIG would
+    fire when the parent's thread that started this process ends, which may be long before the parent does."""
     fcntl.fcntl(life, fcntl.F_SETSIG, signal.SIGKILL)
     fcntl.fcntl(life, fcntl.F_SETOWN, os.getpid())
     fcntl.fcntl(life, fcntl.F_SETFL, fcntl.fcntl(life, fcntl.F_GETFL) | os.O_ASYNC)

@@ -20,7 +20,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from skep.fs.errors import E, FsError
-from skep.namespaces.gpu.asked import SOURCE, TOPIC, Asked, parse
+from skep.namespaces.gpu.asked import LAUNCH, SOURCE, TOPIC, Asked, parse
 from skep.native.kernels.arguments import ArgumentError, Told, needed, told
 from skep.native.kernels.catalogue import KERNELS
 from skep.native.kernels.header import header
@@ -90,6 +90,8 @@ class Performing:
         try:
             asked = parse(lease.input or "")
             signed = self._signed(asked)
+            if asked.source:
+                await _allowed(leased, asked.source)
             run = _run(asked, await leased.input_files())
             on_device = lease.pool not in self.spare
             use = await (self._granted if on_device else self._beside)(leased, run)
@@ -157,7 +159,7 @@ class Performing:
                 await leased.begin_on(_told(use, asked.lease))
                 return use
             except FsError as error:
-                self.room.free(use)
+                self.room.take_back(use)
                 why = _refused(error)
             except BaseException:
                 self.room.free(use)
@@ -209,13 +211,26 @@ class Performing:
             raise JobFailed(str(error), "timeout" if error.why == "time" else error.why) from error
 
 
+async def _allowed(leased: Leased, sha256: str) -> None:
+    """Return when the hive allows the source still. Raises JobFailed."""
+    try:
+        await leased.uplink.do(lambda client: client.stat(f"/gpu/sources/{sha256}"))
+    except FsError as error:
+        if error.kind is not E.MISSING:
+            raise
+        raise JobFailed(f"source {sha256} is not allowed", "forbidden", final=True) from error
+
+
 def _run(asked: Asked, inputs: dict[str, Path]) -> Run:
     """Raises ArgumentError where the sizes are not right for the kernel."""
     source = None
     if asked.source:
         if SOURCE not in inputs:
             raise ArgumentError(f"{SOURCE}: expected the text among the inputs")
-        source = brought(path=str(inputs.pop(SOURCE)), sha256=asked.source, **asked.launch)
+        launch = {name: asked.launch.get(name, "0" if name == "shared" else "") for name in LAUNCH}
+        source = brought(str(inputs.pop(SOURCE)), asked.source, **launch)
+    elif asked.kernel not in KERNELS:
+        raise ArgumentError(f"kernel {asked.kernel!r}: expected one of {' '.join(KERNELS)}")
     arrays = {
         name: told(name, asked.raw[name]) if name in asked.raw else header(name, path)
         for name, path in inputs.items()

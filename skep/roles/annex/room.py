@@ -49,7 +49,13 @@ class Room:
     def take(self, use: Use) -> None:
         self.uses[use.job] = use
 
+    def take_back(self, use: Use) -> None:
+        """The hive has not granted it: who waits has no more room than before."""
+        if self.uses.get(use.job) is use:
+            del self.uses[use.job]
+
     def free(self, use: Use) -> None:
+        """The run is over."""
         if self.uses.get(use.job) is use:
             del self.uses[use.job]
             self._freed.set()

@@ -1,0 +1,354 @@
+"""An annex and a queen as processes, on a machine whose only device is its CPU: runs done, fallen back,
+refused, killed, stopped, cut off."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import io
+import json
+import os
+import signal
+import time
+from collections.abc import Coroutine, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import pytest
+
+from skep.fs.dial import Client
+from skep.fs.messages import Dialect
+from tests.daemons import Daemon, Hive, daemon, queen, wait_for
+
+pytestmark = pytest.mark.slow  # processes begin and end
+T = TypeVar("T")
+CHILD = b"skep.native.kernels.child"
+# Its jobs go to whatever an annex has: here that is a CPU, lent and granted as a GPU is.
+DRILL = "create pool=drill requires=annex fallback=gpu-cpu patience=1s lease=2s"
+GPU = "gpu requires=gpu fallback=gpu-cpu patience=30s"
+A = np.arange(12, dtype=np.float32)
+
+
+class Talk:
+    """One session with a hive, from this process."""
+
+    def __init__(self, address: str) -> None:
+        self.loop = asyncio.new_event_loop()
+        self.client = self.do(Client.connect(address, dialect=Dialect.U))
+
+    def do(self, work: Coroutine[Any, Any, T]) -> T:
+        return self.loop.run_until_complete(asyncio.wait_for(work, 60))
+
+    def close(self) -> None:
+        self.do(self.client.close())
+        self.loop.close()
+
+    def read(self, path: str) -> str:
+        return self.do(self.client.read_file(path)).decode().rstrip("\n")
+
+    def say(self, path: str, line: str) -> str:
+        """The first word of the reply."""
+
+        async def said() -> bytes:
+            async with await self.client.open(path, "rw") as fid:
+                await fid.write_all(f"{line}\n".encode())
+                return await fid.read(0, 4096)
+
+        return self.do(said()).decode().split()[0]
+
+    def seal(self, name: str, array: Any) -> None:
+        file = io.BytesIO()
+        np.save(file, array)
+        self.do(self.client.write_file(f"/artifacts/stage/{name}", file.getvalue(), create=True))
+        self.say("/artifacts/ctl", f"seal name={name}")
+
+    def run(self, what: str) -> str:
+        """The job of a run that is asked for."""
+        return self.say("/gpu/ctl", f"run {what}")
+
+    def ended(self, job: str) -> tuple[str, str, list[str]]:
+        """State and device of a job once it has ended, and why it fell back."""
+        state = self.read(f"/jobs/{job}/wait")
+        events = [json.loads(line) for line in self.read(f"/jobs/{job}/events.jsonl").splitlines()]
+        reasons = [event["reason"] for event in events if event["type"] == "job.fellback"]
+        return state, self.read(f"/jobs/{job}/device"), reasons
+
+    def result(self, job: str) -> Any:
+        return json.loads(self.read(f"/jobs/{job}/result"))
+
+    def array(self, job: str, name: str = "out") -> Any:
+        made = self.result(job)["out"][name]
+        return np.load(io.BytesIO(self.do(self.client.read_file(f"/artifacts/{made['sha256']}/data"))))
+
+
+@contextlib.contextmanager
+def hive_in(directory: Path, honest: bool = True) -> Iterator[tuple[Hive, Talk]]:
+    with queen(directory, "--listen-annexes", annexes(directory), honest=honest) as hive:
+        talk = Talk(hive.address)
+        try:
+            talk.seal("a.npy", A)
+            yield hive, talk
+        finally:
+            talk.close()
+
+
+def annexes(directory: Path) -> str:
+    return f"unix:{directory}/annexes.sock"
+
+
+@contextlib.contextmanager
+def annex(directory: Path, *more: str, node: str = "g1", **env: str) -> Iterator[Daemon]:
+    place = ("--node", node, "--dir", str(directory / node), "--heartbeat", "1s", "--slots", "2")
+    role = ("serve", "--role", "cuda-annex", "-H", annexes(directory))
+    with daemon(f"ready {node}", *role, *place, *more, env=env) as began:
+        yield began
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("annex")
+
+
+@pytest.fixture(scope="module")
+def served(place: Path) -> Iterator[tuple[Talk, Daemon]]:
+    """A hive with one annex, for jobs that leave no trace in others."""
+    with hive_in(place) as (_, talk), annex(place, "--pools", "gpu,gpu-cpu,drill") as serving:
+        wait_for(lambda: "gpu.run" in talk.read("/pools/gpu/topics"), "the pools of devices")
+        talk.say("/pools/ctl", DRILL)
+        yield talk, serving
+
+
+@pytest.fixture
+def talk(served: tuple[Talk, Daemon]) -> Talk:
+    """Runs go to the pool for GPUs."""
+    served[0].say("/pools/ctl", "map topic=gpu.run pool=gpu")
+    return served[0]
+
+
+@pytest.fixture
+def drill(served: tuple[Talk, Daemon]) -> Talk:
+    """Runs go to whatever device an annex has."""
+    served[0].say("/pools/ctl", "map topic=gpu.run pool=drill")
+    return served[0]
+
+
+def kernels(of: Daemon) -> list[int]:
+    """The processes of kernels that an annex has."""
+    found = []
+    for place in Path(f"/proc/{of.process.pid}/task").glob("*/children"):
+        for pid in place.read_text().split():
+            with contextlib.suppress(FileNotFoundError):
+                if CHILD in Path(f"/proc/{pid}/cmdline").read_bytes():
+                    found.append(int(pid))
+    return found
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@contextlib.contextmanager
+def hanging(talk: Talk, serving: Daemon) -> Iterator[str]:
+    """A run whose kernel never ends: its process, kept warm by a run before, is stopped."""
+    assert "succeeded" == talk.ended(talk.run("kernel=vector_add in=a:a.npy,b:a.npy"))[0]
+    (pid,) = kernels(serving)
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        job = talk.run("kernel=vector_add in=a:a.npy,b:a.npy")
+        wait_for(lambda: "running" == talk.read(f"/jobs/{job}/state"), "a run")
+        yield job
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+# one run
+
+
+def test_without_a_gpu_a_run_falls_back_to_the_cpu_and_says_so(talk: Talk) -> None:
+    job = talk.run("kernel=saxpy in=x:a.npy,y:a.npy set=alpha:2")
+    assert ("succeeded", "cpu: no_device", ["no_device"]) == talk.ended(job)
+    assert "cpu" == talk.result(job)["device"]
+    np.testing.assert_array_equal(3 * A, talk.array(job))
+
+
+def test_without_a_gpu_a_run_that_refuses_a_cpu_ends_with_an_error(talk: Talk) -> None:
+    job = talk.run("kernel=saxpy in=x:a.npy,y:a.npy set=alpha:2 fallback=refuse patience=100ms")
+    assert ("failed", "", []) == talk.ended(job)
+    assert talk.read(f"/jobs/{job}/error").startswith("no_device: ")
+
+
+def test_a_device_is_granted_and_given_back(drill: Talk, served: tuple[Talk, Daemon]) -> None:
+    with hanging(drill, served[1]) as job:
+        (lease,) = drill.do(drill.client.listdir("/gpu/g1/leases"))
+        at = f"/gpu/g1/leases/{lease.name}"
+        assert [job, "cpu:0", "1"] == [drill.read(f"{at}/{file}") for file in ("job", "device", "slots")]
+        drill.say(f"/jobs/{job}/ctl", "cancel")
+        wait_for(lambda: not drill.do(drill.client.listdir("/gpu/g1/leases")), "an end")
+    assert "cancelled" == drill.ended(job)[0]
+    wait_for(lambda: not kernels(served[1]), "the end of its process")
+
+
+def test_every_result_is_an_artifact(drill: Talk) -> None:
+    job = drill.run("kernel=topk in=a:a.npy set=k:2 out=npy")
+    assert ("succeeded", []) == drill.ended(job)[::2]
+    assert [[11, 10], [11, 10]] == [drill.array(job, name).tolist() for name in ("values", "indices")]
+    assert "cpu:0" == drill.result(job)["device"]
+
+
+def test_raw_bytes_go_in_and_out(drill: Talk) -> None:
+    drill.do(drill.client.write_file("/artifacts/stage/a.raw", A.tobytes(), create=True))
+    drill.say("/artifacts/ctl", "seal name=a.raw")
+    job = drill.run("kernel=vector_add in=a:a.raw,b:a.npy raw=a:float32:12 out=raw")
+    assert "succeeded" == drill.ended(job)[0]
+    made = drill.result(job)["out"]["out"]
+    assert ("out.raw", "float32", [12]) == (made["artifact"], made["dtype"], made["shape"])
+    assert (2 * A).tobytes() == drill.do(drill.client.read_file(f"/artifacts/{made['sha256']}/data"))
+
+
+def test_what_is_wrong_with_the_job_itself_is_its_end(drill: Talk) -> None:
+    drill.seal("b.npy", A[:3])
+    job = drill.run("kernel=vector_add in=a:a.npy,b:b.npy retries=2")
+    assert ("failed", "", []) == drill.ended(job)
+    assert "vector_add: b: given float32[3]" in drill.read(f"/jobs/{job}/error")
+    assert 1 == len(drill.read(f"/jobs/{job}/attempts").splitlines())
+
+
+# what a device cannot do
+
+
+def test_too_little_memory_is_a_reason_for_the_cpu(drill: Talk) -> None:
+    drill.seal("many.npy", np.zeros(1 << 22, np.float32))
+    job = drill.run("kernel=vector_add in=a:many.npy,b:many.npy memory=1MiB")
+    assert ("succeeded", "cpu: oom", ["oom"]) == drill.ended(job)
+    larger = drill.run("kernel=vector_add in=a:a.npy,b:a.npy memory=1000GiB")
+    assert ("succeeded", "cpu: oom", ["oom"]) == drill.ended(larger)
+    np.testing.assert_array_equal(2 * A, drill.array(larger))
+
+
+def test_a_kernel_that_dies_ends_its_process_alone(drill: Talk, served: tuple[Talk, Daemon]) -> None:
+    with hanging(drill, served[1]) as job:
+        (pid,) = kernels(served[1])
+        os.kill(pid, signal.SIGKILL)
+        assert ("succeeded", "cpu: kernel_failed", ["kernel_failed"]) == drill.ended(job)
+    assert served[1].process.poll() is None
+
+
+def test_a_disabled_annex_gets_nothing_until_it_is_enabled(drill: Talk) -> None:
+    drill.say("/gpu/g1/ctl", "disable reason=drill")
+    job = drill.run("kernel=vector_add in=a:a.npy,b:a.npy")
+    assert ("succeeded", "cpu: disabled", ["disabled"]) == drill.ended(job)
+    drill.say("/gpu/g1/ctl", "enable")
+    job = drill.run("kernel=vector_add in=a:a.npy,b:a.npy")
+    assert ("succeeded", []) == drill.ended(job)[::2]
+
+
+def test_a_device_that_another_has_is_waited_for_and_then_done_without(drill: Talk) -> None:
+    lease = drill.say("/gpu/g1/ctl", "lease memory=1MiB ttl=60s exclusive=true")
+    job = drill.run("kernel=vector_add in=a:a.npy,b:a.npy")
+    assert ("succeeded", "cpu: full", ["full"]) == drill.ended(job)
+    inside = drill.run(f"kernel=vector_add in=a:a.npy,b:a.npy memory=1MiB lease={lease}")
+    state, _, reasons = drill.ended(inside)
+    fence = drill.read(f"/gpu/g1/leases/{lease}/fence")
+    drill.say("/gpu/g1/ctl", f"release lease={lease} fence={fence}")
+    assert ("succeeded", []) == (state, reasons)
+    asked = f'{{"kernel":"vector_add","lease":"{lease}"}}'
+    gone = drill.say("/jobs/ctl", f"submit topic=gpu.run inputs=a:a.npy,b:a.npy input='{asked}'")
+    assert ("succeeded", "cpu: lease_expired", ["lease_expired"]) == drill.ended(gone)
+
+
+# ends that nobody wants
+
+
+def test_a_killed_annex_leaves_no_process_and_gives_its_run_back(tmp_path: Path) -> None:
+    with hive_in(tmp_path) as (_, talk), contextlib.ExitStack() as stack:
+        first = stack.enter_context(annex(tmp_path, "--pools", "gpu-cpu,drill"))
+        wait_for(lambda: "gpu.run" in talk.read("/pools/gpu/topics"), "the pools of devices")
+        talk.say("/pools/ctl", DRILL.replace("patience=1s lease=2s", "lease=60s"))
+        talk.say("/pools/ctl", "map topic=gpu.run pool=drill")
+        with hanging(talk, first) as job:
+            children = kernels(first)
+            assert -signal.SIGKILL == first.end(signal.SIGKILL)
+            wait_for(lambda: not any(map(is_alive, children)), "the end of its processes")
+            # Its lease is a minute's: only who comes after it can say that nobody does the run.
+            with annex(tmp_path, "--pools", "gpu-cpu,drill"):
+                assert ("succeeded", []) == talk.ended(job)[::2]
+        attempts = talk.read(f"/jobs/{job}/attempts").splitlines()
+        assert ["end=released", "end=acked"] == [line.split()[-1] for line in attempts]
+
+
+def test_a_stopped_annex_is_done_without_and_finds_its_way_back(
+    drill: Talk, served: tuple[Talk, Daemon]
+) -> None:
+    with hanging(drill, served[1]) as job:
+        (pid,) = kernels(served[1])
+        os.kill(served[1].process.pid, signal.SIGSTOP)
+        try:
+            wait_for(lambda: "job.fellback" in drill.read(f"/jobs/{job}/events.jsonl"), "its falling back")
+            assert "lost" == drill.read("/gpu/g1/health")
+        finally:
+            os.kill(served[1].process.pid, signal.SIGCONT)
+        # The CPU that does it is the same annex's, when it is back.
+        state, device, reasons = drill.ended(job)
+        assert ("succeeded", "cpu: annex_lost", ["annex_lost"]) == (state, device, reasons)
+        wait_for(lambda: not is_alive(pid), "the end of what it did no more")
+    wait_for(lambda: drill.read("/gpu/g1/health") == "online", "its way back")
+
+
+def test_who_is_cut_off_stops_when_the_lease_is_over_by_its_own_clock(tmp_path: Path) -> None:
+    with hive_in(tmp_path, honest=False) as (_, talk), annex(tmp_path, "--pools", "drill") as serving:
+        wait_for(lambda: "gpu.run" in talk.read("/pools/gpu/topics"), "the pools of devices")
+        talk.say("/pools/ctl", DRILL.replace("patience=1s ", ""))
+        talk.say("/pools/ctl", "map topic=gpu.run pool=drill")
+        with hanging(talk, serving):
+            (pid,) = kernels(serving)
+            queen_pid = int((tmp_path / "queen.lock").read_text())
+            os.kill(queen_pid, signal.SIGSTOP)
+            began = time.monotonic()
+            try:
+                wait_for(lambda: not is_alive(pid), "the end of its process")
+            finally:
+                os.kill(queen_pid, signal.SIGCONT)
+            assert time.monotonic() - began < 30
+
+
+def test_a_gpu_that_is_not_to_be_used_is_a_reason_of_its_own(tmp_path: Path) -> None:
+    with hive_in(tmp_path) as (_, talk), annex(tmp_path, SKEP_NO_CUDA="1"):
+        wait_for(lambda: "gpu.run" in talk.read("/pools/gpu/topics"), "the pools of devices")
+        job = talk.run("kernel=vector_add in=a:a.npy,b:a.npy")
+        assert ("succeeded", "cpu: disabled", ["disabled"]) == talk.ended(job)
+        assert "disabled: SKEP_NO_CUDA=1" == talk.read("/gpu/g1/health")
+
+
+def test_a_worker_with_the_twins_does_what_no_annex_is_there_for(tmp_path: Path) -> None:
+    with hive_in(tmp_path) as (hive, talk):
+        job = talk.run("kernel=vector_add in=a:a.npy,b:a.npy")
+        place = ("--node", "w1", "--dir", str(tmp_path / "w1"), "--pools", "gpu-cpu")
+        with daemon("ready w1", "worker", "-H", hive.workers, "--kernels", *place):
+            assert ("succeeded", "cpu: no_device", ["no_device"]) == talk.ended(job)
+            np.testing.assert_array_equal(2 * A, talk.array(job))
+
+
+# its own tree
+
+
+def test_the_machine_tells_its_people_without_the_hive(served: tuple[Talk, Daemon], place: Path) -> None:
+    own = Talk(f"unix:{place}/g1/annex.sock")
+    try:
+        info = json.loads(own.read("/gpu/g1/info.json"))
+        assert (["cpu:0"], "") == ([device["id"] for device in info["devices"]], info["driver"])
+        assert info["why_no_gpu"]
+        assert "ready" == own.read("/gpu/g1/health")
+        wait_for(lambda: bool(own.read("/gpu/g1/telemetry.jsonl")), "a record")
+        record = json.loads(own.read("/gpu/g1/telemetry.jsonl").splitlines()[-1])
+        assert ("g1", "cpu:0") == (record["annex"], record["devices"][0]["id"])
+        with hanging(served[0], served[1]) as job:
+            at = f"/gpu/g1/leases/{job}"
+            found = [own.read(f"{at}/{file}") for file in ("job", "device", "pid")]
+            assert [job, "cpu:0", str(kernels(served[1])[0])] == found
+    finally:
+        own.close()
