@@ -52,6 +52,7 @@ bench: $(VENV)/bench
 	$(BIN)/python -m tests.bench.diffing
 	$(BIN)/python -m tests.bench.hashing
 	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m tests.bench.kernels
+	$(BIN)/python -m tests.bench.annex
 	$(BIN)/python -m tests.bench.replaying --entries 50000
 	$(BIN)/python -m tests.bench.starting
 	$(BIN)/python -m tests.bench.booting
