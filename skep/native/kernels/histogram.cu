@@ -1,5 +1,11 @@
 /* Counts of values in bins of the same width. Few bins are counted for each block first, near its threads. */
 
+#ifdef __CUDACC__
+#define NOWHERE __int_as_float(0x7fc00000)
+#else
+#define NOWHERE NAN
+#endif
+
 /* The bin of x; -1: none. Differences of floats are exact enough in double, and no step can be fused. */
 DEVICE static int
 bin(float x, double low, double high, double scale, int bins)
@@ -12,17 +18,33 @@ bin(float x, double low, double high, double scale, int bins)
 	return i < bins ? i : bins - 1;
 }
 
+/* Element i and those count apart; beyond the last one: NaN, which is in no bin. */
+DEVICE static void
+ahead(wide i, wide count, wide n, const float *a, float *seen)
+{
+	int j;
+
+	UNROLL
+	for (j = 0; j < AHEAD; j++)
+		seen[j] = i + j * count < n ? a[i + j * count] : NOWHERE;
+}
+
 #ifdef __CUDACC__
 extern "C" __global__ void
 histogram(wide n, const float *a, double low, double high, double scale, int bins, wide *out)
 {
+	float seen[AHEAD];
 	wide i;
-	int at;
+	int at, j;
 
-	for (i = THREAD; i < n; i += COUNT) {
-		at = bin(a[i], low, high, scale, bins);
-		if (at >= 0)
-			atomicAdd(&out[at], 1ULL);
+	for (i = THREAD; i < n; i += AHEAD * COUNT) {
+		ahead(i, COUNT, n, a, seen);
+		UNROLL
+		for (j = 0; j < AHEAD; j++) {
+			at = bin(seen[j], low, high, scale, bins);
+			if (at >= 0)
+				atomicAdd(&out[at], 1ULL);
+		}
 	}
 }
 
@@ -31,16 +53,21 @@ extern "C" __global__ void
 histogram_few(wide n, const float *a, double low, double high, double scale, int bins, wide *out)
 {
 	extern __shared__ word counts[];
+	float seen[AHEAD];
 	wide i;
-	int at;
+	int at, j;
 
 	for (at = threadIdx.x; at < bins; at += blockDim.x)
 		counts[at] = 0;
 	__syncthreads();
-	for (i = THREAD; i < n; i += COUNT) {
-		at = bin(a[i], low, high, scale, bins);
-		if (at >= 0)
-			atomicAdd(&counts[at], 1U);
+	for (i = THREAD; i < n; i += AHEAD * COUNT) {
+		ahead(i, COUNT, n, a, seen);
+		UNROLL
+		for (j = 0; j < AHEAD; j++) {
+			at = bin(seen[j], low, high, scale, bins);
+			if (at >= 0)
+				atomicAdd(&counts[at], 1U);
+		}
 	}
 	__syncthreads();
 	for (at = threadIdx.x; at < bins; at += blockDim.x)

@@ -6,6 +6,9 @@
 typedef unsigned int word;
 typedef unsigned long long wide;
 
+/* Elements that a thread asks for before it waits for the first: one alone would be waited for each time. */
+#define AHEAD 4
+
 /* How far apart what a thread takes is: all threads side by side read side by side. */
 #ifdef __CUDACC__
 #define THREAD ((wide)blockIdx.x * blockDim.x + threadIdx.x)

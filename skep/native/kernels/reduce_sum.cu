@@ -1,14 +1,20 @@
 /* The sum of a vector, in double: a sum for each thread, folded to one for each block; no order by chance. */
 
-/* What a thread of count adds up. */
+/* What a thread of count adds up, in AHEAD sums of their own. */
 DEVICE static double
 part(wide thread, wide count, wide n, const REAL *a)
 {
-	double sum = 0;
+	double sums[AHEAD] = {0}, sum = 0;
 	wide i;
+	int j;
 
-	for (i = thread; i < n; i += count)
-		sum += a[i];
+	for (i = thread; i < n; i += AHEAD * count)
+		UNROLL
+		for (j = 0; j < AHEAD; j++)
+			sums[j] += i + j * count < n ? a[i + j * count] : 0;
+	UNROLL
+	for (j = 0; j < AHEAD; j++)
+		sum += sums[j];
 	return sum;
 }
 

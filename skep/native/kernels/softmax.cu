@@ -6,27 +6,49 @@
 #define LOWEST (-HUGE_VALF)
 #endif
 
+/* Element i of a row and those THREADS apart; beyond the last one: the least. */
+DEVICE static void
+row_ahead(wide i, wide columns, const float *row, float *seen)
+{
+	int j;
+
+	UNROLL
+	for (j = 0; j < AHEAD; j++)
+		seen[j] = i + j * THREADS < columns ? row[i + j * THREADS] : LOWEST;
+}
+
 /* The largest that a thread of THREADS sees; NaN is seen by the sum. */
 DEVICE static float
 largest(word thread, wide columns, const float *row)
 {
-	float most = LOWEST;
+	float most = LOWEST, seen[AHEAD];
 	wide i;
+	int j;
 
-	for (i = thread; i < columns; i += THREADS)
-		if (row[i] > most)
-			most = row[i];
+	for (i = thread; i < columns; i += AHEAD * THREADS) {
+		row_ahead(i, columns, row, seen);
+		UNROLL
+		for (j = 0; j < AHEAD; j++)
+			if (seen[j] > most)
+				most = seen[j];
+	}
 	return most;
 }
 
 DEVICE static float
 sum_above(word thread, wide columns, const float *row, float most)
 {
-	float sum = 0;
+	float sum = 0, seen[AHEAD];
 	wide i;
+	int j;
 
-	for (i = thread; i < columns; i += THREADS)
-		sum += expf(row[i] - most);
+	for (i = thread; i < columns; i += AHEAD * THREADS) {
+		row_ahead(i, columns, row, seen);
+		UNROLL
+		for (j = 0; j < AHEAD; j++)
+			if (i + j * THREADS < columns)
+				sum += expf(seen[j] - most);
+	}
 	return sum;
 }
 

@@ -30,21 +30,36 @@ digit(wide of, word shift, word bits, wide prefix)
 	return of >> shift & ((1 << bits) - 1);
 }
 
+/* The keys of element i and of those count apart; beyond the last one whatever. */
+DEVICE static void
+keys_ahead(wide i, wide count, wide n, const word *a, wide *keys)
+{
+	int j;
+
+	UNROLL
+	for (j = 0; j < AHEAD; j++)
+		keys[j] = i + j * count < n ? key(a[i + j * count], i + j * count) : 0;
+}
+
 #ifdef __CUDACC__
 extern "C" __global__ void
 topk_count(wide n, const word *a, word shift, word bits, wide prefix, word *out)
 {
 	__shared__ word counts[DIGITS];
-	wide i;
-	int at;
+	wide keys[AHEAD], i;
+	int at, j;
 
 	for (at = threadIdx.x; at < DIGITS; at += blockDim.x)
 		counts[at] = 0;
 	__syncthreads();
-	for (i = THREAD; i < n; i += COUNT) {
-		at = digit(key(a[i], i), shift, bits, prefix);
-		if (at >= 0)
-			atomicAdd(&counts[at], 1U);
+	for (i = THREAD; i < n; i += AHEAD * COUNT) {
+		keys_ahead(i, COUNT, n, a, keys);
+		UNROLL
+		for (j = 0; j < AHEAD; j++) {
+			at = i + j * COUNT < n ? digit(keys[j], shift, bits, prefix) : -1;
+			if (at >= 0)
+				atomicAdd(&counts[at], 1U);
+		}
 	}
 	__syncthreads();
 	for (at = threadIdx.x; at < DIGITS; at += blockDim.x)
@@ -56,12 +71,15 @@ topk_count(wide n, const word *a, word shift, word bits, wide prefix, word *out)
 extern "C" __global__ void
 topk_take(wide n, const word *a, wide least, word *next, wide *out)
 {
-	wide i, of;
+	wide keys[AHEAD], i;
+	int j;
 
-	for (i = THREAD; i < n; i += COUNT) {
-		of = key(a[i], i);
-		if (of >= least)
-			out[atomicAdd(next, 1U)] = of;
+	for (i = THREAD; i < n; i += AHEAD * COUNT) {
+		keys_ahead(i, COUNT, n, a, keys);
+		UNROLL
+		for (j = 0; j < AHEAD; j++)
+			if (i + j * COUNT < n && keys[j] >= least)
+				out[atomicAdd(next, 1U)] = keys[j];
 	}
 }
 #endif
