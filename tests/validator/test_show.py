@@ -115,7 +115,7 @@ def test_the_statuses_of_assert(hive: Path, tmp_path: Path, capsys: pytest.Captu
     assert "line 2: 'jobs.leased' is no kind of fact" in capsys.readouterr().err
     assert 2 == run(["trace", "assert", str(tmp_path)])
     found = msgspec.json.decode(trace("assert", str(hive), "--json").output)
-    assert (0, 9) == (found["broken"], len(found["rules"]))
+    assert (0, 13) == (found["broken"], len(found["rules"]))
 
 
 def test_a_conversation_is_asserted_with_the_ledger_beside_it(hive: Path) -> None:
