@@ -523,6 +523,13 @@ def test_a_gpu_is_named_by_its_annex() -> None:
         job = (await alive.write("/jobs/ctl", "submit topic=fast"))[0]
         await alive.hive.take(G1, "gpu")
         await alive.run(job, "start device=cuda:0 memory=1024 slots=1", G1)
-        assert "cuda:g1/0\n" == await Door(hive_tree(alive.hive), ANN).read(f"/jobs/{job}/device")
+        ann = Door(hive_tree(alive.hive), ANN)
+        assert "cuda:g1/0\n" == await ann.read(f"/jobs/{job}/device")
+        await alive.run(job, "fallback reason=kernel_failed", G1)
+        await alive.hive.take(W1, "gpu-cpu")
+        assert "cuda:g1/0\n" == await ann.read(f"/jobs/{job}/device")
+        # Whoever does not say what it runs on, does not run on what another did.
+        await alive.run(job, "start")
+        assert "" == await ann.read(f"/jobs/{job}/device")
 
     live(story)

@@ -289,7 +289,7 @@ def _fallback(of: Fallback) -> dict[str, str]:
 
 def device_of(job: Job) -> str:
     """``cuda:g1/0``, ``cpu: annex_lost``, ``cpu``: where it was started last."""
-    device, node = next(((a.device, a.node) for a in reversed(job.attempts) if a.device), ("", ""))
+    device, node = next(((a.device, a.node) for a in reversed(job.attempts) if a.started_ns), ("", ""))
     kind, _, number = device.partition(":")
     if kind == "cpu":
         why = job.fallbacks[-1].reason if job.fallbacks else ""
