@@ -6,7 +6,7 @@ What the live hive does around it is live.py; the validator replays on this.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final, get_args
@@ -28,7 +28,7 @@ from skep.namespaces.jobs import core as jobs
 from skep.namespaces.jobs import record as job_record
 from skep.namespaces.jobs import verbs as job_verbs
 from skep.namespaces.jobs.envelope import NONE, arguments, scope_of
-from skep.namespaces.jobs.fallback import NO_DEVICE, is_device, without_devices
+from skep.namespaces.jobs.fallback import LEASE_EXPIRED, NO_DEVICE, is_device, without_devices
 from skep.namespaces.jobs.placement import wanted_of
 from skep.namespaces.jobs.queues import AGEING_NS
 from skep.namespaces.locks import core as locks
@@ -622,11 +622,10 @@ class HiveRules:
             policy.permit(state.policy, asked)
         used = tokens.admit(state.tokens, line.token, state, line.time_ns) if line.token else None
         decision = self._of_noun(state, noun, order, asked)
-        events = (
-            (*decision.events, *_freed(state, order, decision.events))
-            if state.gpu.of_job
-            else decision.events
-        )
+        events = decision.events
+        if state.gpu.of_job:
+            events = (*events, *_freed(state, order, events))
+            events = (*events, *_bereft(state, order, events))
         return Decision(events if used is None else (*events, used), decision.reply)
 
     def _of_noun(self, state: HiveState, noun: str, order: Order, asked: Asked) -> Decision[Event, str]:
@@ -706,6 +705,15 @@ def _freed(state: HiveState, order: Order, events: Sequence[Event]) -> tuple[Eve
     """What else follows where the attempts of jobs end that run on devices."""
     jobs = (getattr(event, "job", "") for event in events if _ends_attempt(event))
     return gpu.freed(state.gpu, order, [job for job in jobs if job in state.gpu.of_job])
+
+
+def _bereft(state: HiveState, order: Order, events: Sequence[Event]) -> Iterator[Event]:
+    """What else follows where a device has no more for jobs that run: else others would be given what they
+    use still."""
+    for event in events:
+        if isinstance(event, gpu_record.Ended) and event.job:
+            reason = LEASE_EXPIRED if event.why == gpu_record.WITHIN else NO_DEVICE
+            yield from jobs.bereft(state.jobs, order, state, event.job, reason, event.annex).events
 
 
 def _ends_attempt(event: Event) -> bool:

@@ -316,7 +316,7 @@ def test_what_is_within_a_lease_ends_with_it(hive: Annexed) -> None:
     outer, job = lease(hive), hive.held()
     hive.start(job, f"memory=1 lease={outer}")
     release(hive, outer)
-    assert ({}, {}, "running") == (hive.annex.grants, hive.state.gpu.of_job, hive.job_state(job))
+    assert ({}, {}, "queued") == (hive.annex.grants, hive.state.gpu.of_job, hive.job_state(job))
     hive.tell(job, "fallback reason=lease_expired")
     assert ("queued", "spare") == (hive.job_state(job), hive.state.jobs.by_id[job].request.pool)
     assert [(job, 0)] == hive.state.gpu.fallen["g1"]

@@ -16,6 +16,7 @@ from skep.fs import ctl
 from skep.fs.errors import E
 from skep.namespaces.gpu.beat import DEVICE, SLOTS_MAX
 from skep.namespaces.gpu.record import (
+    WITHIN,
     Allowed,
     Annex,
     Annexes,
@@ -88,7 +89,7 @@ class _Draft:
         given = grant.given
         self.add(Ended(self.annex.id, given.lease, given.tenant, why, given.job))
         for inner in list(self.annex.within(given.lease)):
-            self.end(inner, "lease")
+            self.end(inner, WITHIN)
 
     def dismiss(self, over: Callable[[Waiter], bool], why: str) -> None:
         """Take out of the queue who waits no more."""

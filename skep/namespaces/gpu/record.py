@@ -20,6 +20,7 @@ from skep.trace.rules import Meta
 
 V = TypeVar("V")
 
+WITHIN: Final = "lease"  # why a grant has ended that was within a lease which has
 FALLEN_MAX: Final = 1000  # fallbacks that are remembered of each annex
 
 

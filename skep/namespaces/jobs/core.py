@@ -78,7 +78,18 @@ Decided = Decision[Event | Alerted, str]
 
 def decide(jobs: Jobs, order: Order, world: World) -> Decided:
     """What follows from an order to /jobs; raises Refusal."""
-    decided = _DECIDE[order.place, order.verb](jobs, order, world)
+    return _kept(jobs, _DECIDE[order.place, order.verb](jobs, order, world), world)
+
+
+def bereft(jobs: Jobs, order: Order, world: World, id: str, reason: str, annex: str) -> Decided:
+    """What follows where an annex has not for a job any more what it runs on, whatever the order is about:
+    its attempt is over, and its holder finds its fence too old."""
+    job = jobs.by_id[id]
+    return _kept(jobs, _fall_back(job, order, world, job.fence + 1, reason, annex), world)
+
+
+def _kept(jobs: Jobs, decided: Decided, world: World) -> Decided:
+    """The same, where ends say how long their records stay."""
     if not any(type(event) is Ended for event in decided.events):
         return decided
     events = (
@@ -407,7 +418,7 @@ def _cannot(jobs: Jobs, order: Order, world: World) -> Decided:
         return Decision((), job.id)
     if not job.held:
         raise refusal(E.ILLEGAL_MOVE, f"{job.state} -> queued")
-    return _fall_back(job, order, world, job.fence, order.node, error)
+    return _fall_back(job, order, world, job.fence, args["reason"], order.node, error)
 
 
 def _fallback(jobs: Jobs, order: Order, world: World) -> Decided:
@@ -415,17 +426,18 @@ def _fallback(jobs: Jobs, order: Order, world: World) -> Decided:
     args = order.args
     if "fence" in args:
         job = _held_job(jobs, order, "queued")
-        return _fall_back(job, order, world, job.fence + 1, args.get("annex", ""))
+        return _fall_back(job, order, world, job.fence + 1, args["reason"], args.get("annex", ""))
     job = _job(jobs, order, order.name)
     if job.state != "queued":
         raise refusal(E.ILLEGAL_MOVE, f"{job.state} -> queued")
     if why := fallback.why_waits(job, args["reason"], order.time_ns, world):
         raise refusal(E.CONFLICT, why)
-    return _fall_back(job, order, world, job.fence, args.get("annex", ""))
+    return _fall_back(job, order, world, job.fence, args["reason"], args.get("annex", ""))
 
 
-def _fall_back(job: Job, order: Order, world: World, fence: int, annex: str, error: str = "") -> Decided:
-    reason = order.args["reason"]
+def _fall_back(
+    job: Job, order: Order, world: World, fence: int, reason: str, annex: str, error: str = ""
+) -> Decided:
     text = fallback.told(job, reason, annex, error)[:ERROR_MAX]
     if job.held and is_spent(job, order.time_ns):
         return _fail(job, fence, BUDGET, _spent_text(job, text), "fallback")

@@ -23,6 +23,7 @@ ALLOW: Final = "allow"
 REFUSE: Final = "refuse"
 ANNEX_LOST: Final = "annex_lost"
 NO_DEVICE: Final = "no_device"
+LEASE_EXPIRED: Final = "lease_expired"
 FULL: Final = "full"
 DEVICES: Final = frozenset({"annex", "gpu"})  # labels that a node has for what runs on its devices.
 CPU: Final = "cpu"  # of the node, none of an annex's devices
