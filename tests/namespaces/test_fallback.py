@@ -274,7 +274,7 @@ def test_patience_begins_anew_after_a_lease_that_was_lost(hive: Folded) -> None:
 
 def test_a_lease_that_is_held_falls_back_by_its_fence_alone(hive: Folded) -> None:
     job = held(hive)
-    assert "leased -> queued" in refused(hive, f"/jobs/{job}", "fallback reason=disabled", HIVE)
+    assert "it is leased" in refused(hive, f"/jobs/{job}", "fallback reason=disabled", HIVE)
     hive.hive(f"/jobs/{job}", "fallback reason=disabled annex=g1 fence=1")
     assert ("queued", 2) == (hive.job_state(job), job_of(hive, job).fence)
     assert "token=1 newest=2" in refused(hive, f"/jobs/{job}/ctl", "ack fence=1", G1)
@@ -341,7 +341,7 @@ def test_a_ledger_with_fallbacks_is_decided_again_also_from_a_snapshot() -> None
     hive = Recorder()
     hive.write("/pools/ctl", *POOLS)
     moved, kept = (hive.write("/jobs/ctl", f"submit topic=fast {more}") for more in ("", "fallback=refuse"))
-    assert "CONFLICT" == hive.write(f"/jobs/{moved}", "fallback reason=full", who=HIVE)
+    assert "NODATA" == hive.write(f"/jobs/{moved}", "fallback reason=full", who=HIVE)
     assert moved == hive.write(f"/jobs/{moved}", "fallback reason=no_device", who=HIVE)
     assert moved == hive.write("/pools/gpu-cpu/next", "lease", who=W1)
     assert moved == hive.tell(moved, "start device=cpu", "fallback reason=oom")

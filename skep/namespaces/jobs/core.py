@@ -422,16 +422,16 @@ def _cannot(jobs: Jobs, order: Order, world: World) -> Decided:
 
 
 def _fallback(jobs: Jobs, order: Order, world: World) -> Decided:
-    """``fallback`` of the hive: of a lease that is held, or of a job that waits for what is not there."""
+    """``fallback`` of the hive: of a lease that is held, or of a job that waits for what is not there.
+
+    What is not so any more is refused with NODATA: several processes of one hive may say the same."""
     args = order.args
     if "fence" in args:
         job = _held_job(jobs, order, "queued")
         return _fall_back(job, order, world, job.fence + 1, args["reason"], args.get("annex", ""))
     job = _job(jobs, order, order.name)
-    if job.state != "queued":
-        raise refusal(E.ILLEGAL_MOVE, f"{job.state} -> queued")
     if why := fallback.why_waits(job, args["reason"], order.time_ns, world):
-        raise refusal(E.CONFLICT, why)
+        raise refusal(E.NODATA, why)
     return _fall_back(job, order, world, job.fence, args["reason"], args.get("annex", ""))
 
 

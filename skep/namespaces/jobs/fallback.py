@@ -82,6 +82,8 @@ def told(job: Job, reason: str, annex: str, error: str = "") -> str:
 def why_waits(job: Job, reason: str, now_ns: int, world: World) -> str:
     """Why a job that waits goes on waiting where it is, whatever the reason to go; "": it goes."""
     end_ns, request = patience_end_ns(job), job.request
+    if job.state != "queued":
+        return f"it is {job.state}"
     if not end_ns:
         return f"it waits in {request.pool}, and has nowhere to fall back to"
     if now_ns >= end_ns:
