@@ -189,9 +189,9 @@ def _source_hash(hive: Hive, caller: Caller, said: str, at: str) -> str:
 
 async def run_annex(hive: Hive, annex: str, caller: Caller, commands: list[Command]) -> list[str]:
     """Write the commands; returns when they are done, and a lease that waits has been granted."""
-    path = f"{path_of(annex)}/ctl"
-    write = hive.command(caller, path, [command.text for command in commands])
-    if not any_waits(commands):
+    may_wait = any_waits(commands)
+    write = hive.command(caller, f"{path_of(annex)}/ctl", [command.text for command in commands])
+    if not may_wait:
         return await write
 
     def waits(lease: str) -> bool:
