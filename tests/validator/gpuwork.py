@@ -244,6 +244,22 @@ def drilled(work: Work, job: str) -> None:
     work.write("/gpu/a1/ctl", "enable", {"type": "annex.enabled", "annex": "a1"})
 
 
+def bereft(work: Work, job: str) -> None:
+    """The lease that it runs within is given back meanwhile."""
+    lease = work.hold()
+    work.submit(job)
+    work.lease(job)
+    inner = work.given(job, 1, within=lease)
+    work.start(job, "cuda:0", inner)
+    work.fences[job] += 1
+    gone = {"type": "gpu.ended", "annex": "a1", "lease": lease, "why": "released"}
+    within = gone | {"lease": inner["lease"], "why": "lease", "job": job}
+    fell = {"type": "job.fellback", "job": job, "fence": work.fences[job], "reason": "lease_expired",
+            "pool": "gpu-cpu", "from_pool": "gpu", "annex": "a1"}  # fmt: skip
+    work.write("/gpu/a1/ctl", f"release lease={lease} fence=1", gone, within, fell)
+    work.cancel(job)
+
+
 def lost(work: Work, job: str) -> None:
     alert = {"type": "alert.raised", "about": "annex", "id": "a1", "tenant": "", "reason": "annex_lost",
              "text": "two heartbeats are missing"}  # fmt: skip
@@ -253,5 +269,6 @@ def lost(work: Work, job: str) -> None:
 
 
 FATES: Final = (
-    lost, well, lost_and_well, out_of_memory, annex_gone, in_place, refused, wrong, cancelled, leased, drilled
+    lost, bereft, well, lost_and_well, out_of_memory, annex_gone, in_place, refused, wrong, cancelled,
+    leased, drilled,
 )  # fmt: skip

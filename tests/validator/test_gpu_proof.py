@@ -11,6 +11,7 @@ from gpuwork import (
     Told,
     Work,
     annex_gone,
+    bereft,
     bodies,
     cancelled,
     drilled,
@@ -227,6 +228,13 @@ def test_a_lease_is_not_renewed_after_its_time() -> None:
     assert ["time"] == broken(work)
 
 
+def test_an_attempt_does_not_go_on_with_what_was_taken_from_it() -> None:
+    work = worked(bereft)
+    assert [] == broken(work)
+    del work.entries[-2][3][2], work.entries[-1:]
+    assert ["time"] == broken(work)
+
+
 def test_a_job_runs_within_no_lease_that_is_over() -> None:
     work = Work()
     lease = work.hold(ttl_s=2)
@@ -310,13 +318,18 @@ def test_whatever_becomes_of_jobs_is_proven_when_it_is_told(fates: list[Fate]) -
 HARMLESS = {"gpu.renewed", "node.heard"}
 
 
+def is_harmless(event: Told) -> bool:
+    """What a job has ends with its attempt, too."""
+    return event["type"] in HARMLESS or (event["type"] == "gpu.ended" and "job" in event)
+
+
 @given(FATED, st.data())
 def test_an_event_that_is_left_out_is_found(fates: list[Fate], data: st.DataObject) -> None:
     entries = copied(worked(well, *fates).entries)
     # The pool that is fallen back to is asked about only where something is submitted to it.
     at, k = data.draw(st.sampled_from(places(entries)[1:]))
     gone = entries[at][3].pop(k)
-    assert gone["type"] in HARMLESS or not is_proven(entries), gone
+    assert is_harmless(gone) or not is_proven(entries), gone
 
 
 @given(FATED, st.data())

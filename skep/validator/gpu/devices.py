@@ -50,6 +50,7 @@ class Devices:
     asked: set[str] = field(default_factory=set)  # leases for which somebody waits
     touched: set[str] = field(default_factory=set)  # annexes
     lost: set[str] = field(default_factory=set)  # annexes
+    bereft: set[str] = field(default_factory=set)  # jobs that have nothing any more of what was given to them
 
     def take(self, event: Event, time_ns: int) -> None:
         name = event.node if isinstance(event, Heard | Removed) else event.annex
@@ -98,7 +99,7 @@ class Devices:
                     shares.setdefault(lease.within or lease.device, []).append(lease)
             for whole, leases in shares.items():
                 self._add_up(name, whole, annex.leases.get(whole) or annex.devices.get(whole), leases)
-        for each in (self.touched, self.given, self.asked, self.lost):
+        for each in (self.touched, self.given, self.asked, self.lost, self.bereft):
             each.clear()
 
     def _lease(self, annex: Annex, event: Leased, time_ns: int) -> None:
@@ -137,7 +138,9 @@ class Devices:
             early = event.why == EXPIRED and lives(lease, time_ns)
             wrong = f"lease {event.lease} ends before its time"
             self.claims.check("time", wrong if early else "", lease.job, event.annex)
-            self.of_job.pop(lease.job, None)
+            if lease.job:
+                del self.of_job[lease.job]
+                self.bereft.add(lease.job)
 
     def _add_up(self, annex: str, name: str, whole: Device | Leased | None, shares: list[Leased]) -> None:
         memory, slots = sum(each.memory for each in shares), sum(each.slots for each in shares)

@@ -116,6 +116,10 @@ class Jobs:
         for lease in self.devices.given:
             if lease.job:
                 self.claims.check("order", self._not_begun(lease), lease.job, lease.annex)
+        for id in sorted(self.devices.bereft):
+            held = id in self.by_id and self.by_id[id].state in HELD
+            wrong = "what it runs on was taken from it, and it goes on"
+            self.claims.check("time", wrong if held else "", id)
         for job in self.left:
             self.devices.leave(job.request.job)
         for job, result in self.right:
@@ -125,10 +129,9 @@ class Jobs:
                 self.claims.check("output", self._missing(job, result), id)
         for job in self.failed:
             if job.code in REASONS and not job.reasons:
-                wrong = (
-                    "" if job.request.job in self.alerts else f"it failed, {job.code}, and no alert says so"
-                )
-                self.claims.check("alert", wrong, job.request.job)
+                raised = job.request.job in self.alerts
+                wrong = f"it failed, {job.code}, and no alert says so"
+                self.claims.check("alert", "" if raised else wrong, job.request.job)
         for annex in sorted(self.devices.lost):
             wrong = "it is lost, and no alert says so"
             self.claims.check("alert", "" if annex in self.alerts else wrong, annex=annex)
