@@ -173,6 +173,8 @@ class Leased:
     async def begin_on(self, on: Mapping[str, str]) -> None:
         """Say once that it runs, and what it takes of a device. Raises FsError when that cannot be had,
         E.BUSY when it cannot be had now: then nothing is begun. Raises LeaseLost."""
+        with contextlib.suppress(OSError):
+            self.made()  # as above
         self._starting = starting = asyncio.create_task(self._begin_on(on))
         try:
             await asyncio.shield(starting)

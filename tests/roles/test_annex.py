@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import io
 import json
 import os
@@ -15,9 +16,12 @@ from typing import Any, TypeVar
 
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from skep.fs.dial import Client
 from skep.fs.messages import Dialect
+from skep.native.kernels.signature import canonical, sign
 from tests.daemons import Daemon, Hive, daemon, queen, wait_for
 
 pytestmark = pytest.mark.slow  # processes begin and end
@@ -155,13 +159,13 @@ def is_alive(pid: int) -> bool:
 
 
 @contextlib.contextmanager
-def hanging(talk: Talk, serving: Daemon) -> Iterator[str]:
+def hanging(talk: Talk, serving: Daemon, more: str = "") -> Iterator[str]:
     """A run whose kernel never ends: its process, kept warm by a run before, is stopped."""
     assert "succeeded" == talk.ended(talk.run("kernel=vector_add in=a:a.npy,b:a.npy"))[0]
     (pid,) = kernels(serving)
     os.kill(pid, signal.SIGSTOP)
     try:
-        job = talk.run("kernel=vector_add in=a:a.npy,b:a.npy")
+        job = talk.run(f"kernel=vector_add in=a:a.npy,b:a.npy {more}")
         wait_for(lambda: "running" == talk.read(f"/jobs/{job}/state"), "a run")
         yield job
     finally:
@@ -264,6 +268,34 @@ def test_a_device_that_another_has_is_waited_for_and_then_done_without(drill: Ta
     assert ("succeeded", "cpu: lease_expired", ["lease_expired"]) == drill.ended(gone)
 
 
+def test_a_run_ends_with_the_lease_that_it_is_inside_of(drill: Talk, served: tuple[Talk, Daemon]) -> None:
+    lease = drill.say("/gpu/g1/ctl", "lease memory=1GiB ttl=60s")
+    fence = drill.read(f"/gpu/g1/leases/{lease}/fence")
+    with hanging(drill, served[1], f"lease={lease}") as job:
+        (pid,) = kernels(served[1])
+        drill.say("/gpu/g1/ctl", f"release lease={lease} fence={fence}")
+        assert ("succeeded", "cpu: lease_expired", ["lease_expired"]) == drill.ended(job)
+        wait_for(lambda: not is_alive(pid), "the end of its process")
+
+
+def test_source_that_is_brought_runs_on_no_cpu(drill: Talk) -> None:
+    text = b'extern "C" __global__ void twice(float *a) { a[threadIdx.x] *= 2; }'
+    drill.do(drill.client.write_file("/artifacts/stage/twice.cu", text, create=True))
+    sha256 = hashlib.sha256(text).hexdigest()
+    drill.say("/artifacts/ctl", "seal name=twice.cu")
+    drill.say("/gpu/ctl", f"allow source={sha256} reason=test")
+    job = drill.run("source=twice.cu in=a:a.npy function=twice grid=1 block=12 args=in:a")
+    state, _, reasons = drill.ended(job)
+    assert ("failed", []) == (state, [each for each in reasons if each != "no_device"])
+    assert "CUDA device" in drill.read(f"/jobs/{job}/error")
+    drill.say("/gpu/ctl", f"forbid source={sha256}")
+    asked = f'{{"source":"{sha256}","launch":{{"function":"twice","grid":"1","block":"12","args":"in:a"}}}}'
+    inputs = f"inputs=a:a.npy,source:{sha256}"
+    late = drill.say("/jobs/ctl", f"submit topic=gpu.run {inputs} input='{asked}'")
+    assert "failed" == drill.ended(late)[0]
+    assert f"source {sha256} is not allowed" == drill.read(f"/jobs/{late}/error")
+
+
 # ends that nobody wants
 
 
@@ -315,10 +347,28 @@ def test_who_is_cut_off_stops_when_the_lease_is_over_by_its_own_clock(tmp_path: 
 
 
 def test_a_gpu_that_is_not_to_be_used_is_a_reason_of_its_own(tmp_path: Path) -> None:
-    with hive_in(tmp_path) as (_, talk), annex(tmp_path, SKEP_NO_CUDA="1"):
+    # Only what is signed runs in its place, too.
+    more = ("--kernel-root", str(tmp_path / "root.pem"), "--catalogue", str(signed(tmp_path)))
+    with hive_in(tmp_path) as (_, talk), annex(tmp_path, *more, SKEP_NO_CUDA="1"):
         job = talk.run("kernel=vector_add in=a:a.npy,b:a.npy")
         assert ("succeeded", "cpu: disabled", ["disabled"]) == talk.ended(job)
         assert "disabled: SKEP_NO_CUDA=1" == talk.read("/gpu/g1/health")
+        other = talk.run("kernel=topk in=a:a.npy set=k:1")
+        assert "failed" == talk.ended(other)[0]
+        assert "topk: not as it was signed" in talk.read(f"/jobs/{other}/error")
+
+
+def signed(place: Path) -> Path:
+    """A catalogue in which one kernel is another than here, signed; its key is in root.pem."""
+    key = Ed25519PrivateKey.generate()
+    public = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    (place / "root.pem").write_bytes(public)
+    catalogue = json.loads(canonical())
+    catalogue["kernels"]["topk"]["about"] = "the k smallest"
+    text = json.dumps(catalogue).encode()
+    (place / "kernels.json").write_bytes(text)
+    (place / "kernels.json.sig").write_bytes(sign(text, key))
+    return place / "kernels.json"
 
 
 def test_a_worker_with_the_twins_does_what_no_annex_is_there_for(tmp_path: Path) -> None:
