@@ -117,6 +117,8 @@ def lines(found: Report) -> Iterator[str]:
     yield f"fell back: {_jobs(found.fell_back)}{f': {reasons}' if reasons else ''}"
     if found.ratio is not None:
         part = f"{found.ratio:.2%} of those without a device"
+        if found.refused and found.ratio_allowed is not None:
+            part += f", {found.ratio_allowed:.2%} without the {found.refused} that refused one"
         yield f"right after a fallback: {_jobs(found.right_after)}, {part}"
     if found.recovered is not None:
         median, p99 = (ns / SECOND for ns in (found.recovered.median_ns, found.recovered.p99_ns))

@@ -61,7 +61,7 @@ def test_what_became_of_every_job_is_counted() -> None:
     assert {"annex_lost": 1, "no_device": 1, "oom": 1} == found.reasons
     assert {"argument": 1, "kernel_failed": 1} == found.codes
     # Three that fell back are right, of four that had no device or lost it.
-    assert 0.75 == found.ratio
+    assert (0.75, 1, 1.0) == (found.ratio, found.refused, found.ratio_allowed)
     assert Times(3, 4 * SECOND, 4 * SECOND) == found.recovered
 
 

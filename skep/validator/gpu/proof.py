@@ -14,7 +14,7 @@ import msgspec
 from skep.validator.gpu import effects
 from skep.validator.gpu.claims import Broken, Claim, Claims
 from skep.validator.gpu.devices import Devices
-from skep.validator.gpu.jobs import REASONS, Job, Jobs
+from skep.validator.gpu.jobs import REASONS, REFUSED, Job, Jobs
 from skep.validator.gpu.told import (
     Asked,
     Disabled,
@@ -66,7 +66,9 @@ class Report(msgspec.Struct):
     right_after: int = 0  # a fallback
     reasons: dict[str, int] = {}
     codes: dict[str, int] = {}  # of those that failed
+    refused: int = 0
     ratio: float | None = None
+    ratio_allowed: float | None = None
     recovered: Times | None = None  # None: no job ended right after a fallback
     leases: int = 0  # that annexes gave
     claims: list[Claim] = []
@@ -129,14 +131,18 @@ class Proof:
             if job.state == "failed":
                 codes[job.code] += 1
             if job.state in ("succeeded", "failed"):
-                ended += bool(job.reasons) or job.code in REASONS
+                without = bool(job.reasons) or job.code in REASONS
+                ended += without
+                found.refused += without and job.request.fallback == REFUSED
             if what == "right":
                 found.right_after += bool(job.reasons)
                 found.on_device += not job.reasons
                 found.on_gpu += not job.reasons and job.device.startswith("cuda")
                 took += [job.took_ns] if job.reasons else []
         found.reasons, found.codes = dict(sorted(reasons.items())), dict(sorted(codes.items()))
+        allowed = ended - found.refused
         found.ratio = found.right_after / ended if ended else None
+        found.ratio_allowed = found.right_after / allowed if allowed else None
         found.recovered = _times(took)
         return found
 
