@@ -24,6 +24,7 @@ from skep.native.kernels.request import Request, RunError
 from skep.native.kernels.signature import SignatureError, canonical, sign, signed
 
 pytestmark = pytest.mark.slow
+LONG = np.ones((4000, 4000), np.float32)  # its square takes some seconds of a processor
 
 
 @pytest.fixture(scope="module")
@@ -131,22 +132,20 @@ def test_over_its_time_it_is_killed(process: Process, tmp_path: Path) -> None:
 
 
 def test_results_are_all_there_or_none_is(process: Process, tmp_path: Path) -> None:
-    inputs, made = saved(tmp_path, a=np.arange(9, dtype=np.float32)), tmp_path / "made"
+    inputs, made = saved(tmp_path, a=np.arange(9, dtype=np.float32), b=LONG), tmp_path / "made"
     made.mkdir()
-    request = Request("topk", inputs, {"k": 3}, str(made), "cpu")
+    request = Request("topk", {"a": inputs["a"]}, {"k": 3}, str(made), "cpu")
     with pytest.raises(RunError, match="k: given 10 and 9"):
         process.run(request._replace(numbers={"k": 10}))
+    long = {"a": inputs["b"], "b": inputs["b"]}
     with pytest.raises(RunError, match="not done after"):
-        process.run(request._replace(seconds=1e-9))
+        process.run(request._replace(kernel="matmul", inputs=long, numbers={}, seconds=0.01))
     assert [] == list(made.iterdir())
     process.run(request)
     assert {"values.npy", "indices.npy"} == {path.name for path in made.iterdir()}
     with pytest.raises(RunError, match="none: expected a directory") as error:
         process.run(request._replace(out=str(tmp_path / "none")))
     assert "argument" == error.value.why
-
-
-LONG = np.ones((4000, 4000), np.float32)  # its square takes some seconds of a processor
 
 
 def used(pid: int) -> int:

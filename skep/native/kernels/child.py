@@ -21,6 +21,7 @@ from typing import Any, Final
 
 from skep.native.kernels.arguments import CONTEXT, ArgumentError
 from skep.native.kernels.brought import fit, run_brought
+from skep.native.kernels.catalogue import Kernel
 from skep.native.kernels.device import Chosen, NoDevice, chosen
 from skep.native.kernels.files import array, saved
 from skep.native.kernels.request import LIFE, READY, WARM, Done, Request, RunError, heard, refused, said
@@ -62,10 +63,18 @@ def end_with(life: int) -> None:
 
 def answer(request: Request) -> bytes:
     """Whatever a kernel raises ends here, as the answer: the asker is another process."""
-    try:
-        return said(_done(request))
-    except Exception as error:
-        return refused(_error(request.kernel, error))
+    with contextlib.ExitStack() as after:
+        try:
+            return said(_done(request, after))
+        except Exception as error:
+            return refused(_error(request.kernel, error))
+
+
+def _give_back(cupy: Any) -> None:
+    """What cupy keeps of a device's memory for a next run is nobody's by the time of the answer. After a
+    fault it cannot: then the process is ended."""
+    with contextlib.suppress(cupy.cuda.runtime.CUDARuntimeError):
+        cupy.get_default_memory_pool().free_all_blocks()
 
 
 def _error(kernel: str, error: Exception) -> RunError:
@@ -78,35 +87,43 @@ def _error(kernel: str, error: Exception) -> RunError:
     return RunError(why, f"{kernel}: {type(error).__name__}: {error}")
 
 
-def _done(request: Request) -> Done:
-    if request.source is None:
-        kernel_of(request.kernel)
+def _done(request: Request, after: contextlib.ExitStack) -> Done:
+    """``after``: what is done when all that the run held is free again."""
+    kernel = kernel_of(request.kernel) if request.source is None else None
     for name in request.raw:
         if name not in request.inputs:
             raise ArgumentError(f"{request.kernel}: raw {name}: expected one of {' '.join(request.inputs)}")
     arrays = {name: array(name, Path(path), request.raw.get(name)) for name, path in request.inputs.items()}
-    device, ran = (_ran if request.source is None else _ran_brought)(request, arrays)
+    if kernel is not None:
+        device, ran = _ran(request, kernel, arrays, after)
+    else:
+        device, ran = _ran_brought(request, arrays)
     out = Path(request.out)
     made = {name: saved(out, name, of, request.form) for name, of in ran.outs.items()}
     return Done(request.kernel, device.said, ran.nanoseconds, made)
 
 
-def _ran(request: Request, arrays: Mapping[str, Any]) -> tuple[Chosen, Ran]:
+def _ran(
+    request: Request, kernel: Kernel, arrays: Mapping[str, Any], after: contextlib.ExitStack
+) -> tuple[Chosen, Ran]:
     device = chosen(request.device, os.environ)
+    if device.cupy is not None:
+        after.callback(_give_back, device.cupy)
     with _limited(request.seconds, request.size_max, device.cupy):
-        return device, run(kernel_of(request.kernel), device, arrays, request.numbers, request.signed)
+        return device, run(kernel, device, arrays, request.numbers, request.signed)
 
 
 def _ran_brought(request: Request, arrays: Mapping[str, Any]) -> tuple[Chosen, Ran]:
-    """On a CUDA device or not at all, whatever was asked: there is no twin."""
-    assert request.source is not None
-    text = text_of(request.source)
-    fit(request.source, arrays, request.numbers)
+    """On a CUDA device or not at all, whatever was asked: there is no twin. Its process ends with it."""
+    source = request.source
+    assert source is not None
+    text = text_of(source)
+    fit(source, arrays, request.numbers)
     if request.device == "cpu":
         raise NoDevice("no_device")
     device = chosen("cuda" if request.device == "auto" else request.device, os.environ)
     with _limited(request.seconds, request.size_max, device.cupy):
-        return device, run_brought(request.source, text, device.cupy, arrays, request.size_max)
+        return device, run_brought(source, text, device.cupy, arrays, request.size_max)
 
 
 @contextlib.contextmanager

@@ -53,7 +53,7 @@ def run(
         found = module.CPU[kernel.name](**told.arrays, **told.numbers)
     else:
         there = {name: device.cupy.asarray(array) for name, array in told.arrays.items()}
-        cuda = _on(kernel, device.cupy)
+        cuda = _on(kernel, device)
         found = tuple(out.get() for out in module.CUDA[kernel.name](cuda, **there, **told.numbers))
     took = time.perf_counter_ns() - begun
     outs = dict(zip(told.outs, found, strict=True))
@@ -77,6 +77,6 @@ def loaded(kernel: Kernel) -> ModuleType:
 
 
 @cache
-def _on(kernel: Kernel, cupy: Any) -> Cuda:
-    """Compiled once for all of its runs in this process."""
-    return Cuda(kernel, cupy)
+def _on(kernel: Kernel, device: Chosen) -> Cuda:
+    """Compiled once for all of its runs there in this process."""
+    return Cuda(kernel, device.cupy)
