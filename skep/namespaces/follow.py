@@ -12,7 +12,7 @@ they are no secret is the price of places that can be named.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -30,6 +30,7 @@ EVENTS_MAX: Final = 128  # looked at without a pause: of those whose job has lef
 READERS: Final = frozenset({OPERATOR, "observer"})  # roles that see what is no job's
 TRACERS: Final = READERS | {"validator", "simulator-test"}  # roles that see what others wrote
 AUDITORS: Final = frozenset({OPERATOR, "validator"})  # roles that see what was refused, and to whom
+OF_WORK: Final = ("job.", "gpu.")  # types of events that are about somebody's work
 REFUSALS: Final = "/log/"  # what is written there is of refusals
 # Events that are every tenant's to see: what the hive has, and whether it works. Others without a tenant are
 # for the hive's own.
@@ -154,11 +155,27 @@ def trace(hive: Hive, caller: Caller) -> Callable[[Plain], bytes]:
         line = {
             "seq": entry.seq, "time": rfc3339(entry.time), "trace": entry.trace, "actor": entry.actor,
             "role": entry.role, "tenant": entry.tenant, "path": entry.path, "line": entry.line,
-            "outcome": entry.outcome, "events": entry.events,
+            "outcome": entry.outcome, "events": entry.events if own else _own(hive, caller.tenant, entry),
         }  # fmt: skip
         return msgspec.json.encode(line) + b"\n"
 
     return render
+
+
+def _own(hive: Hive, tenant: str, entry: Plain) -> Sequence[dict[str, Any]]:
+    """The entry's events without those of other tenants' work: what one has no more of a device, the next one
+    is given, in one entry."""
+    if len(entry.events) == 1:
+        return entry.events
+    return [event for event in entry.events if _worker_of(hive, event) in (None, tenant)]
+
+
+def _worker_of(hive: Hive, event: dict[str, Any]) -> str | None:
+    """Whose work the event is about; None: nobody's."""
+    if not event["type"].startswith(OF_WORK):
+        return None
+    tenant: str | None = hive.tenant_of(event.get("job", "")) or event.get("tenant")
+    return tenant
 
 
 def _tenant_of(hive: Hive, entry: Plain) -> str:

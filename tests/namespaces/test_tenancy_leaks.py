@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 
 import msgspec
 import pytest
-from door import BOTH, Door, say
+from door import BOTH, Door, rest, say
 from hives import BOB, W1, Living, living
 from imaging import MANIFEST, archive
 from spying import Gate, Spy, compared
@@ -35,6 +35,10 @@ from skep.trace.clock import MINUTE, ManualClock, ulid
 ZEBRA = "zebra/web/prod"
 ZOE = Caller("spiffe://hive/operator/zoe", "operator", ZEBRA)
 NODE = Caller("spiffe://hive/drone-worker/canary-node", "drone-worker", ZEBRA, node="canary-node")
+ANNEX = Caller("spiffe://hive/cuda-annex/canary-annex", "cuda-annex", ZEBRA, node="canary-annex")
+G1 = Caller("unix:work", "cuda-annex", node="g1")  # the hive's own: it does everybody's work
+BEAT = '{{"labels":{{"gpu":"{0}","annex":"{0}"}},"annex":{{"devices":[{1}]}}}}'
+DEVICE = '{"id":"cuda:0","memory":7919,"slots":9}'
 # The operator is the same person: what one may see is a matter of the tenant one has attached to.
 SPIES = {
     "operator": Caller(ZOE.principal, "operator", BOB.tenant),
@@ -65,6 +69,7 @@ class Known:
     files: list[str] = field(default_factory=list)
     letters: list[str] = field(default_factory=list)
     images: list[str] = field(default_factory=list)
+    leases: list[str] = field(default_factory=list)
 
     @property
     def canaries(self) -> list[str]:
@@ -78,6 +83,7 @@ class Known:
             *self.files,
             *self.letters,
             *self.images,
+            *self.leases,
         ]
 
 
@@ -134,11 +140,13 @@ class Stage:
         assert ["succeeded", "failed", "cancelled", "leased", "queued"] == [
             hive.job_state(job) for job in (first, second, third, fourth, last)
         ]
-        fallen = (await hive.write("/jobs/ctl", "submit topic=fast labels=canary:canary", who=ZOE))[0]
+        fast = "submit topic=fast labels=canary:canary requires=gpu:none"
+        fallen = (await hive.write("/jobs/ctl", fast, who=ZOE))[0]
         await hive.hive.say(f"/jobs/{fallen}", "fallback reason=no_device", ZEBRA)
         await w1.read("/pools/gpu-cpu/next")
         await w1.write(f"/jobs/{fallen}/ctl", "fallback fence=1 reason=oom error=canary\n")
         assert ("failed", "gpu-cpu") == (hive.job_state(fallen), hive.state.jobs.by_id[fallen].request.pool)
+        runs = await self.compute(name, known)
         image = archive({"boot.toml": MANIFEST, "kernel": f"canary kernel {n}".encode()})
         chan = await zoe.create("/artifacts/stage", f"canary-image-{n}.boot")
         assert len(image) == await chan.write(0, memoryview(image))
@@ -166,7 +174,7 @@ class Stage:
         digest = sha256(f"canary {n}".ljust(SIZE).encode()).hexdigest()
         for path in (f"/jobs/by-key/{key}", f"/artifacts/by-name/{name}", f"/artifacts/{digest}/data"):
             await zoe.read(path)
-        known.jobs += [first, second, third, fourth, last, fired, fallen, boot]
+        known.jobs += [first, second, third, fourth, last, fired, fallen, boot, *runs]
         known.keys += [key]
         known.hashes += [digest, sha256(image).hexdigest()]
         known.images += [f"canary-image-{n}"]
@@ -174,6 +182,27 @@ class Stage:
         known.letters = [*hive.state.undecodable.by_tenant[ZEBRA]]
         # Those of the first round have left memory when the spy comes again.
         assert (n == 0) == (known.jobs[0] in hive.state.jobs.by_id)
+
+    async def compute(self, name: str, known: Known) -> list[str]:
+        """On an annex of its own, and on the hive's: leases, runs, what they fall back from."""
+        zoe, annex = self.door(ZOE), self.door(ANNEX)
+        await self.gate.hive.join(ANNEX)
+        await annex.write("/nodes/canary-annex/heartbeat", BEAT.format("canary-annex", DEVICE))
+        await zoe.write("/gpu/canary-annex/ctl", "lease memory=7 ttl=1h\n")
+        await refused(zoe.write("/gpu/canary-annex/ctl", "lease memory=7920 ttl=1h\n"))
+        known.leases = await zoe.names("/gpu/canary-annex/leases")
+        runs = []
+        for node in (self.door(G1), annex):
+            chan = await zoe.open("/gpu/ctl", BOTH)
+            await say(chan, f"run kernel=reduce_sum in=a:{name} priority=9\n")
+            job = (await rest(chan)).decode().partition(" ")[0]
+            await node.read("/pools/gpu/next")
+            await node.write(f"/jobs/{job}/ctl", "start fence=1 device=cuda:0 memory=7\n")
+            await node.write(f"/jobs/{job}/ctl", "fallback fence=1 reason=oom error=canary\n")
+            await zoe.write(f"/jobs/{job}/ctl", "cancel reason=canary\n")
+            runs.append(job)
+        await self.gate.hive.leave("canary-annex")
+        return runs
 
 
 async def refused(doing: Awaitable[object]) -> FsError:
@@ -248,6 +277,25 @@ async def guess(spy: Spy, known: Known) -> None:
             await spy.look(f"/nodes/{name}")
         for verb in ("cordon", "remove"):
             await spy.write("/nodes/ctl", f"{verb} node={node}\n")
+    for lease in ("none", *known.leases):
+        for path in (
+            "",
+            "/ctl",
+            "/health",
+            "/fallbacks.jsonl",
+            f"/leases/{lease}",
+            f"/leases/{lease}/holder",
+        ):
+            await spy.look(f"/gpu/canary-annex{path}")
+        for line in (
+            f"renew lease={lease} fence=1",
+            f"release lease={lease} fence=1",
+            "lease memory=1 ttl=1h",
+        ):
+            await spy.write("/gpu/canary-annex/ctl", f"{line}\n")
+            await spy.write("/gpu/g1/ctl", f"{line}\n")
+        for more in (f"lease={lease}", "annex=canary-annex"):
+            await spy.write("/gpu/ctl", f"run kernel=reduce_sum in=a:mine {more}\n")
     for session in ("session-of-canary-session-0", "session-of-nobody"):
         await spy.look(f"/sessions/{session}/peer")
         await spy.write("/ctl", f"kick session={session}\n")
@@ -288,7 +336,9 @@ async def spied(who: Caller, dialect: Dialect, known: Known | None) -> tuple[lis
             await alive.write(
                 "/pools/ctl", "create pool=gpu-cpu", "create pool=gpu requires=gpu fallback=gpu-cpu"
             )
-            await alive.write("/pools/ctl", "map topic=fast pool=gpu")
+            await alive.write("/pools/ctl", "map topic=fast pool=gpu", "map topic=gpu.run pool=gpu")
+            await alive.hive.join(G1)
+            await Door(hive_tree(alive.hive), G1).write("/nodes/g1/heartbeat", BEAT.format("g1", DEVICE))
             stage, seen = Stage(alive, clock), list[list[str]]()
             caller = stage.gate.add("spy", who)
             spy = Spy(stage.gate, "spy", dialect)
@@ -354,12 +404,13 @@ def test_the_same_spy_finds_everything_in_its_own_tenant() -> None:
 def test_the_hives_own_tenant_sees_its_machines_and_how_much_is_used_and_nobodys_work() -> None:
     watchman = msgspec.structs.replace(SPIES["observer"], tenant=HIVE_TENANT)
     seen, did = asyncio.run(spied(watchman, Dialect.L, None))
-    assert ["canary", "zebra", str(SIZE)] == found(did.canaries, seen)
+    # That something is held of a machine is told, not by whom.
+    assert ["canary", "zebra", str(SIZE), *did.leases] == found(did.canaries, seen)
     allowed = re.compile(
-        "/(nodes|tenants)[ /]|/pools/default/(load|workers) |/(events|log/trace/live.jsonl)(@0)? "
+        "/(nodes|tenants|gpu)[ /]|/pools/default/(load|workers) |/(events|log/trace/live.jsonl)(@0)? "
     )
     told = [line for line in seen[0] + seen[1] if "canary" in line or "zebra" in line]
     assert [] == [line for line in told if not allowed.match(line)]
     for line in told:
         for event in re.findall(r"\\\"type\\\":\\\"([a-z.]+)", line):
-            assert not event.startswith(("job.", "artifact.")), event
+            assert not event.startswith(("job.", "artifact.", "gpu.")), event
