@@ -139,7 +139,8 @@ class Leased:
             if self.lingering is not None:
                 await asyncio.wait((self.lingering,))
             if self.directory.exists():
-                shutil.rmtree(self.directory, ignore_errors=True)
+                # A disk may take milliseconds for each name.
+                await asyncio.to_thread(shutil.rmtree, self.directory, ignore_errors=True)
 
     def leave(self) -> None:
         """Stop it and give the lease back: that is no failure of the job's, which goes to another."""

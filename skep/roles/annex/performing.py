@@ -181,14 +181,12 @@ class Performing:
     # what
 
     async def _done(self, leased: Leased, run: Run, use: Use, signed: Mapping[str, Any] | None) -> Done:
-        out = leased.made() / "out"
-        out.mkdir()
         asked, kind = run.asked, use.device.kind if use.device else CPU
         request = Request(
             kernel=asked.kernel or (run.source.function if run.source else ""),
             inputs={name: str(path) for name, path in run.inputs.items()},
             numbers=asked.numbers,
-            out=str(out),
+            out=str(leased.made()),
             device=use.device.id if use.device and kind == CUDA else CPU,
             seconds=parse_duration(leased.lease.timeout or TIMEOUT) / SECOND,
             size_max=use.memory,
