@@ -321,7 +321,7 @@ def test_a_stopped_annex_is_done_without_and_finds_its_way_back(
         os.kill(served[1].process.pid, signal.SIGSTOP)
         try:
             wait_for(lambda: "job.fellback" in drill.read(f"/jobs/{job}/events.jsonl"), "its falling back")
-            assert "lost" == drill.read("/gpu/g1/health")
+            assert drill.read("/gpu/g1/health") in ("suspect", "lost")
         finally:
             os.kill(served[1].process.pid, signal.SIGCONT)
         # The CPU that does it is the same annex's, when it is back.
