@@ -655,7 +655,9 @@ class HiveRules:
                 return pools.decide(state.pools, order)
             case "nodes":
                 decided_node = nodes.decide(state.nodes, order, state)
-                return Decision((*decided_node.events, *_alerts(state, order)), decided_node.reply)
+                ended = gpu.gone(state.gpu, order) if order.verb == "remove" else ()
+                events = (*ended, *decided_node.events, *_alerts(state, order))
+                return Decision(events, decided_node.reply)
             case "artifacts":
                 return artifacts.decide(state.artifacts, order, state)
             case "log":

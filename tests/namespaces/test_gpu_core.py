@@ -7,9 +7,9 @@ from annexes import CARD, CTL, G1, GIB, Annexed
 from hives import ANN, BOB, W1
 
 from skep.fs.node import Caller
-from skep.namespaces.gpu.core import WAITING
-from skep.namespaces.gpu.record import Leased, used
-from skep.namespaces.order import HIVE_TENANT
+from skep.namespaces.gpu.core import WAITING, gone
+from skep.namespaces.gpu.record import Ended, Leased, Withdrawn, used
+from skep.namespaces.order import HIVE_TENANT, Order
 from skep.trace.clock import HOUR, SECOND
 from skep.trace.rules import Refusal
 
@@ -341,6 +341,20 @@ def test_who_waits_for_what_is_not_there_any_more_is_sent_away(hive: Annexed) ->
     hive.offer(CARD | {"memory": 4 * GIB})
     assert [2 * GIB] == [grant.given.memory for grant in hive.annex.grants.values()]
     assert not hive.annex.waiters
+
+
+def test_what_is_held_of_an_annex_ends_when_its_node_is_removed(hive: Annexed) -> None:
+    id = lease(hive, "8GiB")
+    assert WAITING == lease(hive, "8GiB", "wait=1h")
+    order = Order(
+        "remove", {"node": "g1"}, "ctl", "", "unix:ann", "operator", HIVE_TENANT, hive.clock.now_ns(), "01"
+    )
+    ended, sent = gone(hive.state.gpu, order)
+    assert isinstance(ended, Ended)
+    assert isinstance(sent, Withdrawn)
+    assert (id, "gone", "gone") == (ended.lease, ended.why, sent.why)
+    hive.write("/nodes/ctl", "remove node=g1")
+    assert {} == hive.state.gpu.by_id
 
 
 def test_an_offer_that_is_none_other_changes_nothing(hive: Annexed) -> None:

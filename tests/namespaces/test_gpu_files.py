@@ -6,13 +6,14 @@ import asyncio
 import json
 from collections.abc import Awaitable, Callable
 from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 from annexes import GIB
 from door import BOTH, Door, rest, say
-from hives import ANN, BOB, W1, Living, live
+from hives import ANN, BOB, W1, Living, live, living
 
 from skep.fs.errors import E, FsError
 from skep.fs.node import Caller
@@ -23,7 +24,7 @@ from skep.namespaces.hive import HiveRules
 from skep.namespaces.live import Heartbeat
 from skep.namespaces.order import HIVE_TENANT
 from skep.namespaces.tree import hive_tree
-from skep.trace.clock import SECOND
+from skep.trace.clock import SECOND, ManualClock
 from skep.trace.entry import entry_decoder
 
 G1 = Caller("spiffe://hive/cuda-annex/g1", "cuda-annex", node="g1")
@@ -277,6 +278,36 @@ def test_a_lease_that_may_wait_is_alone_in_its_write() -> None:
         assert E.USAGE is (await hive.refused("/gpu/g1/ctl", f"{line}\n{line}")).kind
 
     annexed(story)
+
+
+def test_what_is_given_is_given_still_after_a_restart_and_nobody_waits_any_more(tmp_path: Path) -> None:
+    clock, ledger = ManualClock(), str(tmp_path / "ledger")
+
+    async def before() -> str:
+        async with living(tmp_path, ledger, clock) as alive:
+            await alive.hive.join(G1)
+            hive = Annexed(alive)
+            await hive.beat()
+            id = await hive.lease("memory=8GiB ttl=60s exclusive=true")
+            task = await waiting(hive)
+            await alive.hive.start()
+            with pytest.raises(FsError):
+                await task
+            await waiting(hive)
+            return id
+
+    async def after(id: str) -> None:
+        async with living(tmp_path, ledger, clock) as alive:
+            hive = Annexed(alive)
+            assert ([id], {}) == (
+                list(alive.state.gpu.by_id["g1"].grants), alive.state.gpu.by_id["g1"].waiters,
+            )  # fmt: skip
+            assert E.QUOTA is (await hive.refused("/gpu/g1/ctl", "lease memory=1 ttl=60s")).kind
+            clock.advance(60 * SECOND)
+            await alive.hive.tick()
+            assert {} == alive.state.gpu.by_id["g1"].grants
+
+    asyncio.run(after(asyncio.run(before())))
 
 
 # runs

@@ -201,6 +201,19 @@ def _enable(draft: _Draft, world: World) -> Decided:
     return draft.decided(draft.annex.id)
 
 
+def gone(annexes: Annexes, order: Order) -> tuple[Event, ...]:
+    """What of the annex ends when its node is removed by the order."""
+    annex = annexes.by_id.get(order.args["node"])
+    if annex is None:
+        return ()
+    draft = _Draft(annexes, order, annex)
+    for grant in annex.grants.values():
+        if grant.lease in draft.annex.grants:
+            draft.end(grant, "gone")
+    draft.dismiss(lambda waiter: True, "gone")
+    return tuple(draft.events)
+
+
 # leases
 
 
