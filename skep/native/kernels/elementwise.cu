@@ -1,7 +1,9 @@
 /* Sums of vectors, element by element: thread of count takes every count-th. REAL is float or double. */
 
-/* Elements i and those count apart of two vectors. For all that a compiler knows out is one of them, so that it
-   would read no element before the one before is written. */
+/*
+ * Elements i and those count apart of two vectors. For all that a compiler knows out is one of them: it would read
+ * no element before the one before is written.
+ */
 DEVICE static void
 pairs_ahead(wide i, wide count, wide n, const REAL *a, const REAL *b, REAL *x, REAL *y)
 {
