@@ -20,7 +20,7 @@ import sqlite3
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -52,8 +52,6 @@ STARVE_S = 2
 RATIO_MIN = 0.95  # of those that a CPU could do instead
 LINES_MAX = 64  # of one write
 LOOK_S = 0.05
-BUSY_S = 0.15  # in which a process computes that has so many ticks of a processor, of 10 ms
-BUSY_TICKS = 8
 MISHAPS = 11
 SHARE = JOBS // (MISHAPS + 2)  # of the jobs, before each mishap
 DRAIN_S = 60.0
@@ -129,15 +127,6 @@ def kernel_processes(home: Path) -> list[int]:
     return found
 
 
-def ticks(pid: int) -> int:
-    """Of processors, that it had; 0: it is gone."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return 0
-    return int(fields[11]) + int(fields[12])
-
-
 # the drill
 
 
@@ -185,8 +174,7 @@ class Drill:
         )  # fmt: skip
         for process in self.processes():
             process.begin()
-        for name in ANNEXES:
-            await self.wait_health(name, "online")
+        await self.wait_online()
 
     async def seal(self, client: Client) -> None:
         """The arrays become artifacts."""
@@ -236,6 +224,10 @@ class Drill:
                 for event in self.ledger.events("job.fellback")
             ),
         )
+
+    async def wait_online(self) -> None:
+        for name in ANNEXES:
+            await self.wait_health(name, "online")
 
     async def wait_health(self, name: str, word: str) -> None:
         async with asyncio.timeout(PLENTY_S):
@@ -291,10 +283,10 @@ class Drill:
 
     async def kill(self, annexes: list[Process]) -> None:
         """The end without a word: of the annexes, and of all that they had started."""
-        kernels = [pid for annex in annexes for pid in kernel_processes(annex.person.home)]
         for annex in annexes:
             annex.end()
-        await self.until(f"the end of {kernels}", lambda: not any(map(ticks, kernels)), seconds=5)
+        homes = [annex.person.home for annex in annexes]
+        await self.until("the end of its kernels", lambda: not any(map(kernel_processes, homes)), seconds=5)
 
     async def kill_one(self) -> None:
         annex = self.rng.choice(self.annexes)
@@ -305,6 +297,7 @@ class Drill:
         await self.kill(self.annexes)
         for annex in self.annexes:
             await self.wait_health(annex.name, "lost")
+        await self.fall_back("annex_lost", await self.submit(10))
         for annex in self.annexes:
             annex.begin()
 
@@ -317,6 +310,7 @@ class Drill:
 
     async def starve(self) -> None:
         """All that the annexes have is somebody's, for longer than some jobs are patient."""
+        await self.wait_online()
         all_of_it = f"lease memory={MEMORY} slots={SLOTS} ttl={STARVE_S}s wait=20s priority=9"
         await asyncio.gather(*(self.tell(name, all_of_it) for name in ANNEXES))
         await self.submit(3, fallback="refuse", patience="1s")
@@ -333,19 +327,25 @@ class Drill:
 
     async def fault(self) -> None:
         """A kernel's process is killed while it computes, as one that reads where nothing is."""
-        await self.submit(4, self.long, memory="64MiB", priority="9")
-        await self.submit(1, self.long, memory="64MiB", priority="9", fallback="refuse")
-        before: dict[int, int] = {}
+        await self.wait_online()
+        keys = await self.submit(4, self.long, memory="64MiB", priority="9")
         async with asyncio.timeout(PLENTY_S):
-            while True:
-                pids = [pid for annex in self.annexes for pid in kernel_processes(annex.person.home)]
-                now = {pid: ticks(pid) for pid in pids}
-                busy = [pid for pid in pids if now[pid] - before.get(pid, now[pid]) >= BUSY_TICKS]
-                if busy:
-                    os.kill(busy[0], signal.SIGSEGV)
-                    return
-                before = now
-                await asyncio.sleep(BUSY_S)
+            while not (pid := await self.computing(keys)):
+                await asyncio.sleep(LOOK_S)
+        os.kill(pid, signal.SIGSEGV)
+        await self.fall_back("kernel_failed", keys)
+
+    async def computing(self, keys: list[str]) -> int:
+        """The process that one of these jobs runs in, as its annex tells on its machine; 0: none does."""
+        for annex in self.annexes:
+            home = annex.person.home / "annex"
+            async with await Client.connect(f"unix:{home}/annex.sock") as client:
+                for key in keys:
+                    with suppress(FsError):  # it is not there, or not yet, or has ended
+                        path = f"/gpu/{annex.name}/leases/{self.told.ids[key]}/pid"
+                        if pid := int(await read(client, path)):
+                            return pid
+        return 0
 
     async def disable(self) -> None:
         for name in ANNEXES:
@@ -356,10 +356,11 @@ class Drill:
 
     async def end_lease(self) -> None:
         """Jobs run inside a lease that is given back before all of them have."""
+        await self.wait_online()
         name = self.rng.choice(ANNEXES)
-        lease = await self.tell(name, "lease memory=64MiB slots=1 ttl=20s wait=20s priority=9")
+        lease = await self.tell(name, "lease memory=512MiB slots=1 ttl=20s wait=20s priority=9")
         fence = await self.read(f"/gpu/{name}/leases/{lease}/fence")
-        keys = await self.submit(12, lease=lease, annex=name, memory="1MiB", priority="9")
+        keys = await self.submit(12, lease=lease, annex=name, memory="256MiB", priority="9")
         await self.until(
             "the first of a lease", lambda: any(self.told.ids[key] in self.ledger.ends() for key in keys)
         )
@@ -367,12 +368,14 @@ class Drill:
 
     async def miss(self) -> None:
         """Some ask for a GPU, which nobody has."""
+        await self.wait_online()
         works = {f"card{n}": Asked(self.rng.choice(self.works), {}) for n in range(6)}
         works["card-or-nothing"] = Asked(self.works[0], {"fallback": "refuse", "patience": "1s"})
         self.told.asked |= works
         lines = [submit_line(key, asked) for key, asked in works.items()]
         ids = await self.asking.asks(lambda client: say(client, "/jobs/ctl", *lines))
         self.told.ids |= dict(zip(works, ids, strict=True))
+        await self.fall_back("no_device", list(works))
 
     async def kill_queen(self) -> None:
         self.queen.kill()
