@@ -66,7 +66,7 @@ def test_the_root_lists_the_nouns_and_no_followers() -> None:
             "ctl", "version", "whoami", "state", "ns", "events",
             "nodes", "sessions", "policy", "config", "schemas", "pools", "jobs", "dlq", "artifacts",
             "log", "trust",
-            "locks", "tenants", "triggers", "validator", "boot", "health",
+            "locks", "gpu", "tenants", "triggers", "validator", "boot", "health",
         ] == await hive.ann.names("/")  # fmt: skip
         assert "skep 0.1\n9P2000 9P2000.u 9P2000.L\n" == await hive.ann.read("/version")
         assert "principal unix:work\nrole drone-worker\ntenant default/default/default\nnode w1\n" == (
