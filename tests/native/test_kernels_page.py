@@ -14,7 +14,7 @@ PACKAGE = HERE.parents[1]
 # Digests and times; what was skipped, where there is no compiler of NVIDIA's.
 VOLATILE = re.compile(r"\b[0-9a-f]{64}\b|\b\d+\.\d+ ?m?s\b|[.s]{4} +\[100%\]|\d passed, \d skipped")
 FILES = re.compile(r"^`([\w/.]+)`:\n\n```\w+\n(.*?)^```", re.MULTILINE | re.DOTALL)
-ROW = re.compile(r"^\*\*1\. The row\*\*.*?^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+ROW = re.compile(r"^\*\*1\. The row\*\*.*?^```text\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
 def copied(to: Path) -> None:
