@@ -6,7 +6,7 @@ device: never for another's, never after a run that did not end well, never afte
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import functools
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -42,6 +42,7 @@ class Processes:
     def __init__(self, slots: Mapping[str, int]) -> None:
         self._slots = slots
         self._places = {device: Place() for device in slots}
+        self._killed: set[Process] = set()  # of those that run
         self._threads = ThreadPoolExecutor(sum(slots.values()), "kernel")
 
     async def run(self, tenant: str, request: Request, at: Callable[[Process], None]) -> Done:
@@ -51,25 +52,27 @@ class Processes:
         at(process)
         place.running += 1
         running = asyncio.get_running_loop().run_in_executor(self._threads, process.run, request)
-        well = False
+        running.add_done_callback(functools.partial(self._over, place, tenant, process, request))
         try:
-            done = await asyncio.shield(running)
-            well = request.source is None
-            return done
-        except RunError as error:
-            well = request.source is None and error.why in HARMLESS
-            raise
+            return await asyncio.shield(running)
         except asyncio.CancelledError:
+            self._killed.add(process)
             process.kill()
-            with contextlib.suppress(RunError):
-                await running
+            await asyncio.wait((running,))
             raise
-        finally:
-            place.running -= 1
-            if well and process.pid is not None:
-                self._keep(place, tenant, process)
-            else:
-                process.end()
+
+    def _over(
+        self, place: Place, tenant: str, process: Process, request: Request, ran: asyncio.Future[Done]
+    ) -> None:
+        """Whoever waited for the run or no more: its process is kept, or ends."""
+        place.running -= 1
+        error = ran.exception()
+        well = error is None or (isinstance(error, RunError) and error.why in HARMLESS)
+        if well and request.source is None and process not in self._killed:
+            self._keep(place, tenant, process)
+        else:
+            self._killed.discard(process)
+            process.end()
 
     def _taken(self, place: Place, tenant: str, slots: int) -> Process:
         """One that waits for this tenant, the one that ran last; else a new one, maybe in another's place."""
