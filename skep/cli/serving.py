@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from skep.cli.connect import ADDRESS, default_address, identity_option, standing_for
+from skep.cli.connect import ADDRESS, default_address, identity_option
 from skep.cli.exits import Failed, told
+from skep.cli.joining import labels as parsed_labels
+from skep.cli.joining import machine, node_option
 from skep.cli.settings import DEFAULT, default_state, origin_of, setting, settings
 from skep.fs.address import Address
-from skep.fs.ctl import labels as parsed_labels
 from skep.fs.ctl import line
 from skep.trace.clock import duration, parse_duration
 
@@ -305,7 +306,7 @@ def _run(main: Any) -> None:
     help="What that key signed (skep kernel sign).",
 )
 @click.option("--pools", default="default", show_default=True, help="Whose jobs it does, POOL,POOL.")
-@click.option("--node", help="Its name in the hive. Default: its identity's, else the host's.")
+@node_option
 @click.option("--slots", default=1, show_default=True, type=click.IntRange(1, 1024), help="Jobs at a time.")
 @click.option("--labels", default="", help="What jobs and pools may require of it: gpu:a100,zone:eu.")
 @click.option(
@@ -353,23 +354,18 @@ def worker_command(
     """
     from skep.roles.handlers import HandlersError, load
     from skep.roles.running import performing
-    from skep.roles.worker import Plan, WorkerError, host_node, work
+    from skep.roles.worker import Plan, WorkerError, work
 
     if handlers is None and not kernels:
         raise click.UsageError("expected --handlers, or --kernels, or both")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     address = hive or _where_workers_go()
-    standing = standing_for(address)
-    own = "" if standing is None else standing().identity.name.node
-    if node is not None and own not in ("", node):
-        raise click.UsageError(f"--node {node}: the identity is that of {own}")
-    name = node or own or host_node()
-    place = directory or default_state().parent / f"worker-{name}"
+    own = machine("worker", address, node, directory)
     try:
         perform = performing({} if handlers is None else load(handlers))
         plan = Plan(
-            address, name, place, perform, tuple(pools.split(",")), slots, standing,
-            labels=_labels(labels), capacity=capacity or 0,
+            address, own.node, own.directory, perform, tuple(pools.split(",")), slots, own.standing,
+            labels=parsed_labels(labels), capacity=capacity or 0,
         )  # fmt: skip
         with told(str(address)):
             say = functools.partial(print, flush=True)
@@ -382,13 +378,6 @@ def worker_command(
                 _run(work(plan, say))
     except (HandlersError, WorkerError) as error:
         raise Failed(str(error)) from error
-
-
-def _labels(said: str) -> dict[str, str]:
-    try:
-        return parsed_labels(said)
-    except ValueError as error:
-        raise click.UsageError(f"--labels {said}: expected k:v,k:v") from error
 
 
 def _where_workers_go() -> Address:

@@ -11,10 +11,12 @@ from typing import Any, Final
 
 import click
 
-from skep.cli.connect import ADDRESS, default_address, identity_option, standing_for
+from skep.cli.connect import ADDRESS, default_address, identity_option
 from skep.cli.exits import REFUSED, Failed, told
+from skep.cli.joining import labels as parsed_labels
+from skep.cli.joining import machine
 from skep.cli.serving import DURATION
-from skep.cli.settings import default_state, setting
+from skep.cli.settings import setting
 from skep.fs import ctl
 from skep.fs.address import Address
 
@@ -134,23 +136,15 @@ def annex_serve_command(
 
     from skep.roles.annex.devices import DevicesError
     from skep.roles.annex.serving import Plan, serve
-    from skep.roles.worker import WorkerError, host_node
+    from skep.roles.worker import WorkerError
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     address = hive or default_address()
-    standing = standing_for(address)
-    own = "" if standing is None else standing().identity.name.node
-    if node is not None and own not in ("", node):
-        raise click.UsageError(f"--node {node}: the identity is that of {own}")
-    name = node or own or host_node()
-    try:
-        said = ctl.labels(labels)
-    except ValueError as error:
-        raise click.UsageError(f"--labels {labels}: expected k:v,k:v") from error
-    place = directory or default_state().parent / f"annex-{name}"
+    own = machine("annex", address, node, directory)
     plan = Plan(
-        address, name, place, device, slots, memory, heartbeat, tuple(pools.split(",")),
-        tuple(cpu_pools.split(",")), said, signed_of(kernel_root, kernel_catalogue), standing,
+        address, own.node, own.directory, device, slots, memory, heartbeat, tuple(pools.split(",")),
+        tuple(cpu_pools.split(",")), parsed_labels(labels), signed_of(kernel_root, kernel_catalogue),
+        own.standing,
     )  # fmt: skip
     try:
         with told(str(address)):

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import click
 
-from skep.cli.connect import ADDRESS, default_address, identity_option, standing_for
+from skep.cli.connect import ADDRESS, default_address, identity_option
 from skep.cli.exits import Failed, told
-from skep.cli.settings import default_state
+from skep.cli.joining import machine, node_option
 from skep.fs.address import Address
 
 
@@ -29,7 +29,7 @@ from skep.fs.address import Address
     help="A key that is trusted, as /log/trace/keys writes it; repeatable. Default: at the first run those "
     "that the hive tells, then those of the checkpoint that was kept.",
 )
-@click.option("--node", help="Its name in the hive. Default: its identity's, else the host's.")
+@node_option
 @click.option(
     "--dir",
     "directory",
@@ -54,25 +54,19 @@ def validator_command(
     import uvloop
 
     from skep.roles.validator import plan
-    from skep.roles.worker import WorkerError, host_node, work
+    from skep.roles.worker import WorkerError, work
     from skep.trace.note import NoteError, parse_vkey
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     address = hive or default_address()
-    standing = standing_for(address)
-    own = "" if standing is None else standing().identity.name.node
-    if node is not None and own not in ("", node):
-        raise click.UsageError(f"--node {node}: the identity is that of {own}")
-    name = node or own or host_node()
+    own = machine("validator", address, node, directory)
     try:
         trusted = [parse_vkey(key) for key in keys]
     except NoteError as error:
         raise click.UsageError(str(error)) from error
-    place = directory or default_state().parent / f"validator-{name}"
     try:
         with told(str(address)):
-            uvloop.run(
-                work(plan(address, name, place, trusted, standing), lambda said: print(said, flush=True))
-            )
+            told_to = plan(address, own.node, own.directory, trusted, own.standing)
+            uvloop.run(work(told_to, lambda said: print(said, flush=True)))
     except WorkerError as error:
         raise Failed(str(error)) from error
