@@ -35,3 +35,18 @@ def test_a_walk_that_fails_is_told_as_such(path: str, dialect: Dialect, tmp_path
         assert E.MISSING is refused.value.kind
 
     play(story, tmp_path, dialect)
+
+
+@DIALECTS
+def test_a_file_is_made_and_written_in_one_flight_once(dialect: Dialect, tmp_path: Path) -> None:
+    async def story(client: Client, grounds: Grounds) -> None:
+        def made() -> Flight:
+            return Flight(client, "/", "w", lambda fid: Twrite(fid, 0, b"new"), create="made")
+
+        await made().wait()
+        assert b"new" == await client.read_file("made")
+        with pytest.raises(FsError) as refused:
+            await made().wait()
+        assert E.EXISTS is refused.value.kind
+
+    play(story, tmp_path, dialect, "host")
