@@ -25,7 +25,8 @@ BROKEN_MAX: Final = 20  # of what contradicts a claim that is told; --json has a
 
 @click.group()
 def annex_command() -> None:
-    """Show the devices of this machine, and prove what became of GPU work. An annex is run by `skep serve --role cuda-annex`.
+    """Show the devices of this machine, and prove what became of GPU work. An annex is run by `skep serve
+    --role cuda-annex`.
 
     \b
     Examples:

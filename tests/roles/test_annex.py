@@ -28,7 +28,7 @@ pytestmark = pytest.mark.slow  # processes begin and end
 T = TypeVar("T")
 CHILD = b"skep.native.kernels.child"
 # Its jobs go to whatever an annex has: here that is a CPU, lent and granted as a GPU is.
-DRILL = "create pool=drill requires=annex fallback=gpu-cpu patience=1s lease=2s"
+DRILL = "create pool=drill requires=annex fallback=gpu-cpu lease=2s"
 A = np.arange(12, dtype=np.float32)
 
 
@@ -256,7 +256,7 @@ def test_a_disabled_annex_gets_nothing_until_it_is_enabled(drill: Talk) -> None:
 
 def test_a_device_that_another_has_is_waited_for_and_then_done_without(drill: Talk) -> None:
     lease = drill.say("/gpu/g1/ctl", "lease memory=1MiB ttl=60s exclusive=true")
-    job = drill.run("kernel=vector_add in=a:a.npy,b:a.npy")
+    job = drill.run("kernel=vector_add in=a:a.npy,b:a.npy patience=1s")
     assert ("succeeded", "cpu: full", ["full"]) == drill.ended(job)
     inside = drill.run(f"kernel=vector_add in=a:a.npy,b:a.npy memory=1MiB lease={lease}")
     state, _, reasons = drill.ended(inside)
