@@ -23,10 +23,13 @@ from skep.trace.clock import SECOND, SystemClock
 @click.option(
     "--runs", default=1, show_default=True, help="So many seeds, one after the other: S, S.1, S.2 …"
 )
+@click.option("--annexes", is_flag=True, help="Of a hive that lends devices, and may lose them.")
 @click.option("--story", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Play this file.")
 @click.option("--whole", is_flag=True, help="Do not look for the shortest story that fails.")
 @json_option
-def sim_command(seed: str, steps: int, runs: int, story: Path | None, whole: bool, as_json: bool) -> None:
+def sim_command(
+    seed: str, steps: int, runs: int, annexes: bool, story: Path | None, whole: bool, as_json: bool
+) -> None:
     """Play a whole hive under one seed, and all that can go wrong in it.
 
     Queen, workers, clients, network and disk are in one thread, and what a hive promises is checked. The same
@@ -37,9 +40,10 @@ def sim_command(seed: str, steps: int, runs: int, story: Path | None, whole: boo
     Examples:
       skep sim --seed 7 --steps 500
       skep sim --runs 100
+      skep sim --annexes
       skep sim --story story.jsonl
     """
-    for told in [parse(story.read_text())] if story else _stories(seed, steps, runs):
+    for told in [parse(story.read_text())] if story else _stories(seed, steps, runs, annexes):
         began = time.perf_counter()
         trial = attempt(told)
         took_s = time.perf_counter() - began
@@ -48,9 +52,9 @@ def sim_command(seed: str, steps: int, runs: int, story: Path | None, whole: boo
             _fail(told, steps, story, whole, as_json)
 
 
-def _stories(seed: str, steps: int, runs: int) -> list[Story]:
+def _stories(seed: str, steps: int, runs: int, annexes: bool) -> list[Story]:
     seed = seed or SystemClock().new_id()[-10:]
-    return [story_of(f"{seed}.{n}" if n else seed, steps) for n in range(runs)]
+    return [story_of(f"{seed}.{n}" if n else seed, steps, annexes) for n in range(runs)]
 
 
 def _fail(story: Story, steps: int, file: Path | None, whole: bool, as_json: bool) -> None:
@@ -61,6 +65,7 @@ def _fail(story: Story, steps: int, file: Path | None, whole: bool, as_json: boo
             click.echo(wrong, err=as_json)
         click.echo(story.lines(), nl=False, err=as_json)
     again = f"--story {file}" if file else f"--seed {story.seed} --steps {steps}"
+    again += " --annexes" if story.annexes and not file else ""
     raise Failed(f"a promise was broken; again: skep sim {again}  # {_commit()}")
 
 

@@ -85,6 +85,10 @@ class LeaseLost(Exception):
     """Nothing that is said of the job counts any more: it was cancelled, or is another's."""
 
 
+class LeaseOver(LeaseLost):
+    """It is over by our own clock. The hive, when it is heard again, may count it as ours."""
+
+
 Perform = Callable[["Leased"], Awaitable[str]]  # does the job; its result. Raises JobFailed.
 
 
@@ -129,9 +133,11 @@ class Leased:
                 doing.result()
             else:
                 await self._watched(doing)
+        except LeaseOver as over:
+            await _stopped(doing)
+            await self._give_back(over)
         except LeaseLost as lost:
-            self.why = str(lost)
-            log.info("%s: %s", self.lease.job, lost)
+            self._lost(lost)
         except (FsError, OSError) as error:
             log.warning("%s: %s", self.lease.job, error)
         finally:
@@ -141,6 +147,18 @@ class Leased:
             if self.directory.exists():
                 # A disk may take milliseconds for each name.
                 await asyncio.to_thread(shutil.rmtree, self.directory, ignore_errors=True)
+
+    def _lost(self, lost: LeaseLost) -> None:
+        self.why = str(lost)
+        log.info("%s: %s", self.lease.job, lost)
+
+    async def _give_back(self, over: LeaseOver) -> None:
+        """Nothing runs any more: until the hive knows, others wait for the job, and we for what it had."""
+        self._lost(over)
+        try:
+            await self._say("release")
+        except (LeaseLost, FsError) as error:
+            log.info("%s: %s", self.lease.job, error)
 
     def leave(self) -> None:
         """Stop it and give the lease back: that is no failure of the job's, which goes to another."""
@@ -211,6 +229,12 @@ class Leased:
         except (FsError, OSError) as error:
             _raise_lost(error)
             await self._nack(JobFailed(f"worker: {error}"))
+        except (LeaseLost, ExceptionGroup):
+            raise
+        except Exception as error:
+            # Whoever submits jobs must not end what works for others: a mistake of ours is one job's end.
+            log.exception("%s", self.lease.job)
+            await self._nack(JobFailed(f"worker: {type(error).__name__}: {error}", final=True))
         else:
             try:
                 await self._end("ack", result=result)
@@ -224,11 +248,13 @@ class Leased:
         await self._end("nack", **{name: value for name, value in said.items() if value}, **final)
 
     async def _end(self, verb: str, **args: str) -> None:
-        """Say how it ended, and in the same write that it ran, unless that has been said."""
+        """Say how it ended, and in the same write that it ran, unless that has been said, or it never did."""
         if self._quiet_s:
             self.ending.set()
         if self._starting is not None:
             await self.begin()
+            return await self._say(verb, **args)
+        if self._begins:
             return await self._say(verb, **args)
         start = self._line("start")
         try:
@@ -289,7 +315,7 @@ class Leased:
             except FsError as error:
                 log.warning("%s: renew: %s", self.lease.job, error)
             except TimeoutError:
-                raise LeaseLost("its lease is over, and the hive was not heard") from None
+                raise LeaseOver("its lease is over, and the hive was not heard") from None
 
     # its bytes
 

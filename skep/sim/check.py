@@ -21,6 +21,7 @@ from skep.sim.world import Ran
 from skep.trace.entry import Entry, canonical, entry_decoder
 from skep.trace.fold import apply_entry
 from skep.trace.rules import Meta, Refusal
+from skep.validator.gpu.proof import prove
 
 # What is refused because of who asks is recorded later, in sums; what a killed hive had not summed is lost.
 SUMMED: Final = ("DENIED", "READONLY", "UNAUTHENTICATED", "APPROVAL", "THROTTLED")
@@ -38,6 +39,7 @@ def broken(ran: Ran) -> list[str]:
         *_jobs_linear(ran, model),
         *_locks_linear(ran),
         *_heard(ran, model),
+        *_proven(ran),
         *_replayed(ran),
     ]
 
@@ -126,8 +128,8 @@ def _job_op(i: int, said: Said) -> Op | None:
     match said.verb:
         case "lease":
             asked = ("lease", said.fence, said.more.get("attempt", 0))
-        case "ack" | "nack":
-            asked = (said.verb, said.fence, said.more.get("result", said.more.get("error")))
+        case "ack" | "nack" | "fallback":
+            asked = (said.verb, said.fence, said.more.get("result", said.more.get("error", "")))
         case "start" | "renew" | "release":
             asked = (said.verb, said.fence, "")
         case "submit" | "cancel":
@@ -186,6 +188,13 @@ def _heard(ran: Ran, model: Model) -> Iterator[str]:
         if own != ear.heard:
             at = next((i for i, (a, b) in enumerate(zip(own, ear.heard, strict=False)) if a != b), -1)
             yield f"{ear.tenant} heard {ear.heard[at : at + 2]}, the ledger has {own[at : at + 2]}"
+
+
+def _proven(ran: Ran) -> Iterator[str]:
+    """Who proves from the ledger what became of GPU work, finds nothing wrong either."""
+    if ran.story.annexes:
+        for found in prove(enumerate(ran.bodies, 1)).broken:
+            yield f"prove: entry {found.entry}: {found.claim}: {found.job} {found.annex}: {found.text}"
 
 
 # the ledger read again

@@ -12,16 +12,18 @@ from typing import Any, Final
 
 import msgspec
 
+from skep.fs.address import Address
 from skep.fs.connection import ConnectionLost
 from skep.fs.ctl import line
 from skep.fs.dial import Client
 from skep.fs.errors import E, FsError
 from skep.roles.uplink import Uplink
 from skep.sim.history import UNSURE, History, Said
-from skep.sim.queen import WORKERS
+from skep.sim.queen import SPARES, WORKERS
 from skep.trace.clock import MS, SECOND, parse_duration
 
 HEARTBEAT_S: Final = 5.0
+CPU: Final = {"device": "cpu"}  # what a start says of a job that has fallen back
 AGAIN_S: Final = 1.0  # between tries of what the hive cannot take now
 TRIES: Final = 30
 SILENT_S: Final = 20.0  # how long a job hangs that hangs: longer than any lease
@@ -32,7 +34,7 @@ OFFERS: Final[dict[str, dict[str, Any]]] = {
     "w3": {"capacity": 2},
     "w4": {"capacity": 1, "labels": {"zone": "us"}},
 }
-_PASSING: Final = (E.NOSPACE, E.THROTTLED, E.OVERLOAD, E.BUSY, E.IO)
+PASSING: Final = (E.NOSPACE, E.THROTTLED, E.OVERLOAD, E.BUSY, E.IO)
 
 
 class Lease(msgspec.Struct, frozen=True):
@@ -43,6 +45,7 @@ class Lease(msgspec.Struct, frozen=True):
     fence: int
     lease: str
     input: str | None = None  # None: no text
+    pool: str = ""  # whose next gave it
 
 
 async def written(history: History, client: Client, said: Said, path: str) -> str:
@@ -58,9 +61,24 @@ async def written(history: History, client: Client, said: Said, path: str) -> st
     return said.reply
 
 
+def on_device(device: str, by: str, sha256: str = "") -> str:
+    """The result of a job that asked for a device. ``sha256``: of the artifact that came of it, "": none
+    did."""
+    out = {"out": {"artifact": "out", "sha256": sha256}} if sha256 else {}
+    return msgspec.json.encode({"device": device, "by": by, "out": out}).decode()
+
+
 def how_of(input: str | None) -> dict[str, str]:
     """What a job's input says of how it goes."""
     return dict(word.split("=") for word in (input or "").split(",") if word)
+
+
+# What a late holder says besides its fence.
+LATE: Final[dict[str, dict[str, str]]] = {
+    "ack": {"result": "late"},
+    "nack": {"error": "late"},
+    "fallback": {"reason": "oom"},
+}
 
 
 @dataclass
@@ -74,15 +92,24 @@ class Held:
 class Drone:
     """The loops of one life of a node; ``past`` is what all its lives held."""
 
-    def __init__(self, node: str, history: History, past: list[Held]) -> None:
+    def __init__(
+        self,
+        node: str,
+        history: History,
+        past: list[Held],
+        pools: tuple[str, ...] = POOLS,
+        hive: Address = WORKERS,
+    ) -> None:
         self.node = node
         self.history = history
         self.past = past
-        self.uplink = Uplink(WORKERS, node)
+        self.pools = pools
+        self.hive = hive
+        self.uplink = Uplink(hive, node)
 
     async def run(self) -> None:
         """Until the process dies, or the hive refuses the node."""
-        loops = [self.uplink.keep(), self._beat(), *(self._slot(pool) for pool in POOLS)]
+        loops = [self.uplink.keep(), self._beat(), *(self._slot(pool) for pool in self.pools)]
         tasks = [asyncio.create_task(loop) for loop in loops]
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in tasks:
@@ -92,12 +119,19 @@ class Drone:
     async def _beat(self) -> None:
         while True:
             try:
-                said = msgspec.json.encode(OFFERS[self.node]).decode()
+                said = msgspec.json.encode(self.offers()).decode()
                 await self.uplink.write(f"/nodes/{self.node}/heartbeat", said)
             except FsError as error:
-                if error.kind not in _PASSING:
+                if error.kind not in PASSING:
                     raise
-            await asyncio.sleep(HEARTBEAT_S)
+            await self.wait_beat()
+
+    def offers(self) -> dict[str, Any]:
+        """What its heartbeat says now."""
+        return OFFERS[self.node]
+
+    async def wait_beat(self) -> None:
+        await asyncio.sleep(HEARTBEAT_S)
 
     async def _slot(self, pool: str) -> None:
         while True:
@@ -109,7 +143,7 @@ class Drone:
                 await asyncio.sleep(AGAIN_S)
                 continue
             if data:
-                lease = msgspec.json.decode(data, type=Lease)
+                lease = msgspec.structs.replace(msgspec.json.decode(data, type=Lease), pool=pool)
                 self.history.leased(said, lease.job, lease.fence, lease.attempt)
                 self.past.append(Held(lease.job, lease.fence))
                 await self._job(lease)
@@ -117,7 +151,7 @@ class Drone:
     async def _job(self, lease: Lease) -> None:
         """Do it, unless it is not ours any more."""
         how = how_of(lease.input)
-        work = asyncio.create_task(self._work(lease, how))
+        work = asyncio.create_task(self.work(lease, how))
         watching = asyncio.create_task(self._watch(lease, how))
         try:
             await asyncio.wait((work, watching), return_when=asyncio.FIRST_COMPLETED)
@@ -126,9 +160,14 @@ class Drone:
             watching.cancel()
             await asyncio.wait((work, watching))
 
-    async def _work(self, lease: Lease, how: dict[str, str]) -> None:
-        if not await self.say(lease.job, lease.fence, "start"):
-            return
+    async def work(self, lease: Lease, how: dict[str, str]) -> None:
+        on = CPU if lease.pool in SPARES else {}
+        if await self.say(lease.job, lease.fence, "start", **on):
+            by = f"{self.node}-{lease.fence}"
+            await self.end(lease, how, on_device("cpu", by) if lease.pool in SPARES else by)
+
+    async def end(self, lease: Lease, how: dict[str, str], result: str) -> None:
+        """Do what has begun, and say how it ended."""
         silent = how.get("h") == "1" and lease.attempt == 1
         await asyncio.sleep(SILENT_S if silent else int(how["w"]) * MS / SECOND)
         if silent:
@@ -138,7 +177,7 @@ class Drone:
         elif lease.attempt <= int(how.get("f", "0")):
             await self.say(lease.job, lease.fence, "nack", error=f"failed in attempt {lease.attempt}")
         else:
-            await self.say(lease.job, lease.fence, "ack", result=f"{self.node}-{lease.fence}")
+            await self.say(lease.job, lease.fence, "ack", result=result)
 
     async def _watch(self, lease: Lease, how: dict[str, str]) -> None:
         """Renew the lease; returns when it is lost, or the job has ended."""
@@ -158,38 +197,45 @@ class Drone:
             try:
                 await self.uplink.wait_read(f"/jobs/{job}/wait")
             except FsError as error:
-                if error.kind in _PASSING:
+                if error.kind in PASSING:
                     await asyncio.sleep(AGAIN_S)
                     continue
             return
 
     async def say(self, job: str, fence: int, verb: str, **args: str) -> bool:
         """Write a holder's word until there is an answer; whether it was taken."""
+        for _ in range(TRIES):
+            try:
+                await self.tell(job, fence, verb, **args)
+                return True
+            except FsError as error:
+                if error.kind not in PASSING and error.kind not in UNSURE:
+                    return False
+            await asyncio.sleep(AGAIN_S)
+        return False
+
+    async def tell(self, job: str, fence: int, verb: str, **args: str) -> None:
+        """Write a holder's word, once where the answer is a refusal. Raises FsError."""
         text = line(verb, {"fence": str(fence)} | args)
 
         async def work(client: Client) -> Any:
             said = self.history.ask(self.node, verb, job, text, fence=fence, **args)
             return await written(self.history, client, said, f"/jobs/{job}/ctl")
 
-        for _ in range(TRIES):
-            try:
-                await self.uplink.do(work)
-                return True
-            except FsError as error:
-                if verb == "start" and error.kind is E.ILLEGAL_MOVE and "running -> running" in error.detail:
-                    return True  # said before the connection was lost
-                if error.kind not in _PASSING and error.kind not in UNSURE:
-                    return False
-            await asyncio.sleep(AGAIN_S)
-        return False
+        try:
+            await self.uplink.do(work)
+        except FsError as error:
+            if verb == "start" and error.kind is E.ILLEGAL_MOVE and "running -> running" in error.detail:
+                return  # said before the connection was lost
+            raise
 
     async def haunt(self, held: Held, verb: str) -> None:
         """Say once what an old holder might say."""
-        args = {"ack": {"result": "late"}, "nack": {"error": "late"}}.get(verb, {})
+        args = LATE.get(verb, {})
         text = line(verb, {"fence": str(held.fence)} | args)
         said = self.history.ask(self.node, verb, held.job, text, fence=held.fence, **args)
         try:
-            client = await Client.connect(WORKERS, uname=self.node)
+            client = await Client.connect(self.hive, uname=self.node)
         except (OSError, FsError):
             return
         try:

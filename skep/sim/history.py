@@ -14,7 +14,7 @@ from skep.fs.connection import ConnectionLost
 from skep.fs.errors import E, FsError
 from skep.sim.linear import NEVER
 
-REPLY: Final = re.compile(r"(\S+) rev=(\d+) trace=(\S+)")
+REPLY: Final = re.compile(r"(\S+) (?:fence=(\d+) device=(\S+) )?rev=(\d+) trace=(\S+)")
 # Answers of which nobody can say what they mean for what was asked.
 UNSURE: Final = (E.IO, E.CANCELLED, E.INTR)
 
@@ -76,7 +76,10 @@ class History:
 
     @staticmethod
     def told(said: Said, reply: str) -> None:
-        """Take what a ctl file replies: what was made, the entry's number, its trace."""
+        """Take what a ctl file replies: what was made, the entry's number, its trace; of a lease its fence
+        and device."""
         found = REPLY.match(reply)
         if found is not None:
-            said.reply, said.rev, said.trace = found[1], int(found[2]), found[3]
+            said.reply, said.rev, said.trace = found[1], int(found[4]), found[5]
+            if found[2]:
+                said.fence, said.more["device"] = int(found[2]), found[3]

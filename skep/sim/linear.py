@@ -177,7 +177,7 @@ def _told(job: Known, op: Op) -> Iterator[Known]:
             yield job if state else Known("queued")
         case "lease", _ if state == "queued" and fence > newest and leases + 1 == text:
             yield Known("leased", fence, leases + 1, job.text)
-        case (("ack" | "nack" | "start" | "renew" | "release"), "FENCED") if not mine and state:
+        case (("ack" | "nack" | "start" | "renew" | "release" | "fallback"), "FENCED") if not mine and state:
             yield job
         case "start", "ok" | None if state == "leased" and mine:
             yield Known("running", newest, leases, job.text)
@@ -192,6 +192,11 @@ def _told(job: Known, op: Op) -> Iterator[Known]:
         case "nack", "ok" | None if mine and state in _HELD:
             yield Known("delayed", newest, leases, text)
             yield Known("failed", newest, leases, text)
+        case "fallback", "ok" | None if mine and state == "failed":
+            yield job
+        case "fallback", "ok" | None if mine and state in (*_HELD, "queued"):
+            yield Known("queued", newest, leases, "*")
+            yield Known("failed", newest, leases, "*")
         case "cancel", "ok" | None if state and state not in ENDED:
             yield Known("cancelled", newest + (state in _HELD), leases, "")
         case "look", answer if answer == state:

@@ -13,14 +13,16 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any, Final, NamedTuple
 
+from skep.sim.cards import Cards
 from skep.sim.history import Said
-from skep.sim.queen import AGEING_NS, CAPACITIES, QUEUES
+from skep.sim.queen import AGEING_NS, CAPACITIES, NEEDS, QUEUES, SPARES
 from skep.sim.story import Action, document
 from skep.trace.clock import SECOND
 
 HELD: Final = ("leased", "running")
 WAITS: Final = ("queued", "delayed")
-WORDS: Final = ("start", "renew", "ack", "nack", "release")  # of a holder
+WORDS: Final = ("start", "renew", "ack", "nack", "release", "fallback")  # of a holder
+REASONS: Final = ("annex_lost", "no_device", "oom", "kernel_failed", "lease_expired", "disabled", "full")
 PRIORITY: Final = 5  # of a request that says none
 
 
@@ -39,6 +41,7 @@ MOVES: Final[Mapping[str, Row]] = {
     "returned": Row(HELD, "queued", True),
     "delayed": Row(HELD, "delayed", False),
     "woken": Row(("delayed",), "queued", False),
+    "fellback": Row(("queued", *HELD), "queued", False),
     "ended": Row((*WAITS, *HELD), "", False),
 }
 
@@ -56,14 +59,13 @@ class Job:
     text: str = ""
     node: str = ""  # who holds it
     preempted: bool = False
+    pool: str = ""
+    requires: frozenset[str] = frozenset()
+    fell: list[str] = field(default_factory=list)  # why it fell back
 
     @property
     def tenant(self) -> str:
         return str(self.request["tenant"])
-
-    @property
-    def pool(self) -> str:
-        return str(self.request["pool"])
 
     @property
     def priority(self) -> int:
@@ -99,6 +101,11 @@ class Node(NamedTuple):
     words: frozenset[str]
     capacity: int  # 0: it does not say
 
+    @property
+    def without_devices(self) -> Node:
+        """What it offers while it is disabled."""
+        return self._replace(words=frozenset(word for word in self.words if not is_device(word)))
+
 
 @dataclass
 class Model:
@@ -118,6 +125,9 @@ class Model:
     moving: dict[str, Job] = field(default_factory=dict)  # jobs that have not ended
     wrong: list[str] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        self.cards = Cards(self._broken)
+
     def entry(self, entry: dict[str, Any]) -> None:
         """The next entry."""
         self._entry = entry
@@ -128,6 +138,7 @@ class Model:
         self._check_fence()
         for k, event in enumerate(entry["events"]):
             self._occasion(k, event)
+            self.cards.take(event, entry["time"])
             noun, _, kind = event["type"].partition(".")
             if noun == "job" and kind in ("submitted", *MOVES):
                 (self._submitted if kind == "submitted" else self._moved)(kind, event)
@@ -138,13 +149,23 @@ class Model:
             elif event["type"] == "config.published" and event["sha256"] in self.documents:
                 self.limits[event["scope"]] = self.documents[event["sha256"]]
                 self.submits[event["scope"]].clear()
+        self.cards.settle(entry["time"])
         said = self.said.get(entry["seq"])
+        if said is not None and said.verb == "lease" and said.line and said.fence:
+            self._check_told(said)
         if said is not None and said.verb == "submit" and (key := said.more["args"].get("key")):
             self._check_key(said, self.keys.get((said.tenant, key)))
 
     def _broken(self, why: str) -> None:
         entry = self._entry
         self.wrong.append(f"entry {entry['seq']} ({entry['path']} {entry['line'][:80]!r}): {why}")
+
+    def _check_told(self, said: Said) -> None:
+        """What was told of a lease is what was given."""
+        annex = self.cards.by_annex[said.more["annex"]]
+        grant = annex.grants.get(said.reply, {})
+        if (grant.get("fence"), grant.get("device")) != (said.fence, said.more["device"]):
+            self._broken(f"{said.reply} {said.fence} {said.more['device']} was told, it is {grant}")
 
     # triggers
 
@@ -206,7 +227,7 @@ class Model:
         id, now_ns = event["job"], self._entry["time"]
         if id in self.jobs:
             self._broken(f"job {id} is submitted again")
-        job = Job(id, event, now_ns)
+        job = Job(id, event, now_ns, pool=event["pool"], requires=frozenset(event.get("requires", ())))
         self._check_room(job)
         self.jobs[id] = self.moving[id] = job
         self._check_rate(job.tenant)
@@ -226,6 +247,11 @@ class Model:
         if job is None:
             self._broken(f"{kind} of a job that was not submitted, or has ended")
             return
+        if kind == "fellback":
+            self._check_fallback(job, event)
+            if event.get("in_place"):
+                job.fell.append(event["reason"])
+                return
         to = event["state"] if kind == "ended" else row.to or job.state
         if job.state not in row.froms or (to == "succeeded" and job.state != "running"):
             self._broken(f"job {job.id} is {job.state}, and {kind}")
@@ -234,12 +260,19 @@ class Model:
             self._leased(job, event)
         if kind == "returned" and event["why"] == "preempted":
             self._check_preempted(job)
-        if kind == "woken":
+        if kind == "started":
+            self._started(job, event)
+        if kind == "fellback":
+            job.fell.append(event["reason"])
+            job.pool, job.requires = event["pool"], frozenset(event.get("requires", ()))
+        if kind in ("woken", "fellback"):
             job.queued_ns = self._entry["time"]
         job.state, job.fence, job.text = to, event.get("fence", job.fence), event.get("text", job.text)
         if to not in HELD:
             job.node = ""
+            self.cards.left(job.id)
         if kind == "ended":
+            self._check_alert(job, event)
             del self.moving[job.id]
 
     def _check_rise(self, kind: str, to: str, job: Job, event: dict[str, Any]) -> None:
@@ -251,6 +284,9 @@ class Model:
             and kind in ("ended", "delayed")
             and (to == "cancelled" or end not in ("", "nacked"))
         )
+        taken |= (
+            kind == "fellback" and job.state in HELD and not self._entry["path"].endswith(f"{job.id}/ctl")
+        )
         if fence < job.fence or ((MOVES[kind].rises or taken) and fence == job.fence):
             self._broken(f"job {job.id} {kind}: fence {fence} after {job.fence}")
 
@@ -261,6 +297,37 @@ class Model:
         elif other.priority <= job.priority or job.preempted:
             self._broken(f"job {job.id} loses its place to {other.id}, that may not take it")
         job.preempted = True
+
+    # devices
+
+    def _started(self, job: Job, event: dict[str, Any]) -> None:
+        device = event.get("device", "")
+        self.cards.runs[job.id] = job.node, device
+        wants = NEEDS.get(job.request["pool"])
+        if wants == "gpu" and not device.startswith("cuda") and not job.fell:
+            self._broken(f"job {job.id} runs on {device!r}, and did not fall back")
+
+    def _check_fallback(self, job: Job, event: dict[str, Any]) -> None:
+        if event["reason"] not in REASONS:
+            self._broken(f"job {job.id} falls back for {event['reason']!r}")
+        if job.request.get("fallback") != "allow":
+            self._broken(f"job {job.id} falls back, and was not to")
+        if event.get("in_place"):
+            if job.state not in HELD or job.fell:
+                self._broken(f"job {job.id} falls back in place, it is {job.state} and fell back: {job.fell}")
+        elif SPARES.get(event["pool"]) != job.pool or event["from_pool"] != job.pool:
+            self._broken(f"job {job.id} falls back from {job.pool} to {event['pool']}")
+        elif any(map(is_device, event.get("requires", ()))):
+            self._broken(f"job {job.id} requires {event['requires']} on a CPU")
+
+    def _check_alert(self, job: Job, event: dict[str, Any]) -> None:
+        alerts = [each for each in self._entry["events"] if each["type"] == "alert.raised"]
+        if event.get("code") not in REASONS:
+            return
+        if [job.id] != [each["id"] for each in alerts if each["id"] == job.id]:
+            self._broken(f"job {job.id} has failed, {event['code']}, and no alert says so")
+        if job.request.get("fallback") == "allow" and job.pool in NEEDS:
+            self._broken(f"job {job.id} has failed, {event['code']}, and could have fallen back")
 
     # limits
 
@@ -291,7 +358,9 @@ class Model:
     # leases
 
     def _leased(self, job: Job, event: dict[str, Any]) -> None:
-        node = self.nodes.get(event["node"], Node(frozenset(), 0))
+        node = self._node(event["node"])
+        if event["node"].startswith("a") and job.pool not in (*NEEDS, *SPARES):
+            self._broken(f"{event['node']} is an annex, and has job {job.id} of {job.pool}")
         holds = sum(other.node == event["node"] for other in self.moving.values())
         if node.capacity and holds >= node.capacity:
             self._broken(f"{event['node']} holds {holds} of {node.capacity} leases already")
@@ -305,10 +374,16 @@ class Model:
         job.node, job.leases = event["node"], job.leases + 1
         self.served[job.pool, job.tenant] = self._entry["seq"]
 
+    def _node(self, name: str) -> Node:
+        """What the node offers now."""
+        node, annex = self.nodes.get(name, Node(frozenset(), 0)), self.cards.by_annex.get(name)
+        return node if annex is None or not annex.off else node.without_devices
+
     def _may(self, job: Job, node: Node, held: Counter[str]) -> bool:
         """Whether the node has what the job requires, and the tenant's limits let it be held."""
         has, limits = held[job.tenant], self.limits[job.tenant]
-        return node.words >= set(job.request.get("requires", ())) and has < min(
+        needs = job.requires | ({NEEDS[job.pool]} if job.pool in NEEDS else set())
+        return node.words >= needs and has < min(
             limits.get("limits/jobs", has + 1), limits.get("limits/actor-jobs", has + 1)
         )
 
@@ -330,6 +405,10 @@ class Model:
         """Who has the least is served next: leases held in the pool, when it was served last."""
         mine = [job for job in self.moving.values() if (job.pool, job.tenant) == (pool, tenant)]
         return sum(job.state in HELD for job in mine), self.served.get((pool, tenant), 0)
+
+
+def is_device(word: str) -> bool:
+    return word.partition(":")[0] in ("annex", "gpu")
 
 
 def _request(line: str) -> list[str]:

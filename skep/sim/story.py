@@ -21,6 +21,7 @@ TENANTS: Final = (HOME, HOME, OTHER, "zoo/apes/prod")
 LISTENER: Final = "e1"  # who follows the events
 TOPICS: Final = ("sum", "sum", "any", "slim")
 LOCKS: Final = ("db", "door")
+GHOSTS: Final = ("ack", "nack", "renew", "start", "ack")  # what a late holder says
 # What may go wrong in a story; each has some of them, so that what one hides another shows.
 FAULTS: Final = (
     "kill",
@@ -36,6 +37,7 @@ FAULTS: Final = (
     "config",
     "stop",
 )
+LOSSES: Final = ("disable", "alter", "doom")  # what may go wrong with an annex, besides
 
 
 class Action(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -56,10 +58,13 @@ class Story(msgspec.Struct, frozen=True):
     workers: int
     clients: int
     actions: tuple[Action, ...] = ()
+    annexes: int = 0
 
     def lines(self) -> str:
         """The story as a file."""
         head = {"seed": self.seed, "workers": self.workers, "clients": self.clients}
+        if self.annexes:
+            head["annexes"] = self.annexes
         return "".join(msgspec.json.encode(line).decode() + "\n" for line in (head, *self.actions))
 
 
@@ -72,10 +77,12 @@ def parse(text: str) -> Story:
     )
 
 
-def story_of(seed: str, steps: int) -> Story:
-    """The story of a seed, ``steps`` actions long."""
+def story_of(seed: str, steps: int, lends: bool = False) -> Story:
+    """The story of a seed, ``steps`` actions long. ``lends``: of a hive with annexes."""
     chance = Random(f"{seed} story")
     story = Story(seed, chance.randint(1, 4), chance.randint(1, 3))
+    if lends:
+        story = msgspec.structs.replace(story, annexes=chance.randint(1, 3))
     writer = _Writer(story, chance)
     return msgspec.structs.replace(story, actions=tuple(writer.action() for _ in range(steps)))
 
@@ -98,15 +105,17 @@ class _Writer:
         self.chance = chance
         self.at = 0.0
         self.pace = chance.choice((0.03, 0.2, 1.0, 1.0, 3.0))
-        faults = {name for name in FAULTS if chance.random() < 0.5}
-        self.verbs = [verb for verb in _VERBS if verb not in FAULTS or verb in faults]
-        self.weights = [_VERBS[verb][0] * chance.choice((0.5, 1, 2)) for verb in self.verbs]
-        self.made: dict[str, list[Action]] = {"s": [], "l": [], "t": []}
+        faults = {name for name in (*FAULTS, *(LOSSES if story.annexes else ())) if chance.random() < 0.5}
+        known = {**_VERBS, **_LENDING} if story.annexes else _VERBS
+        self.verbs = [verb for verb in known if verb not in (*FAULTS, *LOSSES) or verb in faults]
+        self.weights = [known[verb][0] * chance.choice((0.5, 1, 2)) for verb in self.verbs]
+        self.known = known
+        self.made: dict[str, list[Action]] = {"s": [], "l": [], "t": [], "r": []}
 
     def action(self) -> Action:
         self.at += self.chance.expovariate(1 / (PAUSE_MS * self.pace))
         verb = self.chance.choices(self.verbs, self.weights)[0]
-        action = _VERBS[verb][1](self)
+        action = self.known[verb][1](self)
         if action.id:
             self.made[action.id[0]].append(action)
         return action
@@ -120,7 +129,12 @@ class _Writer:
         return f"c{self.chance.randint(1, self.story.clients)}"
 
     def worker(self) -> str:
+        if self.story.annexes and self.chance.random() < 0.6:
+            return self.annex()
         return f"w{self.chance.randint(1, self.story.workers)}"
+
+    def annex(self) -> str:
+        return f"a{self.chance.randint(1, self.story.annexes)}"
 
     def anybody(self) -> str:
         return self.chance.choice((self.client(), self.worker(), "queen", LISTENER))
@@ -159,10 +173,59 @@ class _Writer:
         for name, often, values in _TERMS:
             if chance.random() < often:
                 args[name] = chance.choice(values)
+        if self.story.annexes:
+            # A worker with a label for its GPU does not say where a job runs: nobody can prove it.
+            args.pop("requires", "")
         tenant = chance.choice(TENANTS)
         # Some requests come twice, by two ways.
         twice = int("key" in args and chance.random() < 0.2)
         return Action(self.now(), "submit", self.client(), id, tenant, args, twice)
+
+    def run(self) -> Action:
+        """A job for a device."""
+        action, chance = self.submit(), self.chance
+        wants = {"m": str(chance.choice((1, 8, 20, 40, 60, 200))), "s": str(chance.choice((1, 1, 1, 2)))}
+        if chance.random() < 0.1:
+            wants["x"] = "1"
+        if chance.random() < 0.15:
+            wants["e"] = chance.choice(("oom", "kernel_failed"))
+        if self.made["r"] and chance.random() < 0.25:
+            wants["l"] = self.earlier("r")  # the id of the lease is not known yet
+        more = {"topic": chance.choice(("gpu.run", "lab.run"))}
+        for name, often, values in _LENT_TERMS:
+            if chance.random() < often:
+                more[name] = chance.choice(values)
+        said = ",".join(f"{name}={value}" for name, value in wants.items())
+        return msgspec.structs.replace(
+            action, args=action.args | more | {"input": f"{action.args['input']},{said}"}
+        )
+
+    def rent(self) -> Action:
+        """A lease of a device for a while."""
+        chance = self.chance
+        args = {
+            "memory": f"{chance.choice((1, 10, 30, 64, 100))}MiB",
+            "ttl": chance.choice(("1s", "4s", "20s")),
+        }
+        for name, often, values in _RENT_TERMS:
+            if chance.random() < often:
+                args[name] = chance.choice(values)
+        return Action(self.now(), "rent", self.client(), self.new("r"), self.annex(), args)
+
+    def about_rent(self, verb: str) -> Action:
+        return Action(self.now(), verb, self.client(), of=self.earlier("r"))
+
+    def disable(self) -> Action:
+        """Some are not enabled again."""
+        return Action(self.now(), "disable", of=self.annex(), ms=self.chance.choice((0, 500, 3000, 9000)))
+
+    def alter(self) -> Action:
+        """The annex has other devices than before."""
+        return Action(self.now(), "alter", of=self.annex(), n=self.chance.choice((0, 0, 0, 1, 2, 3, 4, 5, 6)))
+
+    def doom(self) -> Action:
+        """The annex ends for ever."""
+        return Action(self.now(), "doom", self.annex())
 
     def about_job(self, verb: str) -> Action:
         return Action(self.now(), verb, self.client(), of=self.earlier("s"))
@@ -184,13 +247,10 @@ class _Writer:
 
     def ghost(self) -> Action:
         """A worker says again what it said long ago, or what another did."""
-        return Action(
-            self.now(),
-            "ghost",
-            self.worker(),
-            n=self.chance.randrange(1 << 16),
-            of=self.chance.choice(("ack", "nack", "renew", "start", "ack")),
-        )
+        # Of what an annex acknowledges it is asked whether it ran there.
+        words = ("fallback", "nack", "renew", "release") if self.story.annexes else GHOSTS
+        worker, n = self.worker(), self.chance.randrange(1 << 16)
+        return Action(self.now(), "ghost", worker, n=n, of=self.chance.choice(words))
 
     def trigger(self) -> Action:
         """Jobs that follow others, or the clock."""
@@ -244,12 +304,28 @@ class _Writer:
         return Action(self.now(), "jump", self.anybody(), n=by_ms)
 
     def drain(self) -> Action:
-        return Action(self.now(), "drain", of=self.chance.choice(("default", "slim")), ms=3000)
+        return Action(self.now(), "drain", of=self.chance.choice(self.pools()), ms=3000)
+
+    def pools(self) -> tuple[str, ...]:
+        return ("gpu", "lab", "default") if self.story.annexes else ("default", "slim")
 
     def cordon(self) -> Action:
         return Action(self.now(), "cordon", of=self.worker(), ms=3000)
 
 
+# What the job of a device says besides.
+_LENT_TERMS: Final = (
+    ("fallback", 0.4, ("allow", "refuse", "refuse")),
+    ("patience", 0.6, ("1s", "3s", "8s")),
+    ("requires", 0.2, ("annex:a1", "gpu", "annex:a2")),
+)
+_RENT_TERMS: Final = (
+    ("slots", 0.5, ("1", "2", "5")),
+    ("priority", 0.4, "0123456789"),
+    ("exclusive", 0.2, ("true", "false")),
+    ("device", 0.2, ("cuda:0", "cuda:1", "cpu:0")),
+    ("wait", 0.6, ("1s", "6s")),
+)
 # What a submit says besides its topic and input: how often, and which.
 _TERMS: Final = (
     ("priority", 0.5, "0123456789"),
@@ -306,4 +382,15 @@ _VERBS: Final[Mapping[str, tuple[float, _Make]]] = {
     "jump": (2, _Writer.jump),
     "drain": (1, _Writer.drain),
     "cordon": (1, _Writer.cordon),
+}
+# Of a story with annexes, besides and instead.
+_LENDING: Final[Mapping[str, tuple[float, _Make]]] = {
+    "submit": (6, _Writer.submit),
+    "run": (30, _Writer.run),
+    "rent": (12, _Writer.rent),
+    "rerent": (5, lambda writer: writer.about_rent("rerent")),
+    "unrent": (5, lambda writer: writer.about_rent("unrent")),
+    "disable": (2, _Writer.disable),
+    "alter": (3, _Writer.alter),
+    "doom": (0.5, _Writer.doom),
 }

@@ -16,15 +16,16 @@ from typing import Any, Final, NamedTuple
 
 from skep.namespaces.hive import HiveState
 from skep.namespaces.live import Hive
+from skep.sim.annex import Annex, Machine, lend
 from skep.sim.client import Caller
 from skep.sim.disk import Disk
-from skep.sim.drone import Drone, Held
+from skep.sim.drone import POOLS, Drone, Held
 from skep.sim.ear import Ear
 from skep.sim.hand import labour
-from skep.sim.history import History
+from skep.sim.history import History, Said
 from skep.sim.loop import Process, SimLoop, Stuck
 from skep.sim.net import Network
-from skep.sim.queen import Made, reign
+from skep.sim.queen import ANNEXES, SPARES, WORKERS, Made, reign
 from skep.sim.story import HOME, LISTENER, OTHER, Action, Story, document
 from skep.trace.clock import MS, SECOND
 
@@ -84,6 +85,9 @@ class World:
         self.callers: dict[str, Caller] = {}
         self.jobs: dict[str, str] = {}  # submit's id -> job
         self.grants: dict[str, tuple[str, str, str]] = {}  # lock's id -> client, name, fence
+        self.rents: dict[str, Said] = {}  # rent's id -> the lease that was granted
+        self.machines = {name: Machine(name) for name in self._annexes()}
+        self.doomed: set[str] = set()  # annexes that do not come back
         self.orders: list[asyncio.Task[None]] = []
         self.asking: list[tuple[Process, asyncio.Task[object]]] = []  # what clients have begun
         self._submits = {action.id: action for action in story.actions if action.do == "submit"}
@@ -102,21 +106,37 @@ class World:
         process.on_end.append(lambda: self._died(name))
         match name[0]:
             case "q":
-                process.start(reign(process, self.disk, self.directory, self.made, self._up))
+                lends = bool(self.story.annexes)
+                process.start(reign(process, self.disk, self.directory, self.made, self._up, lends))
+            case "a":
+                past, machine = self.past.setdefault(name, []), self.machines[name]
+                self.told[name] = asyncio.Event()
+                if int(name[1:]) % 2:
+                    place = self.directory / name
+                    process.start(lend(machine, place, self.history, past, self.told[name]))
+                else:
+                    process.start(Annex(machine, self.history, past).run())
             case "w":
                 past = self.past.setdefault(name, [])
                 self.told[name] = asyncio.Event()
                 # One after the other: every second one misbehaves.
                 if int(name[1:]) % 2:
                     place = self.directory / name
-                    process.start(labour(name, place, self.history, past, self.told[name]))
+                    process.start(labour(name, place, self.history, past, self.told[name], self._pools()))
                 else:
-                    process.start(Drone(name, self.history, past).run())
+                    process.start(Drone(name, self.history, past, self._pools()).run())
             case "e":
                 for ear in self.ears:
                     process.spawn(ear.listen())
             case _:
                 self.callers[name] = Caller(name, self.history)
+
+    def _pools(self) -> tuple[str, ...]:
+        """That workers read."""
+        return (*POOLS, *SPARES) if self.story.annexes else POOLS
+
+    def _annexes(self) -> list[str]:
+        return [f"a{n + 1}" for n in range(self.story.annexes)]
 
     def _up(self, hive: Hive) -> None:
         self.hive = hive
@@ -127,7 +147,12 @@ class World:
         self.loop.note(f"{name} died")
         # Whoever ends by itself is started again by what supervises it.
         if not self.living[name].blown_up:
-            self.later(1000, lambda: self.live(name))
+            self.later(1000, lambda: self._again(name))
+
+    def _again(self, name: str) -> None:
+        """It lives again, unless it is never to."""
+        if name not in self.doomed:
+            self.live(name)
 
     def later(self, ms: int, act: Callable[[], None]) -> None:
         self.loop.call_in(ms * MS, act, context=self.loop.fate.context)
@@ -149,7 +174,13 @@ class World:
 
     def _names(self) -> list[str]:
         workers = [f"w{n + 1}" for n in range(self.story.workers)]
-        return ["queen", LISTENER, *workers, *(f"c{n + 1}" for n in range(self.story.clients))]
+        return [
+            "queen",
+            LISTENER,
+            *workers,
+            *self._annexes(),
+            *(f"c{n + 1}" for n in range(self.story.clients)),
+        ]
 
     async def mend(self) -> None:
         """From now on all is well."""
@@ -160,7 +191,8 @@ class World:
             process = self.living[name]
             process.fuse = 0
             process.go_on()
-            self.live(name)
+            if name not in self.doomed:
+                self.live(name)
         if self.orders:
             # One that was given to a dead queen is being given again.
             await asyncio.wait(self.orders)
@@ -213,7 +245,7 @@ class World:
         if found is None:
             return
         process, caller = found
-        self.ask(process, self._submit(caller, action, action.args))
+        self.ask(process, self._submit(caller, action, self._within(action.args)))
         if action.n:
             self.ask(process, self._submit_elsewhere(caller.name, action))
 
@@ -222,20 +254,28 @@ class World:
         if found is None or first is None or "key" not in first.args:
             return
         process, caller = found
-        args = first.args | {"input": "w=1"} if action.n else first.args
+        args = first.args | {"input": "w=1"} if action.n else self._within(first.args)
         self.ask(process, self._submit(caller, first, args))
 
     async def _submit_elsewhere(self, name: str, action: Action) -> None:
         """The same again on a connection of its own."""
         caller = Caller(name, self.history)
-        await self._submit(caller, action, action.args)
+        await self._submit(caller, action, self._within(action.args))
         await caller.close()
+
+    def _within(self, args: dict[str, str]) -> dict[str, str]:
+        """The same; where the job is to run inside a lease, by the id that this has."""
+        before, found, id = args.get("input", "").partition(",l=")
+        if not found:
+            return args
+        rent = self.rents.get(id)
+        return args | {"input": f"{before},l={rent.reply if rent is not None else 'none'}"}
 
     async def _submit(self, caller: Caller, action: Action, args: dict[str, str]) -> None:
         said = await caller.write(action.of, "/jobs/ctl", "submit", args, "", "key" in args)
         if said.answer == "ok":
             said.about = said.reply
-            if args == action.args:
+            if args == self._within(action.args):
                 self.jobs[action.id] = said.reply
 
     def about_job(self, action: Action) -> None:
@@ -304,6 +344,29 @@ class World:
             process, caller = found
             self.ask(process, caller.publish(action.of, document(action.args)))
 
+    def rent(self, action: Action) -> None:
+        found = self.talk(action)
+        if found is None:
+            return
+        process, caller = found
+
+        async def lease() -> None:
+            path = f"/gpu/{action.of}/ctl"
+            said = await caller.write(HOME, path, "lease", action.args, "", False, annex=action.of)
+            if said.answer == "ok":
+                self.rents[action.id] = said
+
+        self.ask(process, lease())
+
+    def about_rent(self, action: Action) -> None:
+        rent = self.rents.get(action.of)
+        if rent is None or self.living[rent.who].dead:
+            return
+        verb = "renew" if action.do == "rerent" else "release"
+        args = {"lease": rent.reply, "fence": str(rent.fence)}
+        caller, path = self.callers[rent.who], rent.more["path"]
+        self.ask(self.living[rent.who], caller.write(HOME, path, verb, args, "", False))
+
     # what befalls them
 
     def ghost(self, action: Action) -> None:
@@ -321,7 +384,8 @@ class World:
                 who = now[held.job].node
         process = self.living[who]
         if not process.dead:
-            process.spawn(Drone(who, self.history, []).haunt(held, action.of))
+            hive = ANNEXES if who in self.machines else WORKERS
+            process.spawn(Drone(who, self.history, [], hive=hive).haunt(held, action.of))
 
     def kill(self, action: Action) -> None:
         process = self.living[action.who]
@@ -329,7 +393,7 @@ class World:
         def blown() -> None:
             process.blown_up = True
             process.end()
-            self.later(action.ms, lambda: self.live(action.who))
+            self.later(action.ms, lambda: self._again(action.who))
 
         process.blown = blown
         process.fuse = action.n
@@ -380,7 +444,7 @@ class World:
         caller = Caller("operator", self.history)
         verb, _, rest = line.partition(" ")
         name, _, value = rest.partition("=")
-        await caller.write(HOME, path, verb, {name: value}, value, True)
+        await caller.write(HOME, path, verb, {name: value} if name else {}, value, True)
 
     def drain(self, action: Action) -> None:
         self.order("/pools/ctl", f"drain pool={action.of}")
@@ -389,6 +453,20 @@ class World:
     def cordon(self, action: Action) -> None:
         self.order("/nodes/ctl", f"cordon node={action.of}")
         self.later(action.ms, lambda: self.order("/nodes/ctl", f"uncordon node={action.of}"))
+
+    def disable(self, action: Action) -> None:
+        path = f"/gpu/{action.of}/ctl"
+        self.order(path, "disable reason=drill")
+        if action.ms:
+            self.later(action.ms, lambda: self.order(path, "enable"))
+
+    def alter(self, action: Action) -> None:
+        self.machines[action.of].become(action.n)
+
+    def doom(self, action: Action) -> None:
+        self.doomed.add(action.who)
+        self.living[action.who].blown_up = True
+        self.living[action.who].end()
 
 
 _DO: Final[Mapping[str, Callable[[World, Action], None]]] = {
@@ -399,6 +477,8 @@ _DO: Final[Mapping[str, Callable[[World, Action], None]]] = {
     "ghost": World.ghost, "kill": World.kill, "stop": World.stop, "pause": World.pause, "cut": World.cut,
     "stall": World.stall, "slow": World.slow, "full": World.full, "fail": World.fail, "jump": World.jump,
     "drain": World.drain, "cordon": World.cordon,
+    "rent": World.rent, **dict.fromkeys(("rerent", "unrent"), World.about_rent),
+    "disable": World.disable, "alter": World.alter, "doom": World.doom,
 }  # fmt: skip
 
 

@@ -222,7 +222,8 @@ def test_what_is_wrong_with_the_job_itself_is_its_end(drill: Talk) -> None:
     job = drill.run("kernel=vector_add in=a:a.npy,b:b.npy retries=2")
     assert ("failed", "", []) == drill.ended(job)
     assert "vector_add: b: given float32[3]" in drill.read(f"/jobs/{job}/error")
-    assert 1 == len(drill.read(f"/jobs/{job}/attempts").splitlines())
+    (attempt,) = drill.read(f"/jobs/{job}/attempts").splitlines()
+    assert "started=" not in attempt
 
 
 # what a device cannot do
@@ -234,6 +235,8 @@ def test_too_little_memory_is_a_reason_for_the_cpu(drill: Talk) -> None:
     assert ("succeeded", "cpu: oom", ["oom"]) == drill.ended(job)
     larger = drill.run("kernel=vector_add in=a:a.npy,b:a.npy memory=1000GiB")
     assert ("succeeded", "cpu: oom", ["oom"]) == drill.ended(larger)
+    refused, beside = drill.read(f"/jobs/{larger}/attempts").splitlines()
+    assert ("started=" not in refused, "started=" in beside) == (True, True)
     np.testing.assert_array_equal(2 * A, drill.array(larger))
 
 

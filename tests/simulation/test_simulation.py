@@ -22,6 +22,7 @@ HERE = Path(__file__).parent
 STEPS = 120
 STEPS_OF_A_LIFE = 200  # of a process, from the submits to the ends of their jobs
 FRESH_S = 20.0  # how long fresh seeds are tried
+LENT_S = 5.0  # and those of hives with annexes
 SEEDS_MAX = 60  # in which a planted mistake must be found
 FOUND = {
     "an ack is not asked for its fence": 16,
@@ -41,7 +42,8 @@ FOUND = {
 def test_a_seed_gives_one_story() -> None:
     assert story_of("1", 50) == story_of("1", 50)
     assert story_of("1", 50) != story_of("2", 50)
-    assert parse(story_of("1", 50).lines()) == story_of("1", 50)
+    for lends in (False, True):
+        assert parse(story_of("1", 50, lends).lines()) == story_of("1", 50, lends)
 
 
 def test_a_small_story_ends_well() -> None:
@@ -97,12 +99,13 @@ def test_a_story_that_was_kept_ends_well(file: Path) -> None:
 
 
 @pytest.mark.slow
-def test_fresh_seeds_end_well(capsys: pytest.CaptureFixture[str]) -> None:
-    first, until, n = secrets.token_hex(4), time.monotonic() + FRESH_S, 0
+@pytest.mark.parametrize(("lends", "seconds"), [(False, FRESH_S), (True, LENT_S)], ids=["", "with annexes"])
+def test_fresh_seeds_end_well(lends: bool, seconds: float, capsys: pytest.CaptureFixture[str]) -> None:
+    first, until, n = secrets.token_hex(4), time.monotonic() + seconds, 0
     while time.monotonic() < until:
         seed = f"{first}.{n}"
-        wrong = attempt(story_of(seed, STEPS)).wrong
-        assert [] == wrong, f"skep sim --seed {seed} --steps {STEPS}"
+        wrong = attempt(story_of(seed, STEPS, lends)).wrong
+        assert [] == wrong, f"skep sim --seed {seed} --steps {STEPS}{' --annexes' if lends else ''}"
         n += 1
     with capsys.disabled():
         print(f"\nsimulation: seeds {first}.0 to {first}.{n - 1}, {STEPS} steps each")
