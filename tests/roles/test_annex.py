@@ -349,6 +349,21 @@ def test_who_is_cut_off_stops_when_the_lease_is_over_by_its_own_clock(tmp_path: 
             os.kill(queen_pid, signal.SIGCONT)
 
 
+def test_what_was_stopped_by_that_clock_is_given_back_once_the_hive_is_heard(tmp_path: Path) -> None:
+    with contextlib.ExitStack() as first:
+        _, talk = first.enter_context(hive_in(tmp_path, "lease=1s"))
+        with annex(tmp_path, "--pools", "drill") as serving:
+            with hanging(talk, serving) as job:
+                (pid,) = kernels(serving)
+                first.close()
+                wait_for(lambda: not is_alive(pid), "the end of its process")
+            # A queen that was away ends no lease for ten seconds, in which the annex would have nothing to do.
+            with hive_in(tmp_path) as (_, talk):
+                assert "succeeded" == talk.ended(job)[0]
+                attempts = talk.read(f"/jobs/{job}/attempts").splitlines()
+                assert ["end=released", "end=acked"] == [line.split()[-1] for line in attempts]
+
+
 def test_a_gpu_that_is_not_to_be_used_is_a_reason_of_its_own(tmp_path: Path) -> None:
     # Only what is signed runs in its place, too.
     more = ("--kernel-root", str(tmp_path / "root.pem"), "--catalogue", str(signed(tmp_path)))
