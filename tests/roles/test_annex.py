@@ -357,7 +357,7 @@ def test_what_was_stopped_by_that_clock_is_given_back_once_the_hive_is_heard(tmp
                 (pid,) = kernels(serving)
                 first.close()
                 wait_for(lambda: not is_alive(pid), "the end of its process")
-            # A queen that was away ends no lease for ten seconds, in which the annex would have nothing to do.
+            # A queen ends no lease in her first ten seconds: it would have nothing to do so long.
             with hive_in(tmp_path) as (_, talk):
                 assert "succeeded" == talk.ended(job)[0]
                 attempts = talk.read(f"/jobs/{job}/attempts").splitlines()
