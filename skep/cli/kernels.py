@@ -209,6 +209,12 @@ def verify_command(root: Path, file: Path) -> None:
     click.echo(f"{file}: {len(found)} kernels, signed and as they are here")
 
 
+def check_installed() -> None:
+    """Raises Failed where what all kernels need is not here."""
+    if find_spec("numpy") is None:
+        raise Failed("numpy is not installed, which kernels need: pip install 'skep[annex]'")
+
+
 def _run(name: str, numbers: Mapping[str, float], given: Mapping[str, Any], **more: Any) -> None:
     """Run what is called ``name`` with what ``_OPTIONS`` brought, and tell what came of it. Raises NotRun."""
     from skep.native.kernels.arguments import ArgumentError, told
@@ -216,8 +222,7 @@ def _run(name: str, numbers: Mapping[str, float], given: Mapping[str, Any], **mo
     from skep.native.kernels.process import Process
     from skep.native.kernels.request import Request, RunError
 
-    if find_spec("numpy") is None:
-        raise Failed("numpy is not installed, which kernels need: pip install 'skep[annex]'")
+    check_installed()
     if not ASKED.fullmatch(given["device"]):
         raise click.UsageError(f"--device {given['device']!r}: expected auto, cpu, cuda or cuda:N")
     try:

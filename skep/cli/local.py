@@ -52,13 +52,10 @@ def parts(
     hive, workers = f"unix:{directory}/hive.sock", f"unix:{directory}/worker.sock"
     state, handlers = f"{directory}/worker", f"{directory}/handlers.toml"
     where = [word for address in (hive, *map(str, listen)) for word in ("--listen", address)]
+    nodes = ("--listen-workers", workers, "--listen-annexes", f"unix:{directory}/annexes.sock")
     called = ("--name", name) if name else ()
     return (
-        Part(
-            "queen",
-            ("serve", "--dir", str(directory), *where, "--listen-workers", workers, *called),
-            "ready",
-        ),
+        Part("queen", ("serve", "--dir", str(directory), *where, *nodes, *called), "ready"),
         Part(
             "worker",
             ("worker", "-H", workers, "--handlers", handlers, "--node", NODE, "--dir", state),

@@ -359,7 +359,7 @@ def worker_command(
     if handlers is None and not kernels:
         raise click.UsageError("expected --handlers, or --kernels, or both")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
-    address = hive or _where_workers_go()
+    address = hive or nodes_go("worker.sock")
     own = machine("worker", address, node, directory)
     try:
         perform = performing({} if handlers is None else load(handlers))
@@ -370,9 +370,11 @@ def worker_command(
         with told(str(address)):
             say = functools.partial(print, flush=True)
             if kernels:
+                from skep.cli.kernels import check_installed
                 from skep.cli.serving_annex import signed_of
                 from skep.roles.annex.serving import work as work_kernels
 
+                check_installed()
                 _run(work_kernels(plan, signed_of(kernel_root, kernel_catalogue), say))
             else:
                 _run(work(plan, say))
@@ -380,9 +382,10 @@ def worker_command(
         raise Failed(str(error)) from error
 
 
-def _where_workers_go() -> Address:
+def nodes_go(socket: str) -> Address:
+    """Where nodes of the default hive come in: by TLS, else at the ``socket`` beside its operators'."""
     address = default_address()
-    return address if address.kind == "tls" else beside((address,), default_state(), "worker.sock")
+    return address if address.kind == "tls" else beside((address,), default_state(), socket)
 
 
 @click.command()

@@ -11,11 +11,12 @@ from typing import Any, Final
 
 import click
 
-from skep.cli.connect import ADDRESS, default_address, identity_option
+from skep.cli.connect import ADDRESS, identity_option
 from skep.cli.exits import REFUSED, Failed, told
 from skep.cli.joining import labels as parsed_labels
 from skep.cli.joining import machine
-from skep.cli.serving import DURATION
+from skep.cli.kernels import check_installed
+from skep.cli.serving import DURATION, nodes_go
 from skep.cli.settings import setting
 from skep.fs import ctl
 from skep.fs.address import Address
@@ -58,7 +59,7 @@ class Unsigned(Failed):
     "--hive",
     type=ADDRESS,
     help="The hive's address for annexes: tls:host:port, or what the queen was told --listen-annexes. "
-    "Default: SKEP_HIVE.",
+    "Default: what SKEP_HIVE names if that is a tls: address, else annexes.sock beside it.",
 )
 @identity_option
 @click.option(
@@ -138,8 +139,9 @@ def annex_serve_command(
     from skep.roles.annex.serving import Plan, serve
     from skep.roles.worker import WorkerError
 
+    check_installed()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
-    address = hive or default_address()
+    address = hive or nodes_go("annexes.sock")
     own = machine("annex", address, node, directory)
     plan = Plan(
         address, own.node, own.directory, device, slots, memory, heartbeat, tuple(pools.split(",")),

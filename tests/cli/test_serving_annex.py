@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,15 @@ def test_what_is_wrong_is_told_before_anything_is_served(
     hive = ["-H", "unix:nowhere.sock", "--dir", "annex"]
     assert status == run(["serve", "--role", "cuda-annex", *hive, *more])
     assert why in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("args", [["serve", "--role", "cuda-annex"], ["worker", "--kernels"]])
+def test_who_has_no_numpy_takes_no_runs_that_it_would_fail(
+    args: list[str], capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "numpy", None)
+    assert 1 == run([*args, "-H", "unix:nowhere.sock", "--dir", "annex"])
+    assert "skep: numpy is not installed, which kernels need: pip install" in capsys.readouterr().err
 
 
 def test_the_devices_of_this_machine_are_shown(capsys: Capture) -> None:

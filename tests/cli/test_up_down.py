@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.daemons import ROOT, run
+from tests.daemons import ROOT, daemon, run
 
 pytestmark = pytest.mark.slow  # processes begin and end
 
@@ -82,6 +82,14 @@ def test_a_hive_may_be_brought_up_for_others_to_reach(place: Place) -> None:
     assert 0 == run("enroll", tls, "--invite", "-", stdin=invite, env=hive).returncode
     who = run("whoami", "-H", tls, env=hive).stdout
     assert "principal spiffe://nest/operator/ann" in who.splitlines()
+
+
+def test_an_annex_of_this_machine_finds_the_hive_that_is_up(place: Place) -> None:
+    place.up()
+    annex = ("serve", "--role", "cuda-annex", "--device", "cpu", "--node", "a1")
+    hive = {"SKEP_HIVE": f"unix:{place.state}/hive.sock"}
+    with daemon("ready a1", *annex, "--dir", str(place.state.parent / "a1"), env=hive):
+        assert "online\n" == (place.mount / "gpu" / "a1" / "health").read_text()
 
 
 def test_what_runs_already_is_left_alone(place: Place) -> None:
