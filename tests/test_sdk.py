@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from skep.fs.address import Address
+from skep.fs.address import Address, parse
 from skep.fs.ctl import line
 from skep.fs.server import listen
 from skep.namespaces.artifacts.shelf import BYTES
@@ -24,7 +24,9 @@ from skep.namespaces.live import Hive as Live
 from skep.namespaces.packed import pack
 from skep.namespaces.tree import hive_tree
 from skep.roles.gate import Doorkeeper
+from skep.roles.leased import Leased
 from skep.roles.manifest import load
+from skep.roles.worker import Plan, drive
 from skep.trace.clock import SECOND, SystemClock
 from skep.worker import Fail, Job, Retry, ThreadJob, Worker
 from tests.daemons import Daemon, Hive, daemon, seconds
@@ -183,6 +185,26 @@ def test_what_a_handler_returns_or_raises_is_how_its_job_ends(
             topic, _, more = what.partition(" ")
             state, text = await field.ended(await field.submit(topic, more))
             assert (ended[0], ended[1]) == (state, text[: len(ended[1])])
+
+    story(told, tmp_path)
+
+
+def test_a_mistake_of_the_workers_own_is_the_end_of_one_job_and_not_of_the_worker(tmp_path: Path) -> None:
+    async def perform(leased: Leased) -> str:
+        if leased.lease.input == "odd":
+            raise KeyError("\ud800")  # what a terminal could not show, nor a line carry
+        return "right"
+
+    async def told(field: Field) -> None:
+        plan = Plan(parse(field.address), "w7", tmp_path / "w7", perform, ("brief",))
+        stop = asyncio.Event()
+        working = asyncio.create_task(drive(plan, stop, lambda said: None))
+        found = [
+            await field.ended(await field.submit("echo", f"input={of} retries=3")) for of in ("odd", "x")
+        ]
+        assert [("failed", "worker: KeyError: '\\ud800'"), ("succeeded", "right")] == found
+        stop.set()
+        await working
 
     story(told, tmp_path)
 

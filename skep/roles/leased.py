@@ -223,16 +223,16 @@ class Leased:
                 await self.begin()
             result = await perform(self)
         except Fallback as error:
-            await self._end("fallback", reason=error.code, error=cut(str(error).encode(), ERROR_MAX))
+            await self._end("fallback", reason=error.code, error=_told(error))
         except JobFailed as error:
             await self._nack(error)
         except (FsError, OSError) as error:
             _raise_lost(error)
             await self._nack(JobFailed(f"worker: {error}"))
-        except (LeaseLost, ExceptionGroup):
+        except LeaseLost:
             raise
         except Exception as error:
-            # Whoever submits jobs must not end what works for others: a mistake of ours is one job's end.
+            # Who submits a job must not end what works for others: a mistake of ours is that job's end alone.
             log.exception("%s", self.lease.job)
             await self._nack(JobFailed(f"worker: {type(error).__name__}: {error}", final=True))
         else:
@@ -243,7 +243,7 @@ class Leased:
                 await self._nack(JobFailed(f"result: {error}"))
 
     async def _nack(self, error: JobFailed) -> None:
-        said = {"error": cut(str(error).encode(), ERROR_MAX), "code": error.code, "delay": error.delay}
+        said = {"error": _told(error), "code": error.code, "delay": error.delay}
         final = {"final": "true"} if error.final else {}
         await self._end("nack", **{name: value for name, value in said.items() if value}, **final)
 
@@ -501,6 +501,11 @@ def _appending(path: str, piece: bytes, offset: int) -> Callable[[Client], Await
                 await fid.write_all(piece[max(there, 0) :])
 
     return append
+
+
+def _told(error: Exception) -> str:
+    """Its text as a ctl line can carry it: what is quoted in it may be anything."""
+    return cut(str(error).encode("utf-8", "replace"), ERROR_MAX)
 
 
 def cut(text: bytes, size_max: int) -> str:

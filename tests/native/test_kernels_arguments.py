@@ -79,6 +79,28 @@ def test_what_has_no_header_is_an_argument_that_is_wrong(content: bytes) -> None
         header("a", Path("a.npy"))
 
 
+def of_text(text: str) -> Path:
+    """A file with that header."""
+    Path("a.npy").write_bytes(b"\x93NUMPY\2\0" + len(text).to_bytes(4, "little") + text.encode())
+    return Path("a.npy")
+
+
+@pytest.mark.parametrize(
+    "text", ["{[]: 1}", "-" * 20_000 + "1", "(" * 5000, "{'descr': '<f4', 'shape': (0x" + "f" * 9999 + ",)}",
+             "{'descr': '<f4', 'shape': (" + "9" * 19 + ",)}", "{'descr': '<f4', 'shape': " + "(1,)*9}",
+             "{'descr': '<f4', 'shape': (1,1,1,1,1,1,1,1,1)}", "{'descr': '<f4', 'shape': (True,)}"]
+)  # fmt: skip
+def test_a_header_that_is_to_harm_who_reads_it_is_an_argument_that_is_wrong(text: str) -> None:
+    with pytest.raises(ArgumentError, match=r"a: a\.npy: expected an array in \.npy"):
+        header("a", of_text(text))
+
+
+@pytest.mark.parametrize("of", ["\\ud800", "a\\nb\\x1b[31m", "A" * 9999, "<f4\\0"])
+def test_a_dtype_is_quoted_as_what_can_be_shown(of: str) -> None:
+    dtype, shape = header("a", of_text("{'descr': '" + of + "', 'shape': (12,)}"))
+    assert ((12,), True, True) == (shape, dtype.isprintable() and dtype.isascii(), len(dtype) <= 40)
+
+
 def test_a_file_that_is_not_there_has_no_header() -> None:
     with pytest.raises(ArgumentError, match=r"a: b\.npy: expected a file: No such file"):
         header("a", Path("b.npy"))

@@ -19,6 +19,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from skep.fs.ctl import quote
 from skep.fs.dial import Client
 from skep.fs.messages import Dialect
 from skep.native.kernels.signature import canonical, sign
@@ -224,6 +225,34 @@ def test_what_is_wrong_with_the_job_itself_is_its_end(drill: Talk) -> None:
     assert "vector_add: b: given float32[3]" in drill.read(f"/jobs/{job}/error")
     (attempt,) = drill.read(f"/jobs/{job}/attempts").splitlines()
     assert "started=" not in attempt
+
+
+BY_HAND: dict[str, dict[str, Any]] = {
+    "raw: z: expected one of a b": {"kernel": "vector_add", "raw": {"z": "float32:1"}},
+    "input: Invalid enum value": {"kernel": "vector_add", "out": "../../x"},
+    "kernel '../x': expected one of": {"kernel": "../x"},
+    "source '../ctl': expected a SHA-256": {"source": "../ctl"},
+    "lease '../x': expected a lease's id": {"kernel": "vector_add", "lease": "../x"},
+}
+
+
+def test_what_somebody_asks_for_by_hand_is_the_end_of_that_job_alone(
+    drill: Talk, served: tuple[Talk, Daemon]
+) -> None:
+    for error, asked in BY_HAND.items():
+        said = f"submit topic=gpu.run inputs=a:a.npy,b:a.npy input={quote(json.dumps(asked))}"
+        job = drill.say("/jobs/ctl", said)
+        assert ("failed", "", []) == drill.ended(job)
+        assert error in drill.read(f"/jobs/{job}/error")
+    # It claims more than there is, which is found out when it is mapped.
+    header = str({"descr": "<f4", "fortran_order": False, "shape": (12,)}).encode()
+    short = b"\x93NUMPY\1\0" + len(header).to_bytes(2, "little") + header
+    drill.do(drill.client.write_file("/artifacts/stage/short.npy", short, create=True))
+    drill.say("/artifacts/ctl", "seal name=short.npy")
+    job = drill.run("kernel=vector_add in=a:short.npy,b:a.npy")
+    assert "failed" == drill.ended(job)[0]
+    assert drill.read(f"/jobs/{job}/error").startswith("a: inputs/a: expected an array in .npy")
+    assert served[1].process.poll() is None
 
 
 # what a device cannot do

@@ -5,8 +5,9 @@ The arrays are the job's inputs: artifacts, .npy files unless ``raw`` says what 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 from msgspec import Meta
@@ -25,6 +26,7 @@ SPARE: Final = "gpu-cpu"  # where its jobs go when there is none
 PATIENCE: Final = "30s"  # how long they wait for one
 CREATE: Final[Mapping[str, str]] = {"requires": "gpu", "fallback": SPARE, "patience": PATIENCE}  # of POOL
 SOURCE: Final = "source"  # what the source that was brought is called among the inputs
+_HASH: Final = re.compile("[0-9a-f]{64}")
 LAUNCH: Final = ("function", "grid", "block", "args", "shared")  # arguments of how a source is launched
 
 # Arguments of a run that are those of the job's submit.
@@ -39,13 +41,19 @@ class Asked(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fiel
     kernel: str = ""
     numbers: dict[str, int | float] = {}
     raw: dict[str, str] = {}
-    out: str = "npy"
+    out: Literal["npy", "raw"] = "npy"
     memory: Size = 0
     slots: Annotated[int, Meta(ge=1, le=SLOTS_MAX)] = 1
     exclusive: bool = False
     lease: str = ""
     source: str = ""  # its SHA-256 in hex
     launch: dict[str, str] = {}  # of a source, as in the line: function, grid, block, args, shared
+
+    def __post_init__(self) -> None:
+        if self.lease and not ctl.is_name(self.lease):
+            raise ValueError(f"lease {self.lease!r}: expected a lease's id")
+        if self.source and _HASH.fullmatch(self.source) is None:
+            raise ValueError(f"source {self.source!r}: expected a SHA-256 in hex")
 
 
 RUN: Final = Verb(

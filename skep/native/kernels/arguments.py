@@ -17,6 +17,7 @@ DTYPES: Final = {  # bytes of an element
     "float16": 2, "float32": 4, "float64": 8,
 }  # fmt: skip
 AXES_MAX: Final = 8
+SIZE_END: Final = 10**18  # of an axis: what has more digits is no size of anything here
 # Of device memory beside the arrays: the driver's own for a process, and cuBLAS's. On cards of today it is
 # some hundred MiB; this is an allowance, which nobody measured here.
 CONTEXT: Final = 512 << 20
@@ -55,7 +56,7 @@ class Fitted(NamedTuple):
 def told(name: str, text: str) -> Told:
     """``DTYPE[:SIZExSIZE…]`` of the argument ``name``. Raises ArgumentError."""
     dtype, colon, sizes = text.partition(":")
-    # More digits than these are no size of anything here.
+    # As many digits as are below SIZE_END.
     shape = [int(size) for size in sizes.split("x") if size.isascii() and size.isdecimal() and len(size) < 19]
     whole = len(shape) == len(sizes.split("x")) <= AXES_MAX if colon else True
     if dtype not in DTYPES or not whole:

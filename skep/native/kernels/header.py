@@ -5,13 +5,18 @@ Source: NumPy, doc/source/reference/generated/numpy.lib.format.html (versions 1.
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 from typing import Any, Final
 
-from skep.native.kernels.arguments import DTYPES, ArgumentError, Told
+from skep.native.kernels.arguments import AXES_MAX, DTYPES, SIZE_END, ArgumentError, Told
 
 MAGIC: Final = b"\x93NUMPY"
 SIZE_MAX: Final = 1 << 16  # bytes of a header: one of eight axes has less than 200
+DTYPE_MAX: Final = 40  # characters of a dtype that is quoted
+_PLAIN: Final = re.compile("[!-~]+")
+# Source: Python's ast.literal_eval, what it may raise.
+_UNREADABLE: Final = (ValueError, TypeError, SyntaxError, MemoryError, RecursionError)
 _LENGTHS: Final = {1: 2, 2: 4, 3: 4}  # bytes of the header's length, by version
 _KINDS: Final = {"i": "int", "u": "uint", "f": "float"}
 # Of one byte there is no order: numpy writes |. Otherwise it must be this machine's, which is <.
@@ -31,12 +36,12 @@ def header(name: str, path: Path) -> Told:
             return _told(file.read(SIZE_MAX))
     except OSError as error:
         raise ArgumentError(f"{name}: {path}: expected a file: {error.strerror}") from error
-    except (ValueError, SyntaxError) as error:
+    except _UNREADABLE as error:
         raise ArgumentError(f"{name}: {path}: expected an array in .npy: {error}") from error
 
 
 def _told(begin: bytes) -> Told:
-    """Raises ValueError, SyntaxError."""
+    """Raises what _UNREADABLE has."""
     version = begin[len(MAGIC)] if begin.startswith(MAGIC) and len(begin) > len(MAGIC) else 0
     if version not in _LENGTHS:
         raise ValueError("no such beginning")
@@ -47,7 +52,16 @@ def _told(begin: bytes) -> Told:
         raise ValueError("the header is cut short")
     of: Any = ast.literal_eval(text.decode("utf-8" if version == 3 else "latin1").strip())
     shape = of.get("shape") if isinstance(of, dict) else None
-    if not isinstance(shape, tuple) or not all(type(size) is int and size >= 0 for size in shape):
+    if not isinstance(shape, tuple) or len(shape) > AXES_MAX or not all(map(_is_size, shape)):
         raise ValueError("no shape in its header")
-    descr = of.get("descr")
-    return Told(_NAMES.get(descr, descr) if isinstance(descr, str) else repr(descr), shape)
+    return Told(_dtype(of.get("descr")), shape)
+
+
+def _is_size(of: object) -> bool:
+    return type(of) is int and 0 <= of < SIZE_END
+
+
+def _dtype(descr: object) -> str:
+    """Its name; of one that nothing takes, as much as tells which it is."""
+    text = descr if isinstance(descr, str) and _PLAIN.fullmatch(descr) else ascii(descr)
+    return _NAMES.get(text, text[:DTYPE_MAX])

@@ -96,7 +96,7 @@ class Performing:
             on_device = lease.pool not in self.spare
             use = await (self._granted if on_device else self._beside)(leased, run)
         except ArgumentError as error:
-            raise JobFailed(str(error), "argument", final=True) from error
+            raise JobFailed(_here(leased, error), "argument", final=True) from error
         self._free_at_end(leased, use)
         done = await self._done(leased, run, use, signed)
         return await _kept(leased, use, done)
@@ -202,11 +202,17 @@ class Performing:
         try:
             return await self.processes.run(leased.lease.tenant, request, at)
         except RunError as error:
+            text = _here(leased, error)
             if error.why in FINAL:
-                raise JobFailed(str(error), error.why, final=True) from error
+                raise JobFailed(text, error.why, final=True) from error
             if error.why in ELSEWHERE and use.device is not None:
-                raise Fallback(str(error), error.why) from error
-            raise JobFailed(str(error), "timeout" if error.why == "time" else error.why) from error
+                raise Fallback(text, error.why) from error
+            raise JobFailed(text, "timeout" if error.why == "time" else error.why) from error
+
+
+def _here(leased: Leased, error: Exception) -> str:
+    """Its text, with files as the job knows them: where this machine has them is nobody's business."""
+    return str(error).replace(f"{leased.made()}/", "")
 
 
 async def _allowed(leased: Leased, sha256: str) -> None:
@@ -229,6 +235,8 @@ def _run(asked: Asked, inputs: dict[str, Path]) -> Run:
         source = brought(str(inputs.pop(SOURCE)), asked.source, **launch)
     elif asked.kernel not in KERNELS:
         raise ArgumentError(f"kernel {asked.kernel!r}: expected one of {' '.join(KERNELS)}")
+    if odd := sorted(asked.raw.keys() - inputs.keys()):
+        raise ArgumentError(f"raw: {odd[0]}: expected one of {' '.join(inputs) or 'no inputs'}")
     arrays = {
         name: told(name, asked.raw[name]) if name in asked.raw else header(name, path)
         for name, path in inputs.items()
