@@ -50,6 +50,7 @@ BEYOND_S = 3.3  # how long an annex says nothing: two heartbeats and a second, t
 PATIENCE_S = 5
 STARVE_S = 2
 RATIO_MIN = 0.95  # of those that a CPU could do instead
+FIRST = {"priority": "9", "patience": "30s"}  # of jobs that a mishap is about
 LINES_MAX = 64  # of one write
 LOOK_S = 0.05
 MISHAPS = 11
@@ -318,9 +319,9 @@ class Drill:
 
     async def exhaust(self) -> None:
         """Some want more than there is, some need more than they want."""
-        asked = await self.submit(4, memory=str(2 * MEMORY), priority="9")
-        await self.submit(2, memory=str(2 * MEMORY), priority="9", fallback="refuse")
-        found = await self.submit(4, self.large, memory="1MiB", priority="9")
+        asked = await self.submit(4, memory=str(2 * MEMORY), **FIRST)
+        await self.submit(2, memory=str(2 * MEMORY), fallback="refuse", **FIRST)
+        found = await self.submit(4, self.large, memory="1MiB", **FIRST)
         await self.submit(4, self.wrong)
         await self.fall_back("oom", asked)
         await self.fall_back("oom", found)
@@ -328,7 +329,7 @@ class Drill:
     async def fault(self) -> None:
         """A kernel's process is killed while it computes, as one that reads where nothing is."""
         await self.wait_online()
-        keys = await self.submit(4, self.long, memory="64MiB", priority="9")
+        keys = await self.submit(4, self.long, memory="64MiB", **FIRST)
         async with asyncio.timeout(PLENTY_S):
             while not (pid := await self.computing(keys)):
                 await asyncio.sleep(LOOK_S)
@@ -360,11 +361,14 @@ class Drill:
         name = self.rng.choice(ANNEXES)
         lease = await self.tell(name, "lease memory=512MiB slots=1 ttl=20s wait=20s priority=9")
         fence = await self.read(f"/gpu/{name}/leases/{lease}/fence")
-        keys = await self.submit(12, lease=lease, annex=name, memory="256MiB", priority="9")
+        inside = {"lease": lease, "annex": name, "memory": "256MiB", **FIRST}
+        keys = await self.submit(10, **inside)
+        late = await self.submit(2, self.long, **inside)
         await self.until(
             "the first of a lease", lambda: any(self.told.ids[key] in self.ledger.ends() for key in keys)
         )
         await self.tell(name, f"release lease={lease} fence={fence}")
+        await self.fall_back("lease_expired", late)
 
     async def miss(self) -> None:
         """Some ask for a GPU, which nobody has."""
@@ -427,6 +431,7 @@ def test_no_job_for_a_device_is_dropped_silently(
         queen.kill()
     figures = {"seconds": round(took, 1)} | check_ends(drill.ledger, told) | dict(drill.count)
     proof = json.loads(people["queen"].does("annex", "prove", "--json", str(queen.directory)))
+    assert (JOBS, 0, 0) == (proof["jobs"], proof["open"], proof["silent"])
     print(figures, {name: value for name, value in proof.items() if name != "claims"}, sep="\n")
     record_property("figures", str(figures))
     survivors = [pid for name in (*ANNEXES, SPARE) for pid in kernel_processes(people[name].home)]
