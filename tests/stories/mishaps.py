@@ -49,9 +49,9 @@ class Process:
         self.process.send_signal(number)
 
     def end(self) -> None:
-        assert self.process is not None
-        self.process.kill()
-        self.process.wait()
+        if self.process is not None:  # it was begun
+            self.process.kill()
+            self.process.wait()
 
     async def stop(self, seconds: float) -> None:
         """It does nothing for so long, and does not know."""
