@@ -185,7 +185,7 @@ def _staged(hive: Hive, caller: Caller, command: Command, sealing: ExitStack) ->
     """The file that it seals, for as long as ``sealing`` lasts. An output has room among its job's tenant's
     bytes before it leaves those that its node's stages."""
     owner, name, store = owner_of(caller), command.args["name"], hive.store
-    if name not in store.staged(owner):
+    if not store.has(owner, name):
         raise FsError(E.USAGE, f"line {command.number}: seal: name={name}: nothing is staged under that name")
     file = sealing.enter_context(store.sealing(owner, name))
     tenant = hive.state.held_tenant(command.args.get("job", ""), caller.node) or caller.tenant
@@ -220,7 +220,7 @@ class _Stage(File):
 
     def walk(self, name: str, caller: Caller) -> Node:
         owner = owner_of(caller)
-        if name not in self.store.staged(owner):
+        if not self.store.has(owner, name):
             self.numbers.pop((owner, name), None)
             raise FsError(E.MISSING, name)
         return self._file(owner, name, self._size_max(caller))
@@ -241,7 +241,7 @@ class _Stage(File):
         if not ctl.is_name(name):
             raise FsError(E.NAMETOOLONG, f"max={ctl.NAME_MAX}")
         owner = owner_of(caller)
-        if name in self.store.staged(owner) and how.flags & LO.CREAT and not how.flags & LO.EXCL:
+        if self.store.has(owner, name) and how.flags & LO.CREAT and not how.flags & LO.EXCL:
             node = self._file(owner, name, self._size_max(caller))
             return node, node.open(how, caller)
         file = self.store.create(owner, name)
@@ -251,7 +251,7 @@ class _Stage(File):
 
     def unlink(self, name: str, directory: bool | None, caller: Caller) -> None:
         owner = owner_of(caller)
-        if name not in self.store.staged(owner):
+        if not self.store.has(owner, name):
             raise FsError(E.MISSING, name)
         if directory:
             raise FsError(E.NOTDIR)

@@ -16,6 +16,7 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, closing, contextmanager, suppress
+from hashlib import sha256
 from pathlib import Path
 from typing import Final, NamedTuple
 from weakref import WeakValueDictionary
@@ -136,6 +137,10 @@ class Store:
         except FileNotFoundError:
             return []
 
+    def has(self, owner: str, name: str) -> bool:
+        """Whether ``owner`` stages a file of that name."""
+        return os.path.lexists(self._stage(owner) / name)
+
     def stat(self, owner: str, name: str) -> os.stat_result:
         """Raises FileNotFoundError."""
         return os.stat(self._stage(owner) / name)
@@ -207,10 +212,11 @@ class Store:
 
     async def put(self, file: Staged) -> Put:
         """Of a file that is being sealed: its bytes are now on the shelf under their hash."""
-        await asyncio.to_thread(os.fsync, file.fd)
-        chunks, size = await measure(
-            lambda offset, count: asyncio.to_thread(os.pread, file.fd, count, offset)
-        )
+        chunks, size = await asyncio.to_thread(_synced, file.fd)
+        if chunks is None:
+            chunks, size = await measure(
+                lambda offset, count: asyncio.to_thread(os.pread, file.fd, count, offset)
+            )
         file.closed = True
         async with self._moving(chunks.name):
             if chunks.root:
@@ -385,6 +391,17 @@ def place(folder: str, digest: str) -> str:
 
 async def _off_loop(source: Source, offset: int, count: int) -> bytes:
     return await settle(await asyncio.to_thread(source.read, offset, count))
+
+
+def _synced(fd: int) -> tuple[Chunks | None, int]:
+    """Of a file, which is on disk then, its chunks (None: there are several) and size. What is small is done
+    in one go: each time that a thread takes over costs more than hashing it."""
+    os.fsync(fd)
+    size = os.fstat(fd).st_size
+    if size > CHUNK:
+        return None, size
+    data = os.pread(fd, CHUNK, 0)
+    return single(sha256(data).hexdigest()), len(data)
 
 
 @contextmanager
