@@ -83,6 +83,22 @@ def test_who_is_cancelled_ends_with_its_process(request_: Request) -> None:
     assert another is not None
 
 
+def test_who_is_cancelled_as_it_ends_harms_no_process_that_is_anothers(request_: Request) -> None:
+    async def story() -> tuple[int | None, int | None]:
+        with closing(Processes({"cpu": 1})) as processes:
+            first = await ran(processes, "a", request_)
+            running = asyncio.create_task(ran(processes, "a", request_))
+            await until(lambda: processes._places["cpu"].running == 1)
+            # The loop hears that the run has ended, and then is told to give it up.
+            processes._threads.submit(int).result()
+            asyncio.get_running_loop().call_soon(running.cancel)
+            await asyncio.wait([running])
+            return first, await ran(processes, "a", request_)
+
+    first, again = asyncio.run(story())
+    assert first == again
+
+
 async def until(condition: Callable[[], bool]) -> None:
     while not condition():
         await asyncio.sleep(0)

@@ -56,9 +56,11 @@ class Processes:
         try:
             return await asyncio.shield(running)
         except asyncio.CancelledError:
-            self._killed.add(process)
-            process.kill()
-            await asyncio.wait((running,))
+            # Given up in the moment in which it ended, its process may be another's already.
+            if not running.done():
+                self._killed.add(process)
+                process.kill()
+                await asyncio.wait((running,))
             raise
 
     def _over(
