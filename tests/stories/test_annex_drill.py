@@ -18,7 +18,7 @@ import random
 import signal
 import sqlite3
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
@@ -91,25 +91,22 @@ class Told:
 
 
 class Ledger:
-    """The ledger's entries as far as they are written, in JSON, read while the queen writes."""
+    """The ledger's events as far as they are written, in JSON, read while the queen writes."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.entries: list[dict[str, Any]] = []
-
-    def events(self, kind: str) -> Iterator[dict[str, Any]]:
-        for entry in self.entries:
-            yield from (event for event in entry["events"] if event["type"] == kind)
+        self.seq = 0
+        self.events: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)  # by type
 
     def follow(self) -> None:
         with closing(sqlite3.connect(f"file:{self.path}?mode=ro", uri=True)) as ledger:
-            found = ledger.execute(
-                "SELECT body FROM entries WHERE seq > ? ORDER BY seq", (len(self.entries),)
-            )
-            self.entries += [json.loads(body) for (body,) in found]
+            rows = ledger.execute("SELECT seq, body FROM entries WHERE seq > ? ORDER BY seq", (self.seq,))
+            for self.seq, body in rows:
+                for event in json.loads(body)["events"]:
+                    self.events[event["type"]].append(event)
 
     def ends(self) -> dict[str, dict[str, Any]]:
-        return {event["job"]: event for event in self.events("job.ended")}
+        return {event["job"]: event for event in self.events["job.ended"]}
 
 
 # processes of kernels
@@ -222,7 +219,7 @@ class Drill:
             f"one that fell back: {reason}",
             lambda: any(
                 event["reason"] == reason and event["job"] in jobs
-                for event in self.ledger.events("job.fellback")
+                for event in self.ledger.events["job.fellback"]
             ),
         )
 
@@ -449,12 +446,12 @@ async def story(drill: Drill) -> None:
 
 def check_ends(ledger: Ledger, told: Told) -> dict[str, Any]:
     """Every job ended once: right, or failed with a code, an error and, for want of a device, an alert."""
-    assert told.ids == {event["key"]: event["job"] for event in ledger.events("job.submitted")}
+    assert told.ids == {event["key"]: event["job"] for event in ledger.events["job.submitted"]}
     assert JOBS == len(told.ids)
-    assert Counter(told.ids.values()) == Counter(event["job"] for event in ledger.events("job.ended"))
+    assert Counter(told.ids.values()) == Counter(event["job"] for event in ledger.events["job.ended"])
     ends = ledger.ends()
-    alerts = {event["id"] for event in ledger.events("alert.raised") if event["about"] == "job"}
-    fell = {event["job"] for event in ledger.events("job.fellback")}
+    alerts = {event["id"] for event in ledger.events["alert.raised"] if event["about"] == "job"}
+    fell = {event["job"] for event in ledger.events["job.fellback"]}
     right, could = set(), set()
     for key, job in told.ids.items():
         asked, end = told.asked[key], ends[job]
@@ -471,7 +468,7 @@ def check_ends(ledger: Ledger, told: Told) -> dict[str, Any]:
         if asked.work.outs and (job in fell or (asked.falls and end.get("code") in REASONS)):
             could.add(job)
     assert not {told.ids[key] for key, asked in told.asked.items() if not asked.falls} & fell
-    reasons = Counter(event["reason"] for event in ledger.events("job.fellback"))
+    reasons = Counter(event["reason"] for event in ledger.events["job.fellback"])
     assert REASONS == set(reasons)
     ratio = len(right & could) / len(could)
     codes = Counter(end["code"] for end in ends.values() if end["state"] != "succeeded")
@@ -479,5 +476,5 @@ def check_ends(ledger: Ledger, told: Told) -> dict[str, Any]:
     assert ratio >= RATIO_MIN
     return {
         "jobs": len(ends), "right": len(right), "failed": dict(codes), "fell back": dict(reasons),
-        "ratio": round(ratio, 4), "lost leases": sum(1 for _ in ledger.events("job.returned")),
+        "ratio": round(ratio, 4), "lost leases": len(ledger.events["job.returned"]),
     }  # fmt: skip
