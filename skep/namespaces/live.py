@@ -32,6 +32,7 @@ from skep.namespaces.checked import Answer, detail_of, vouched, vouched_line
 from skep.namespaces.gpu import asked as gpu
 from skep.namespaces.gpu import said as gpu_said
 from skep.namespaces.gpu.beat import Beat
+from skep.namespaces.gpu.offers import Offers
 from skep.namespaces.gpu.record import Leased as GpuLeased
 from skep.namespaces.gpu.record import Withdrawn as GpuWithdrawn
 from skep.namespaces.hive import ANNEX, HiveState
@@ -173,6 +174,7 @@ class Hive:
         self.shutdown: asyncio.Future[str] = asyncio.get_running_loop().create_future()  # the grace asked for
         self.heartbeats: dict[str, Ring[Heard]] = {}
         self._offered_ns: dict[str, int] = {}  # node -> when what it offers was recorded last
+        self.offers = Offers(lambda: turn.state.gpu, clock.monotonic_ns)
         self.progress: dict[str, Progress] = {}
         # job -> who waits for news of it, in the order they came
         self._waiting: dict[str, dict[asyncio.Future[None], None]] = {}
@@ -360,8 +362,8 @@ class Hive:
             await self._own(f"/nodes/{node}", "back")
         if offer := self._offer(node, said):
             await self._own(f"/nodes/{node}", offer)
-        # Of devices every change is written down, at once: what they are given depends on it.
-        if said.annex and (offer := gpu_said.offer(self.state.gpu.by_id.get(node), said.annex)):
+        # What devices are given depends on it.
+        if said.annex and (offer := self.offers.heard(node, said.annex)):
             await self._own(gpu_said.path_of(node), offer)
 
     def _offer(self, node: str, said: Heartbeat) -> str:
@@ -492,6 +494,7 @@ class Hive:
                             self.news(waiter)
                     case GpuLeased(job="") | GpuWithdrawn():
                         self.news(event.lease)
+                        self.offers.forget(event.node)
                     case _ if job := getattr(event, "job", ""):
                         if (record := self.state.jobs.by_id.get(job)) is not None:
                             self.agenda.moved(record)
@@ -529,7 +532,7 @@ class Hive:
         self.limits.sweep()
         due = [*self._due_jobs(now_ns), *self._silent_nodes(now_ns)]
         due += self.lock_ends.due(now_ns)
-        due += gpu_said.due(self.state.gpu, now_ns)
+        due += [*gpu_said.due(self.state.gpu, now_ns), *self.offers.due()]
         due += [
             (f"/jobs/{job.id}", f"preempt for={other.id}", job.request.tenant)
             for job, other in preemptions(self.state.jobs, self.state, now_ns)

@@ -20,6 +20,8 @@ from skep.fs.node import Caller
 from skep.namespaces.alerts import Alerted
 from skep.namespaces.gpu.asked import Asked, parse
 from skep.namespaces.gpu.beat import Beat, Device
+from skep.namespaces.gpu.offers import BURST
+from skep.namespaces.gpu.record import Offered
 from skep.namespaces.hive import HiveRules
 from skep.namespaces.live import Heartbeat
 from skep.namespaces.order import HIVE_TENANT
@@ -152,7 +154,11 @@ def test_a_machine_without_a_gpu_says_cpu_everywhere() -> None:
     [
         '{"devices":[{"id":"gpu0"}]}', '{"devices":[{"id":"cpu:0"},{"id":"cpu:0"}]}', '{"every":"1ms"}',
         '{"devices":[{"id":"cuda:0","slots":0}]}', '{"devices":[{"id":"cuda:0","utilisation":25}]}',
-        '{"devices":[{"id":"cuda:0","memory":-1}]}', '{"queue":-1}',
+        '{"devices":[{"id":"cuda:0","memory":-1}]}', '{"queue":-1}', '{"queue":9007199254740992}',
+        '{"every":"8760h"}', '{"state":"x\\nonline"}', '{"driver":"\\u001b[2J"}', '{"disabled":"x\\nonline"}',
+        '{"devices":[{"id":"cuda:0","name":"a\\u202eb"}]}', '{"devices":[{"id":"cuda:0","temperature":1e308}]}',
+        '{"devices":[{"id":"cuda:0","temperature":NaN}]}', '{"devices":[{"id":"cuda:0\\n"}]}',
+        json.dumps({"devices": [{"id": f"cuda:{number}"} for number in range(17)]}),
     ],
 )  # fmt: skip
 def test_a_heartbeat_that_cannot_be_is_refused(annex: str) -> None:
@@ -162,6 +168,48 @@ def test_a_heartbeat_that_cannot_be_is_refused(annex: str) -> None:
         assert E.SCHEMA is caught.value.kind
         with pytest.raises(FsError, match="rule=annex-role"):
             await hive.door(W1).write("/nodes/w1/heartbeat", '{"annex":{}}')
+
+    annexed(story)
+
+
+@pytest.mark.parametrize(
+    ("who", "labels"), [(W1, {"annex": "w1", "gpu": "h100"}), (G1, {"annex": "g2"}), (W1, {"annex": "g1"})]
+)
+def test_nobody_says_of_itself_that_it_is_an_annex_which_it_is_not(
+    who: Caller, labels: dict[str, str]
+) -> None:
+    async def story(hive: Annexed) -> None:
+        with pytest.raises(FsError, match="rule=annex-role"):
+            await hive.door(who).write(f"/nodes/{who.node}/heartbeat", json.dumps({"labels": labels}))
+
+    annexed(story)
+
+
+def test_a_worker_that_says_it_has_a_gpu_is_given_no_run_of_an_annex() -> None:
+    async def story(hive: Annexed) -> None:
+        await hive.door(W1).write("/nodes/w1/heartbeat", '{"labels":{"gpu":"h100"}}')
+        await hive.seal("a.npy")
+        job = await hive.say("/gpu/ctl", "run kernel=reduce_sum in=a:a.npy")
+        reading = asyncio.ensure_future(hive.door(W1).read("/pools/gpu/next"))
+        await hive.held(job)
+        assert "g1" == hive.alive.state.jobs.by_id[job].node
+        reading.cancel()
+        await asyncio.wait([reading])
+
+    annexed(story)
+
+
+def test_heartbeats_that_say_something_else_each_time_do_not_fill_the_ledger() -> None:
+    async def story(hive: Annexed) -> None:
+        hive.alive.clock.advance(30 * SECOND)
+        offered = len([event for event in hive.events() if isinstance(event, Offered)])
+        for size in range(1, 101):
+            await hive.beat(msgspec.structs.replace(BEAT, devices=(Device("cuda:0", memory=size),)))
+        assert offered + BURST == len([event for event in hive.events() if isinstance(event, Offered)])
+        # What it said last is what counts in the end.
+        hive.alive.clock.advance(SECOND)
+        await hive.alive.hive.tick()
+        assert 100 == hive.alive.state.gpu.by_id["g1"].cards[0].memory
 
     annexed(story)
 
@@ -335,7 +383,7 @@ def test_the_pools_are_made_when_the_first_run_is_asked_for() -> None:
         await hive.seal("a.npy")
         job = await hive.say("/gpu/ctl", "run kernel=reduce_sum in=a:a.npy fallback=refuse patience=5s")
         pools = alive.state.pools.by_name
-        assert (frozenset({"gpu"}), "gpu-cpu", "") == (
+        assert (frozenset({"annex", "gpu"}), "gpu-cpu", "") == (
             pools["gpu"].requires, pools["gpu"].fallback, pools["gpu-cpu"].fallback,
         )  # fmt: skip
         request = alive.state.jobs.by_id[job].request

@@ -24,7 +24,8 @@ TOPIC: Final = "gpu.run"
 POOL: Final = "gpu"  # for nodes with a GPU
 SPARE: Final = "gpu-cpu"  # where its jobs go when there is none
 PATIENCE: Final = "30s"  # how long they wait for one
-CREATE: Final[Mapping[str, str]] = {"requires": "gpu", "fallback": SPARE, "patience": PATIENCE}  # of POOL
+# Of POOL. Any worker may say of itself that it has a GPU; that it is an annex, none but annexes.
+CREATE: Final[Mapping[str, str]] = {"requires": "annex,gpu", "fallback": SPARE, "patience": PATIENCE}
 SOURCE: Final = "source"  # what the source that was brought is called among the inputs
 _HASH: Final = re.compile("[0-9a-f]{64}")
 LAUNCH: Final = ("function", "grid", "block", "args", "shared")  # arguments of how a source is launched

@@ -16,12 +16,13 @@ from skep.trace.clock import HOUR, SECOND, duration, parse_duration
 DEVICES_MAX: Final = 16  # of an annex: a heartbeat is kept a hundred times and more.
 SLOTS_MAX: Final = 1024  # of a device: each may be a lease, and those of an annex are one record.
 TEXT_MAX: Final = 128  # characters of a name, of a driver, of a reason.
+CELSIUS_MAX: Final = 1000  # no thermometer of a card shows more.
 EVERY_MIN_NS: Final = SECOND
 EVERY_MAX_NS: Final = HOUR
 EVERY_NS: Final = 30 * SECOND  # between two heartbeats, when an annex says nothing
 DEVICE: Final = re.compile(r"(cuda|cpu):(0|[1-9][0-9]{0,2})", re.ASCII)
 
-Size = Annotated[int, Meta(ge=0, lt=1 << 53)]  # bytes
+Size = Annotated[int, Meta(ge=0, lt=1 << 53)]  # bytes, or how many
 Short = Annotated[str, Meta(max_length=TEXT_MAX)]
 
 
@@ -37,11 +38,12 @@ class Device(msgspec.Struct, frozen=True, omit_defaults=True):
     memory_total: Size = 0
     memory_free: Size = 0
     utilisation: Annotated[float, Meta(ge=0, le=1)] | None = None  # of its time; None: it is not known
-    temperature: float | None = None  # None: the same
+    temperature: Annotated[float, Meta(ge=-CELSIUS_MAX, le=CELSIUS_MAX)] | None = None  # None: the same
 
     def __post_init__(self) -> None:
         if DEVICE.fullmatch(self.id) is None:
             raise ValueError(f"device {self.id!r}: expected cuda:<n> or cpu:<n>")
+        _check_line(name=self.name, uuid=self.uuid)
 
     @property
     def kind(self) -> str:
@@ -56,7 +58,7 @@ class Beat(msgspec.Struct, frozen=True, omit_defaults=True):
     state: Short = "ready"
     driver: Short = ""
     every: str = duration(EVERY_NS)
-    queue: Annotated[int, Meta(ge=0)] = 0
+    queue: Size = 0
     devices: Annotated[tuple[Device, ...], Meta(max_length=DEVICES_MAX)] = ()
     disabled: Short = ""
 
@@ -64,6 +66,7 @@ class Beat(msgspec.Struct, frozen=True, omit_defaults=True):
         if not EVERY_MIN_NS <= parse_duration(self.every) <= EVERY_MAX_NS:
             between = f"{duration(EVERY_MIN_NS)} to {duration(EVERY_MAX_NS)}"
             raise ValueError(f"every {self.every!r}: expected {between}")
+        _check_line(state=self.state, driver=self.driver, disabled=self.disabled)
         ids = [device.id for device in self.devices]
         if len(set(ids)) < len(ids):
             raise ValueError(f"devices {' '.join(ids)}: expected each once")
@@ -71,6 +74,13 @@ class Beat(msgspec.Struct, frozen=True, omit_defaults=True):
     @property
     def every_ns(self) -> int:
         return parse_duration(self.every)
+
+
+def _check_line(**texts: str) -> None:
+    """Raise ValueError unless they can stand in a line as they are."""
+    for name, text in texts.items():
+        if not text.isprintable():
+            raise ValueError(f"{name} {text!r}: expected a line that can be printed")
 
 
 def kind_of(device: str) -> str:

@@ -187,7 +187,10 @@ def _heartbeat(hive: Hive, id: str) -> Text:
         said = parse_heartbeat(data)
         if said.annex is not None and node_of(hive, id).role != ANNEX:
             raise FsError(E.DENIED, f"rule=annex-role {node_of(hive, id).role} has no devices for others")
-        node_of(hive, id)
+        if "annex" in said.labels and (node_of(hive, id).role, id) != (ANNEX, said.labels["annex"]):
+            raise FsError(
+                E.DENIED, f"rule=annex-role label annex: expected of {ANNEX} alone, and its own name"
+            )
         await hive.hear(id, said)
 
     return Text(content, write=write)

@@ -93,7 +93,7 @@ class Telemetry:
         if self.machine.disabled or self.offered:
             return self.machine.disabled
         first = self.machine.devices[0]
-        return f"{first.id}: {self.lost(first)}"[:TEXT_MAX]
+        return _line(f"{first.id}: {self.lost(first)}")
 
     @property
     def state(self) -> str:
@@ -112,14 +112,14 @@ class Telemetry:
         """What a heartbeat would say."""
         devices = tuple(self._of(device) for device in self.machine.devices if not self.lost(device))
         every = duration(self.every_ns)
-        return Beat(self.state, self.machine.driver, every, self.queue(), devices, self.disabled)
+        return Beat(self.state, _line(self.machine.driver), every, self.queue(), devices, self.disabled)
 
     def _of(self, device: Device) -> Told:
         reading = self.readings[device.id]
         return Told(
             device.id,
-            device.name[:TEXT_MAX],
-            device.uuid[:TEXT_MAX],
+            _line(device.name),
+            _line(device.uuid),
             device.memory,
             device.slots,
             device.memory_total,
@@ -145,3 +145,8 @@ class Telemetry:
             "time": rfc3339(self.clock.now_ns()),
             "devices": msgspec.to_builtins(beat.devices),
         }
+
+
+def _line(text: str) -> str:
+    """As much of what a driver says as a heartbeat takes."""
+    return "".join(letter if letter.isprintable() else " " for letter in text)[:TEXT_MAX]
