@@ -36,7 +36,7 @@ class Card(NamedTuple):
 
 MACHINES: Final = {
     "a1": (Card("cuda:0", 64, 2), Card("cuda:1", 32, 4)),
-    "a2": (Card("cuda:0", 64, 3),),
+    "a2": (Card("cuda:0", 64, 3), Card("cpu:0", 32, 2)),
     "a3": (Card("cpu:0", 96, 2),),
 }
 # What may become of a machine's devices, by its number in a story.

@@ -117,6 +117,12 @@ class Process:
 PROCESS: Final[contextvars.ContextVar[Process]] = contextvars.ContextVar("PROCESS")
 
 
+class _Owned(asyncio.Future[Any]):
+    """A future that knows whose it is."""
+
+    process: Process
+
+
 class SimLoop:
     """What asyncio's tasks, futures and timers ask of an event loop, and no more of it.
 
@@ -272,7 +278,9 @@ class SimLoop:
         """It is passed over when its time comes."""
 
     def create_future(self) -> asyncio.Future[Any]:
-        return asyncio.Future(loop=cast(Any, self))
+        future = _Owned(loop=cast(Any, self))
+        future.process = PROCESS.get(self.fate)
+        return future
 
     def create_task(
         self,
@@ -310,7 +318,9 @@ class SimLoop:
     def call_exception_handler(self, context: dict[str, Any]) -> None:
         if self._over:
             return
-        error = context.get("exception")
+        future, error = context.get("future"), context.get("exception")
+        if isinstance(future, _Owned) and future.process.dead:
+            return  # who was to look at it, did not live to
         self.mistakes.append(f"{context.get('message')}: {error!r}")
 
     def default_exception_handler(self, context: dict[str, Any]) -> None:

@@ -37,7 +37,7 @@ FAULTS: Final = (
     "config",
     "stop",
 )
-LOSSES: Final = ("disable", "alter", "doom")  # what may go wrong with an annex, besides
+LOSSES: Final = ("disable", "alter", "forget", "doom")  # what may go wrong with an annex, besides
 
 
 class Action(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -189,23 +189,31 @@ class _Writer:
             wants["x"] = "1"
         if chance.random() < 0.15:
             wants["e"] = chance.choice(("oom", "kernel_failed"))
-        if self.made["r"] and chance.random() < 0.25:
-            wants["l"] = self.earlier("r")  # the id of the lease is not known yet
         more = {"topic": chance.choice(("gpu.run", "lab.run"))}
+        rent = self.of_rent() if chance.random() < 0.3 else None
         for name, often, values in _LENT_TERMS:
             if chance.random() < often:
                 more[name] = chance.choice(values)
+        if rent is not None:
+            wants |= {"m": "1", "s": "1", "l": rent.id}  # what id the lease has is not known yet
+            more["requires"] = f"annex:{rent.of}"
+            action = msgspec.structs.replace(action, of=HOME)
         said = ",".join(f"{name}={value}" for name, value in wants.items())
         return msgspec.structs.replace(
             action, args=action.args | more | {"input": f"{action.args['input']},{said}"}
         )
+
+    def of_rent(self) -> Action | None:
+        """A lease that somebody asked for; None: nobody did."""
+        id = self.earlier("r")
+        return next((rent for rent in self.made["r"] if rent.id == id), None)
 
     def rent(self) -> Action:
         """A lease of a device for a while."""
         chance = self.chance
         args = {
             "memory": f"{chance.choice((1, 10, 30, 64, 100))}MiB",
-            "ttl": chance.choice(("1s", "4s", "20s")),
+            "ttl": chance.choice(("1s", "5s", "30s")),
         }
         for name, often, values in _RENT_TERMS:
             if chance.random() < often:
@@ -222,6 +230,10 @@ class _Writer:
     def alter(self) -> Action:
         """The annex has other devices than before."""
         return Action(self.now(), "alter", of=self.annex(), n=self.chance.choice((0, 0, 0, 1, 2, 3, 4, 5, 6)))
+
+    def forget(self) -> Action:
+        """An operator removes the annex, which may still be there."""
+        return Action(self.now(), "forget", of=self.annex())
 
     def doom(self) -> Action:
         """The annex ends for ever."""
@@ -392,5 +404,6 @@ _LENDING: Final[Mapping[str, tuple[float, _Make]]] = {
     "unrent": (5, lambda writer: writer.about_rent("unrent")),
     "disable": (2, _Writer.disable),
     "alter": (3, _Writer.alter),
+    "forget": (1, _Writer.forget),
     "doom": (0.5, _Writer.doom),
 }

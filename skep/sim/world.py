@@ -463,6 +463,9 @@ class World:
     def alter(self, action: Action) -> None:
         self.machines[action.of].become(action.n)
 
+    def forget(self, action: Action) -> None:
+        self.order("/nodes/ctl", f"remove node={action.of}")
+
     def doom(self, action: Action) -> None:
         self.doomed.add(action.who)
         self.living[action.who].blown_up = True
@@ -478,7 +481,7 @@ _DO: Final[Mapping[str, Callable[[World, Action], None]]] = {
     "stall": World.stall, "slow": World.slow, "full": World.full, "fail": World.fail, "jump": World.jump,
     "drain": World.drain, "cordon": World.cordon,
     "rent": World.rent, **dict.fromkeys(("rerent", "unrent"), World.about_rent),
-    "disable": World.disable, "alter": World.alter, "doom": World.doom,
+    "disable": World.disable, "alter": World.alter, "forget": World.forget, "doom": World.doom,
 }  # fmt: skip
 
 

@@ -42,6 +42,23 @@ def test_a_killed_process_runs_no_more_not_even_its_finally() -> None:
     loop.run(main())
 
 
+def test_what_a_killed_process_did_not_look_at_is_no_mistake() -> None:
+    loop = SimLoop("a")
+
+    async def main() -> None:
+        for kill in (False, True):
+            process = loop.process("p")
+            future = process.context.run(loop.create_future)
+            future.set_exception(ValueError(f"unseen {kill}"))
+            if kill:
+                process.end()
+            del future
+
+    loop.run(main())
+    (mistake,) = loop.mistakes
+    assert mistake.endswith("never retrieved: ValueError('unseen False')")
+
+
 def test_a_process_is_killed_after_so_many_steps() -> None:
     loop, said = SimLoop("a"), []
 
