@@ -107,6 +107,7 @@ class Heartbeat(msgspec.Struct, frozen=True, omit_defaults=True):
     labels: dict[str, str] = {}
     version: str = ""
     annex: Beat | None = None  # None: it has no devices for others
+    leaving: bool = False  # the last one: its connection ends next
 
 
 class Heard(msgspec.Struct, frozen=True):
@@ -351,9 +352,15 @@ class Hive:
         self._hear(caller.node, Heartbeat())
 
     async def leave(self, node: str) -> None:
-        """The node has said that it goes: nobody need wait for its heartbeat."""
-        if node in self.state.nodes.by_id:
+        """The node's connections have ended: nobody need wait for its heartbeat. An annex that has not said
+        that it goes is suspect at once, and lost when it stays away: none disappears without an alert."""
+        if node not in self.state.nodes.by_id:
+            return
+        heard = self.heard(node)
+        if node not in self.state.gpu.by_id or (heard is not None and heard.said.leaving):
             await self.say(f"/nodes/{node}", "leave")
+        elif self.state.nodes.by_id[node].link == "online":
+            await self.say(f"/nodes/{node}", "suspect")
 
     async def hear(self, node: str, said: Heartbeat) -> None:
         """A heartbeat of a node that has joined."""

@@ -31,6 +31,7 @@ from skep.roles.uplink import Uplink
 log = logging.getLogger("skep.worker")
 HEARTBEAT_S: Final = 5.0  # three missed ones make a node suspect
 RETRY_S: Final = 2.0  # after a pool refused: it may be made, opened or resumed any time
+FAREWELL_S: Final = 1.0  # for saying that we go
 PARTING_S: Final = 5.0  # for giving back what still runs when its grace is over
 LOCK: Final = "worker.lock"
 
@@ -104,6 +105,7 @@ class Loops:
         self.stopping = asyncio.Event()
         self.uploading = asyncio.Lock()  # staged names are the node's: one job stages at a time
         self.jobs = plan.directory / "jobs"
+        self._heartbeat = f"/nodes/{plan.node}/heartbeat"
 
     async def run(self, told: asyncio.Event, say: Callable[[str], None]) -> None:
         """Until ``told``, then until what runs has ended, or was given back; told again, that is left
@@ -128,7 +130,8 @@ class Loops:
                 for task in done:
                     task.result()
                 if telling in done:
-                    return
+                    break
+            await self._part()
         finally:
             for task in [*slots, *always]:
                 task.cancel()
@@ -161,14 +164,20 @@ class Loops:
                 log.info("%s: given back, for the worker that had it was killed", job)
 
     async def _beat(self, say: Callable[[str], None]) -> None:
-        path = f"/nodes/{self.plan.node}/heartbeat"
         said = False
         while True:
-            await self.uplink.write(path, msgspec.json.encode(self._state()).decode())
+            await self.uplink.write(self._heartbeat, msgspec.json.encode(self._state()).decode())
             if not said:
                 said = True
                 say(f"ready {self.plan.node}")
             await self.plan.wait_beat()
+
+    async def _part(self) -> None:
+        """Tell the hive that we go; one that is away does not hear it."""
+        state = {**self._state(), "leaving": True}
+        with contextlib.suppress(TimeoutError, FsError):
+            async with asyncio.timeout(FAREWELL_S):
+                await self.uplink.write(self._heartbeat, msgspec.json.encode(state).decode())
 
     def _state(self) -> dict[str, object]:
         return (

@@ -345,6 +345,25 @@ def test_a_killed_annex_leaves_no_process_and_gives_its_run_back(tmp_path: Path)
         assert ["end=released", "end=acked"] == [line.split()[-1] for line in attempts]
 
 
+def test_an_annex_that_dies_is_missed_also_when_it_had_nothing_to_do(tmp_path: Path) -> None:
+    with hive_in(tmp_path) as (_, talk):
+
+        def health() -> str:
+            return talk.read("/gpu/g1/health")
+
+        with annex(tmp_path) as serving:
+            serving.end()
+            wait_for(lambda: health() == "left", "it has said that it goes")
+        with annex(tmp_path) as serving:
+            serving.end(signal.SIGKILL)
+            wait_for(lambda: health() == "suspect", "its connection has ended")
+            wait_for(lambda: health() == "lost", "two heartbeats are missing")
+        alerts = [line for line in talk.read("/events").splitlines() if '"alert.raised"' in line]
+        assert [("annex", "g1", "annex_lost")] == [
+            (alert["about"], alert["id"], alert["reason"]) for alert in map(json.loads, alerts)
+        ]
+
+
 def test_a_stopped_annex_is_done_without_and_finds_its_way_back(
     drill: Talk, served: tuple[Talk, Daemon]
 ) -> None:

@@ -33,8 +33,8 @@ is answered when there is room; who waits comes in the order of priority, then o
 the same device overtakes. Leases end at their time, whoever is alive to hear it; fences only go on.
 
 An annex says how often it is heard, every 30 s if it says nothing else. Suspect or lost, disabled or without
-a device it gets no more jobs, and those that wait for it fall back. disable gives nothing more and lets end
-what runs.
+a device it gets no more jobs, and those that wait for it fall back. One whose connection ends before it has
+said that it goes is suspect at once. disable gives nothing more and lets end what runs.
 
 An annex is a node, and exists for whom that exists: for the hive's own tenant, or the only one that it works
 for. It is served from what is written down and from heartbeats, also when the annex does not answer.
