@@ -174,8 +174,8 @@ class Hive:
         self.started_ns = clock.now_ns()
         self.shutdown: asyncio.Future[str] = asyncio.get_running_loop().create_future()  # the grace asked for
         self.heartbeats: dict[str, Ring[Heard]] = {}
-        self._offered_ns: dict[str, int] = {}  # node -> when what it offers was recorded last
         self.offers = Offers(lambda: turn.state.gpu, clock.monotonic_ns)
+        self._offered_ns: dict[str, int] = {}  # node -> when what it offers was recorded last
         self.progress: dict[str, Progress] = {}
         # job -> who waits for news of it, in the order they came
         self._waiting: dict[str, dict[asyncio.Future[None], None]] = {}
@@ -494,6 +494,7 @@ class Hive:
                     case Removed():
                         self.heartbeats.pop(event.node, None)
                         self._offered_ns.pop(event.node, None)
+                        self.offers.forget(event.node)
                     case Revoked() | Retired() if self.tokens is not None:
                         self.tokens.recheck()
                     case Granted() | Withdrawn():
@@ -501,7 +502,6 @@ class Hive:
                             self.news(waiter)
                     case GpuLeased(job="") | GpuWithdrawn():
                         self.news(event.lease)
-                        self.offers.forget(event.node)
                     case _ if job := getattr(event, "job", ""):
                         if (record := self.state.jobs.by_id.get(job)) is not None:
                             self.agenda.moved(record)
