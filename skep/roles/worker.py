@@ -112,7 +112,7 @@ class Loops:
         undone."""
         left = held_by(self.jobs)
         shutil.rmtree(self.jobs, ignore_errors=True)
-        self.jobs.mkdir()
+        self.jobs.mkdir(mode=0o700)  # what jobs compute on is for nobody else of this machine
         keeping = asyncio.create_task(self.uplink.keep())
         returning = asyncio.create_task(self._give_back(left))
         beating = asyncio.create_task(self._beat(say))

@@ -220,6 +220,33 @@ def test_it_ends_with_its_parent_in_the_middle_of_a_run(tmp_path: Path) -> None:
             assert select.select([child], [], [], 5)[0]
 
 
+def test_what_its_parent_knows_it_does_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SKEP_KMS", "SKEP_HIVE", "AWS_SECRET_ACCESS_KEY", "SECRET"):
+        monkeypatch.setenv(name, "of the annex")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    with (tmp_path / "secret").open("w") as file, Process() as process:
+        os.set_inheritable(file.fileno(), True)
+        process.run(sum_of(tmp_path))
+        place = Path(f"/proc/{process.pid}")
+        environment = (place / "environ").read_bytes().split(b"\0")
+        assert [b"CUDA_VISIBLE_DEVICES=0"] == [each for each in environment if each.startswith(b"CUDA_V")]
+        assert not [each for each in environment if b"of the annex" in each]
+        assert str(tmp_path / "secret") not in [os.readlink(fd) for fd in (place / "fd").iterdir()]
+        assert 5 == len(list((place / "fd").iterdir()))  # three, its answers, its life
+
+
+def test_it_can_do_less_than_its_parent(process: Process, tmp_path: Path) -> None:
+    process.run(sum_of(tmp_path))
+    assert process.pid is not None
+    place = Path(f"/proc/{process.pid}")
+    status = dict(line.split(":\t", 1) for line in (place / "status").read_text().splitlines())
+    assert "1" == status["NoNewPrivs"]
+    assert "1000\n" == (place / "oom_score_adj").read_text()
+    assert (0, 0) == resource.prlimit(process.pid, resource.RLIMIT_CORE)
+    assert resource.prlimit(process.pid, resource.RLIMIT_FSIZE)[1] < 1 << 33
+    assert process.pid == os.getsid(process.pid)
+
+
 def test_over_its_memory_it_says_so(process: Process, tmp_path: Path) -> None:
     column = np.ones((8000, 1), np.float32)
     inputs = saved(tmp_path, a=column, b=column.T)

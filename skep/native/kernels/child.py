@@ -6,6 +6,7 @@ process alone."""
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import fcntl
 import os
 import resource
@@ -21,7 +22,7 @@ from typing import Any, Final
 
 from skep.native.kernels.arguments import CONTEXT, ArgumentError
 from skep.native.kernels.brought import fit, run_brought
-from skep.native.kernels.catalogue import Kernel
+from skep.native.kernels.catalogue import BYTES_MAX, Kernel
 from skep.native.kernels.device import Chosen, NoDevice, chosen
 from skep.native.kernels.files import array, saved
 from skep.native.kernels.request import LIFE, READY, WARM, Done, Request, RunError, heard, refused, said
@@ -31,10 +32,13 @@ from skep.native.kernels.source import text_of
 
 REFUSALS: Final = {ArgumentError: "argument", SourceError: "unsigned"}
 OUT_OF_MEMORY: Final = ("out of memory", "ALLOC_FAILED")  # in what CUDA and its libraries say
+FILE_MAX: Final = BYTES_MAX + (1 << 20)  # bytes: a result, and its header
+PR_SET_NO_NEW_PRIVS: Final = 38  # Source: linux/prctl.h
 ENDED: Final = 1  # status, where the parent was gone before anything began
 
 
 def main() -> None:
+    confine()
     for arg in sys.argv:
         if arg.startswith(LIFE):
             end_with(int(arg.removeprefix(LIFE)))
@@ -46,6 +50,18 @@ def main() -> None:
     answers.write(READY)
     for line in sys.stdin.buffer:
         answers.write(answer(heard(line)))
+
+
+def confine() -> None:
+    """Take from this process what no kernel needs: dumps of what others computed, rights by a program that is
+    set-user-id, files larger than a result. Where memory is short, it is the first to end and not the annex.
+    What it reads, it reads as the annex's user."""
+    with contextlib.suppress(OSError):  # where there is no /proc to write to
+        Path("/proc/self/oom_score_adj").write_text("1000")
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (FILE_MAX, FILE_MAX))
+    if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0):
+        raise OSError(ctypes.get_errno(), "PR_SET_NO_NEW_PRIVS")
 
 
 def end_with(life: int) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import select
 import selectors
 import signal
@@ -40,6 +41,12 @@ ASIDE: Final = ".making-"  # where results are until all of them are whole, in t
 ONE_THREAD: Final = "OPENBLAS_NUM_THREADS"
 # CUDA counts devices from the fastest on unless told; NVML, by which an annex lists them, does so.
 BY_BUS: Final = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+# Of this process's environment, what Python, CUDA and the libraries ask for. The rest may be secrets of it,
+# and a process for kernels is the first that somebody else's mistakes are in.
+PASSED_ON: Final = re.compile(
+    r"PATH|HOME|TMPDIR|TZ|LANG|LC_\w+|LD_LIBRARY_PATH|XDG_CACHE_HOME|VIRTUAL_ENV|PYTHON\w+|SKEP_NO_CUDA"
+    r"|(CUDA|CUPY|NVIDIA|NUMBA|OPENBLAS|NVPL|OMP|MKL)_\w+"
+)
 
 
 class Process:
@@ -147,7 +154,7 @@ class Process:
 
     def _begun(self) -> subprocess.Popen[bytes]:
         """Raises RunError, OSError."""
-        pipe, environment = subprocess.PIPE, {ONE_THREAD: "1", **os.environ, **BY_BUS}
+        pipe, environment = subprocess.PIPE, {ONE_THREAD: "1", **_passed_on(), **BY_BUS}
         with self._lock, contextlib.ExitStack() as pipes:
             if self._killed:
                 raise RunError("killed", "the process for kernels")
@@ -193,6 +200,10 @@ class Process:
             return RunError("time", f"{what}: more time of processors than it was given")
         how = signal.Signals(-status).name if status < 0 else f"status {status}"
         return RunError("kernel_failed", f"{what}: its process ended: {how}")
+
+
+def _passed_on() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if PASSED_ON.fullmatch(name)}
 
 
 def _aside(out: str) -> TemporaryDirectory[str]:
