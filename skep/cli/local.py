@@ -107,7 +107,8 @@ def up_command(directory: Path, mount: Path, listen: tuple[Address, ...], name: 
       skep up --listen tls:0.0.0.0:5640
     """
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-    if not os.path.lexists(mount):
+    # It may be there already: as a directory, or as the mount of a hive that was killed, which tells nothing.
+    with contextlib.suppress(FileExistsError):
         mount.mkdir(parents=True)
     handlers = directory / "handlers.toml"
     if not handlers.exists():

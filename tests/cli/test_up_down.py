@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.daemons import ROOT, daemon, run
+from tests.daemons import ROOT, daemon, run, wait_for
 
 pytestmark = pytest.mark.slow  # processes begin and end
 
@@ -90,6 +91,14 @@ def test_an_annex_of_this_machine_finds_the_hive_that_is_up(place: Place) -> Non
     hive = {"SKEP_HIVE": f"unix:{place.state}/hive.sock"}
     with daemon("ready a1", *annex, "--dir", str(place.state.parent / "a1"), env=hive):
         assert "online\n" == (place.mount / "gpu" / "a1" / "health").read_text()
+
+
+def test_a_hive_whose_queen_was_killed_comes_up_again_with_its_mount(place: Place) -> None:
+    place.up()
+    os.kill(int((place.state / "queen.pid").read_text()), signal.SIGKILL)
+    wait_for(lambda: not os.path.exists(place.mount / "state"), "the mount has noticed")
+    assert ["started", "runs", "runs"] == [line.split()[1] for line in place.up()[:3]]
+    wait_for(lambda: os.path.exists(place.mount / "state"), "the mount has found the hive again")
 
 
 def test_what_runs_already_is_left_alone(place: Place) -> None:
