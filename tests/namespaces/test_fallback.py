@@ -181,6 +181,14 @@ def test_a_start_on_a_cpu_is_refused_where_that_is_no_answer(hive: Folded) -> No
     assert "leased" == hive.job_state(job)
 
 
+def test_an_annex_says_on_which_device_it_runs_what_it_says_it_has_done(hive: Folded) -> None:
+    job = held(hive, "requires=annex")
+    told(hive, job, "start fence=1")
+    assert "was not said: expected start device=" in refused(hive, f"/jobs/{job}/ctl", "ack fence=1", G1)
+    told(hive, job, "nack fence=1 error=wrong final=true")
+    assert "failed" == job_of(hive, job).state
+
+
 def test_a_start_on_a_gpu_is_no_fallback(hive: Folded) -> None:
     job = held(hive, "fallback=refuse")
     hive.hive("/gpu/g1", offered("cuda:0", "cuda"))

@@ -265,6 +265,8 @@ def _nack(jobs: Jobs, order: Order, world: World) -> Decided:
     job = _fenced_job(jobs, order)
     # Said again, as above. The fence of a delayed job is that of the attempt that failed.
     if job.state in ("failed", "delayed") and job.text == error:
+    if fallback.is_unsaid(job, world):
+        raise refusal(E.CONFLICT, "ack: on which device it ran was not said: expected start device=")
         return Decision((), job.id)
     _check_move(job, "failed")
     if not job.held:

@@ -18,6 +18,7 @@ from skep.namespaces.jobs.due import patience_end_ns
 from skep.namespaces.jobs.record import Ended, Fellback, Job, Jobs, Submitted
 from skep.namespaces.order import refusal
 from skep.trace.clock import duration
+from skep.trace.rules import Refusal
 
 ALLOW: Final = "allow"
 REFUSE: Final = "refuse"
@@ -161,6 +162,19 @@ def in_place(job: Job, device: str, node: str, world: World) -> tuple[Fellback, 
             in_place=True,
         ),
     )  # fmt: skip
+
+
+def is_unsaid(job: Job, world: World) -> bool:
+    """Whether the job needs an annex, falls back where there is none, and its holder has not said on which
+    device it runs: by that alone can be told that it was given one."""
+    request = job.request
+    if job.attempts[-1].device or not world.fallback_of(request.pool)[0]:
+        return False
+    try:
+        needs = (*request.requires, *world.needs(request.pool, request.tenant))
+    except Refusal:
+        return False  # what has been done is not undone for want of a setting
+    return any(word.partition(":")[0] == "annex" for word in needs)
 
 
 def wants_other(request: Submitted, device: str, world: World) -> bool:
