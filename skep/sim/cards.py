@@ -61,7 +61,8 @@ class Cards:
         """An event of an annex, of a lease of one of its devices, or of a node."""
         noun, _, kind = event["type"].partition(".")
         if noun == "node" and kind == "removed":
-            self.by_annex.pop(event["node"], None)
+            # Its fences go on, should another of its name come.
+            self.by_annex[event["node"]] = Annex(fence=self.by_annex.get(event["node"], Annex()).fence)
         if noun not in ("annex", "gpu") or "annex" not in event:
             return
         annex = self.by_annex.setdefault(event["annex"], Annex())

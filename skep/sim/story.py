@@ -212,7 +212,7 @@ class _Writer:
         """A lease of a device for a while."""
         chance = self.chance
         args = {
-            "memory": f"{chance.choice((1, 10, 30, 64, 100))}MiB",
+            "memory": f"{chance.choice((1, 10, 30, 30, 64, 100))}MiB",
             "ttl": chance.choice(("1s", "5s", "30s")),
         }
         for name, often, values in _RENT_TERMS:
@@ -332,11 +332,11 @@ _LENT_TERMS: Final = (
     ("requires", 0.2, ("annex:a1", "gpu", "annex:a2")),
 )
 _RENT_TERMS: Final = (
-    ("slots", 0.5, ("1", "2", "5")),
+    ("slots", 0.5, ("1", "2", "2", "3", "5")),
     ("priority", 0.4, "0123456789"),
     ("exclusive", 0.2, ("true", "false")),
     ("device", 0.2, ("cuda:0", "cuda:1", "cpu:0")),
-    ("wait", 0.6, ("1s", "6s")),
+    ("wait", 0.7, ("1s", "6s", "20s")),
 )
 # What a submit says besides its topic and input: how often, and which.
 _TERMS: Final = (

@@ -8,6 +8,9 @@ from typing import Any, ClassVar, Final
 
 import msgspec
 
+from skep.namespaces.alerts import Alerted
+from skep.namespaces.gpu.record import Disabled
+from skep.namespaces.gpu.record import Leased as Lent
 from skep.namespaces.hive import Event, HiveRules, HiveState
 from skep.namespaces.jobs.record import Ended, Leased, Returned, Submitted
 from skep.namespaces.locks.core import Granted
@@ -179,6 +182,40 @@ def _forgets_holders(state: HiveState, event: Any, meta: Meta) -> None:
         locks[event.lock] = replace(locks[event.lock], holders=())
 
 
+def _forgets_grants(state: HiveState, event: Any, meta: Meta) -> None:
+    if isinstance(event, Lent):
+        state.gpu.by_id[event.annex] = replace(state.gpu.by_id[event.annex], grants={})
+
+
+def _not_disabled(state: HiveState, event: Any, meta: Meta) -> None:
+    if isinstance(event, Disabled):
+        state.gpu.by_id[event.annex] = replace(state.gpu.by_id[event.annex], off="")
+
+
+def _no_alert(state: HiveState, line: Line, decision: Decision[Event, str]) -> Decision[Event, str]:
+    return Decision(tuple(e for e in decision.events if not isinstance(e, Alerted)), decision.reply)
+
+
+def _not_promoted(state: HiveState, line: Line, decision: Decision[Event, str]) -> Decision[Event, str]:
+    if line.lines[0].startswith(("lease", "start")):
+        return decision
+    return Decision(tuple(e for e in decision.events if not isinstance(e, Lent)), decision.reply)
+
+
+def _same_fence(state: HiveState, line: Line, decision: Decision[Event, str]) -> Decision[Event, str]:
+    events = [replace(e, fence=7) if isinstance(e, Lent) else e for e in decision.events]
+    return Decision(tuple(events), decision.reply)
+
+
+class NeverFallsBack(HiveRules):
+    """Who waits for what is not there, waits."""
+
+    def decide(self, state: HiveState, line: Line, k: int) -> Decision[Event, str]:
+        if line.lines[k].startswith("fallback reason"):
+            raise Refusal("CONFLICT", "conflict: later")
+        return super().decide(state, line, k)
+
+
 class LyingDisk(SimCommits):
     """Says that entries are on the disk when they soon will be."""
 
@@ -243,4 +280,13 @@ MISTAKES: Final[dict[str, Made]] = {
     "an answer leaves before the entry is on the disk": Made(commits=LyingDisk),
     "what a full disk refused was done": Made(turn=KeepsWhatFailed),
     "readers see what is not on the disk": Made(turn=ShowsTooEarly),
+}
+# Those of a hive that lends devices.
+LENDING: Final[dict[str, Made]] = {
+    "a device is given twice": applies(_forgets_grants),
+    "a disabled annex gives": applies(_not_disabled),
+    "a fence of an annex stays": decides(_same_fence),
+    "who waits for a device is forgotten": decides(_not_promoted),
+    "a job that may not fall back ends without an alert": decides(_no_alert),
+    "nobody falls back by itself": Made(rules=NeverFallsBack),
 }
