@@ -312,6 +312,7 @@ def _renew(draft: _Draft, world: World) -> Decided:
     ttl_ns = _span(order, "ttl", TTL_MIN_NS, TTL_MAX_NS) if "ttl" in order.args else grant.ttl_ns
     until_ns = order.time_ns + ttl_ns
     draft.add(Renewed(draft.annex.id, grant.lease, grant.given.tenant, ttl_ns, until_ns))
+    draft.promote()  # others may be over
     return draft.decided(told(grant))
 
 
