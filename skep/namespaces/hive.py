@@ -305,8 +305,10 @@ class HiveState:
         why = self.nodes.why_none(tenant, needs, self._shut(needs))
         if why[0] != NO_DEVICE or not any(map(is_device, needs)):
             return why
-        # An annex without such a device, or that was started without it, says more than that there is none.
-        words = frozenset(without_devices(needs)) | {"annex"}
+        # An annex without such a device, or that was started without it, says more than that there is none;
+        # where one is asked for by its name, no other does.
+        named = {word for word in needs if word.startswith("annex:")}
+        words = frozenset(without_devices(needs)) | named | {"annex"}
         annexes = [node.id for node in self.nodes.offering(tenant, words)]
         off = next(filter(self.gpu.is_disabled, annexes), "")
         return ("disabled", off) if off else (NO_DEVICE, next(iter(annexes), ""))

@@ -229,6 +229,7 @@ def test_why_nobody_is_there_is_what_was_there_last(hive: Folded) -> None:
     assert ("disabled", "g1") == why(hive)
     hive.write("/gpu/g1/ctl", "enable")
     assert ("no_device", "g1") == hive.state.why_no_annex("gpu", ANN.tenant, ("gpu:a100",))
+    assert ("no_device", "") == hive.state.why_no_annex("gpu", ANN.tenant, ("annex:g9",))
     hive.hive("/nodes/g1", "leave")
     hive.write("/nodes/ctl", "remove node=g1")
     assert ("no_device", "") == why(hive)

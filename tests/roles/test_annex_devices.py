@@ -79,7 +79,9 @@ def test_a_cpu_says_that_it_is_one() -> None:
 
 
 def test_gpus_that_are_not_to_be_used_are_told_of_even_where_there_are_none() -> None:
-    assert "SKEP_NO_CUDA=1" == found("auto", {"SKEP_NO_CUDA": "1"}).disabled
+    for said in ("1", "true"):
+        assert "SKEP_NO_CUDA=1" == found("auto", {"SKEP_NO_CUDA": said}).disabled
+    assert "" == found("auto", {"SKEP_NO_CUDA": "0"}).disabled
     # Whoever asks for the CPU has not asked for what is disabled.
     assert "" == found("cpu", {"SKEP_NO_CUDA": "1"}).disabled
 

@@ -117,7 +117,7 @@ def _number(kernel: Kernel, row: Number, given: Any) -> float:
     # NaN is within no bounds.
     right = isinstance(given, kinds) and not isinstance(given, bool)
     if not right or not row.least <= given <= row.most:
-        raise wrong(kernel, row.name, repr(given), f"{row.kind} from {row.least:g} to {row.most:g}")
+        raise wrong(kernel, row.name, repr(given), row.bounds)
     return int(given) if row.kind == "int" else float(given)
 
 

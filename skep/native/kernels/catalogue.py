@@ -34,6 +34,12 @@ class Number(NamedTuple):
     least: float
     most: float
 
+    @property
+    def bounds(self) -> str:
+        """Its kind and its bounds, for people."""
+        form = "d" if self.kind == "int" else "g"
+        return f"{self.kind} from {self.least:{form}} to {self.most:{form}}"
+
 
 class Out(NamedTuple):
     name: str

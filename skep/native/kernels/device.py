@@ -8,7 +8,7 @@ from typing import Any, Final, NamedTuple
 
 from skep.native.kernels.catalogue import Kernel, code
 
-OFF: Final = "SKEP_NO_CUDA"  # set to 1, no device is used: for drills
+OFF: Final = "SKEP_NO_CUDA"  # set to 1, or to anything but 0, no device is used: for drills
 ASKED: Final = re.compile(r"auto|cpu|cuda(?::(\d{1,3}))?", re.ASCII)
 THREADS: Final = 256  # of a block; a power of two, by which blocks fold
 BLOCKS_MAX: Final = 4096  # enough for any card to be full; threads take several elements beyond
@@ -39,13 +39,18 @@ def chosen(asked: str, environment: Mapping[str, str]) -> Chosen:
         return Chosen("cpu: asked")
     number = int(found[1] or 0)
     why, cupy = "disabled", None
-    if environment.get(OFF) != "1":
+    if not is_off(environment):
         why, cupy = "no_device", _cupy(number)
     if cupy is not None:
         return Chosen(f"cuda:{number}", cupy)
     if asked != "auto":
         raise NoDevice(why)
     return Chosen(f"cpu: {why}")
+
+
+def is_off(environment: Mapping[str, str]) -> bool:
+    """Whether no device is to be used."""
+    return environment.get(OFF, "") not in ("", "0")
 
 
 def _cupy(number: int) -> Any:

@@ -39,7 +39,7 @@ def sections() -> str:
 
 def _told(of: Array | Number | Out) -> str:
     if isinstance(of, Number):
-        return f"{of.name} {of.kind} from {of.least:g} to {of.most:g}"
+        return f"{of.name} {of.bounds}"
     dtypes = " or ".join(of.dtypes) if isinstance(of, Array) else of.dtype
     values = f", the {of.values}" if isinstance(of, Array) and of.values else ""
     return f"{of.name} {dtypes}[{', '.join(of.shape)}]{values}"

@@ -18,7 +18,7 @@ from typing import Any, Final
 import msgspec
 
 from skep.namespaces.gpu.beat import DEVICES_MAX
-from skep.native.kernels.device import OFF
+from skep.native.kernels.device import OFF, is_off
 
 VISIBLE: Final = "CUDA_VISIBLE_DEVICES"
 CUDA, CPU, AUTO = "cuda", "cpu", "auto"
@@ -76,7 +76,7 @@ def found(choice: str, environment: Mapping[str, str], slots: int = 0, memory: i
     ``memory`` (bytes): of each device; 0: as many as are good for it. Raises DevicesError."""
     if choice == CPU:
         return _host("cpu was asked for", "", slots, memory)
-    disabled = f"{OFF}=1" if environment.get(OFF) == "1" else ""
+    disabled = f"{OFF}=1" if is_off(environment) else ""
     try:
         cards = Cards.begun(environment)
     except DevicesError as error:
