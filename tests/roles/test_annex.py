@@ -269,6 +269,21 @@ def test_too_little_memory_is_a_reason_for_the_cpu(drill: Talk) -> None:
     np.testing.assert_array_equal(2 * A, drill.array(larger))
 
 
+def test_what_no_memory_of_the_host_is_enough_for_is_not_begun(drill: Talk) -> None:
+    drill.seal("images.npy", np.zeros((1, 64, 256, 256), np.float32))
+    drill.seal("weights.npy", np.zeros((1, 64, 128, 128), np.float32))  # 70 GB, as columns
+    job = drill.run("kernel=conv2d in=images:images.npy,weights:weights.npy memory=1")
+    assert ("failed", ["oom"]) == drill.ended(job)[::2]
+    assert "bytes are wanted, of" in drill.read(f"/jobs/{job}/error")
+
+
+def test_inputs_that_no_run_takes_are_not_fetched(drill: Talk) -> None:
+    asked = quote(json.dumps({"kernel": "reduce_sum"}))
+    job = drill.say("/jobs/ctl", f"submit topic=gpu.run inputs=a:a.npy,b:a.npy input={asked}")
+    assert ("failed", "", []) == drill.ended(job)
+    assert "reduce_sum: b: given an array" in drill.read(f"/jobs/{job}/error")
+
+
 def test_a_kernel_that_dies_ends_its_process_alone(drill: Talk, served: tuple[Talk, Daemon]) -> None:
     with hanging(drill, served[1]) as job:
         (pid,) = kernels(served[1])
@@ -422,6 +437,11 @@ def test_a_gpu_that_is_not_to_be_used_is_a_reason_of_its_own(tmp_path: Path) -> 
         other = talk.run("kernel=topk in=a:a.npy set=k:1")
         assert "failed" == talk.ended(other)[0]
         assert "topk: not as it was signed" in talk.read(f"/jobs/{other}/error")
+        launch = {"function": "f", "grid": "1", "block": "1", "args": "in:a"}
+        asked = quote(json.dumps({"source": "0" * 64, "launch": launch}))
+        brought = talk.say("/jobs/ctl", f"submit topic=gpu.run inputs=a:a.npy input={asked}")
+        assert "failed" == talk.ended(brought)[0]
+        assert "not in the signed catalogue" in talk.read(f"/jobs/{brought}/error")
 
 
 def signed(place: Path) -> Path:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from skep.namespaces.gpu.beat import Beat
+from skep.native.kernels.arguments import PROCESS
 from skep.roles.annex.devices import Cards, Device, DevicesError, Machine, Reading, found, slug, visible
 from skep.roles.annex.room import Room, Use
 from skep.roles.annex.telemetry import STALE_NS, Telemetry
@@ -195,3 +196,20 @@ def test_room_is_what_is_left_and_the_fullest_device_comes_first() -> None:
     assert ["cuda:1"] == places(GIB)
     room.free(use)
     assert ["cuda:1"] == places(4 * GIB)
+
+
+def test_what_runs_beside_the_devices_has_so_much_memory_together() -> None:
+    async def story() -> list[bool]:
+        room, found = Room(), []
+        first, second, small = (
+            Use(id, None, PROCESS + of * GIB, 1, False, 0) for id, of in zip("abc", (3, 2, 1), strict=True)
+        )
+        await room.wait_beside(first, 4 * GIB)
+        waiting = asyncio.create_task(room.wait_beside(second, 4 * GIB))
+        await room.wait_beside(small, 4 * GIB)
+        found.append(waiting.done())
+        room.free(first)
+        await waiting
+        return [*found, "b" in room.uses]
+
+    assert [False, True] == asyncio.run(story())

@@ -173,10 +173,15 @@ def visible(uuids: list[str], told: str | None) -> list[int]:
 
 
 def _host(why: str, disabled: str, slots: int, memory: int) -> Machine:
-    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    total = host_memory()
     usable = min(memory or total // CPU_SHARE, total)
     device = Device("cpu:0", CPU, _cpu_name(), "", total, usable, slots or cores())
     return Machine((device,), "", disabled, why, Host().read)
+
+
+def host_memory() -> int:
+    """Bytes."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def cores() -> int:

@@ -21,13 +21,13 @@ import msgspec
 
 from skep.fs.errors import E, FsError
 from skep.namespaces.gpu.asked import LAUNCH, SOURCE, TOPIC, Asked, parse
-from skep.native.kernels.arguments import ArgumentError, Told, needed, told
-from skep.native.kernels.catalogue import KERNELS
-from skep.native.kernels.header import header
+from skep.native.kernels.arguments import PROCESS, ArgumentError, Told, named, needed, told
+from skep.native.kernels.catalogue import BYTES_MAX, KERNELS
+from skep.native.kernels.header import SIZE_MAX, header
 from skep.native.kernels.process import Process
 from skep.native.kernels.request import Done, Request, RunError
-from skep.native.kernels.source import Brought, brought
-from skep.roles.annex.devices import CUDA, Device
+from skep.native.kernels.source import TEXT_MAX, Brought, brought
+from skep.roles.annex.devices import CPU_SHARE, CUDA, Device, host_memory
 from skep.roles.annex.processes import Processes
 from skep.roles.annex.room import Room, Use
 from skep.roles.annex.telemetry import Telemetry
@@ -92,6 +92,7 @@ class Performing:
             signed = self._signed(asked)
             if asked.source:
                 await _allowed(leased, asked.source)
+            _check_inputs(asked, {name: of.size for name, of in lease.inputs.items()})
             run = _run(asked, await leased.input_files())
             on_device = lease.pool not in self.spare
             use = await (self._granted if on_device else self._beside)(leased, run)
@@ -103,8 +104,10 @@ class Performing:
 
     def _signed(self, asked: Asked) -> Mapping[str, Any] | None:
         """What was signed of the kernel; None: nothing need be. Raises JobFailed."""
-        if self.signed is None or asked.source:
+        if self.signed is None:
             return None
+        if asked.source:
+            raise JobFailed("source that was brought is not in the signed catalogue", "unsigned", final=True)
         if asked.kernel not in self.signed:
             raise JobFailed(f"{asked.kernel}: not in the signed catalogue", "unsigned", final=True)
         return self.signed[asked.kernel]
@@ -115,9 +118,17 @@ class Performing:
         """On the CPU, of which nothing is granted."""
         if run.source is not None:
             raise JobFailed("source that was brought runs on a CUDA device alone", "no_device", final=True)
-        memory = run.needed(CPU)
-        await leased.begin_on({"device": CPU})
-        return Use(leased.lease.job, None, memory, 1, False, self.clock.now_ns())
+        memory, most = run.needed(CPU), host_memory() // CPU_SHARE
+        if memory - PROCESS > most:
+            raise JobFailed(f"{memory - PROCESS} bytes are wanted, of {most}", "oom", final=True)
+        use = Use(leased.lease.job, None, memory, 1, False, self.clock.now_ns())
+        await self.room.wait_beside(use, most)
+        try:
+            await leased.begin_on({"device": CPU})
+        except BaseException:
+            self.room.free(use)
+            raise
+        return use
 
     async def _granted(self, leased: Leased, run: Run) -> Use:
         """On a device, when there is room within the job's patience. Raises Fallback."""
@@ -223,6 +234,16 @@ async def _allowed(leased: Leased, sha256: str) -> None:
         if error.kind is not E.MISSING:
             raise
         raise JobFailed(f"source {sha256} is not allowed", "forbidden", final=True) from error
+
+
+def _check_inputs(asked: Asked, sizes: Mapping[str, int]) -> None:
+    """Raise ArgumentError where no run could take the inputs, of so many bytes, before they are fetched."""
+    if not asked.source and asked.kernel in KERNELS:
+        named(KERNELS[asked.kernel], sizes, asked.numbers)
+    for name, size in sizes.items():
+        most = TEXT_MAX if asked.source and name == SOURCE else BYTES_MAX + SIZE_MAX
+        if size > most:
+            raise ArgumentError(f"{name}: given {size} bytes, expected {most} at most")
 
 
 def _run(asked: Asked, inputs: dict[str, Path]) -> Run:

@@ -7,9 +7,13 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Final
 
+from skep.native.kernels.arguments import PROCESS
 from skep.native.kernels.process import Process
 from skep.roles.annex.devices import Device
+
+LOOK_S: Final = 1.0  # between two looks whether there is memory again
 
 
 @dataclass
@@ -23,6 +27,11 @@ class Use:
     exclusive: bool
     since_ns: int
     process: Process | None = None
+
+    @property
+    def arrays(self) -> int:
+        """Bytes of its memory that are not an allowance for its process, on a CPU."""
+        return self.memory - PROCESS
 
 
 class Room:
@@ -59,6 +68,13 @@ class Room:
         if self.uses.get(use.job) is use:
             del self.uses[use.job]
             self._freed.set()
+
+    async def wait_beside(self, use: Use, most: int) -> None:
+        """Take it when what runs beside the devices comes to no more than so many bytes with it, of arrays: a
+        host that has no memory left ends whatever it likes."""
+        while sum(each.arrays for each in self.uses.values() if each.device is None) + use.arrays > most:
+            await self.wait_freed(LOOK_S)
+        self.take(use)
 
     @contextlib.contextmanager
     def queued(self) -> Iterator[None]:
