@@ -342,6 +342,7 @@ class Drill:
                     with suppress(FsError):  # it is not there, or not yet, or has ended
                         path = f"/gpu/{annex.name}/leases/{self.told.ids[key]}/pid"
                         if pid := int(await read(client, path)):
+                            assert pid in kernel_processes(annex.person.home)
                             return pid
         return 0
 
