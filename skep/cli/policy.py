@@ -213,10 +213,10 @@ def schema_command() -> None:
     Example:
       skep policy schema > ./operator/skep.cedarschema
     """
-    from skep.namespaces.hive import OWN_VERBS, TABLES
+    from skep.namespaces.hive import HIDDEN, TABLES
     from skep.namespaces.policy.schema import schema
 
-    click.echo(schema(TABLES, OWN_VERBS), nl=False)
+    click.echo(schema(TABLES, HIDDEN), nl=False)
 
 
 @contextlib.contextmanager

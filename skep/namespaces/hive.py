@@ -409,6 +409,9 @@ class HiveState:
                 found += [(job.request.tenant, sha256) for sha256 in hashes]
         return found
 
+    def output(self, job: str, name: str) -> str:
+        return self.artifacts.outputs.get(job, {}).get(name, "")
+
     def submitter(self, job: str) -> str:
         return self.jobs.by_id[job].request.actor
 
@@ -534,6 +537,11 @@ OWN_VERBS: Final[frozenset[str]] = frozenset(
     }
 )
 
+# The policies are asked about it as of /artifacts/ctl/seal.
+SEALING: Final = f"/jobs/*/ctl/{job_verbs.SEAL.name}"
+# What has no action of its own in the policies' schema.
+HIDDEN: Final = OWN_VERBS | {SEALING}
+
 # What may be written in any tenant. All else is about the hive, and for its own tenant alone.
 TENANT_VERBS: Final[frozenset[str]] = frozenset({
     "/ctl/kick", "/jobs/ctl/adopt", "/log/*/ctl/record", "/pools/*/next/lease", "/trust/*/clone/mint",
@@ -621,7 +629,7 @@ class HiveRules:
         )
         asked = Asked(noun, line.path, order, row.args, state)
         if line.role != HIVE:
-            policy.permit(state.policy, asked)
+            policy.permit(state.policy, _sealing(asked) if verb == SEALING else asked)
         used = tokens.admit(state.tokens, line.token, state, line.time_ns) if line.token else None
         decision = self._of_noun(state, noun, order, asked)
         events = decision.events
@@ -639,6 +647,8 @@ class HiveRules:
                 return adoption.decide(state.jobs, order, state)
             case "jobs":
                 decided = jobs.decide(state.jobs, order, state)
+                if order.verb == job_verbs.SEAL.name:
+                    return _sealed(state, order)
                 given = gpu.grant(state.gpu, order, _run(state, order)) if gpu.is_start(order) else ()
                 return Decision((*given, *decided.events), decided.reply)
             case "dlq" if state.undecodable.find(order.tenant, order.args.get("id", "")):
@@ -687,6 +697,26 @@ class HiveRules:
 
     def apply(self, state: HiveState, event: Event, meta: Meta) -> None:
         _APPLY[type(event)](state, event, meta)
+
+
+def _output(order: Order) -> Order:
+    """The seal in a job's ctl as what it is, one of /artifacts/ctl."""
+    args = {name: value for name, value in order.args.items() if name != job_verbs.FENCE.name}
+    return order._replace(args=args | {"job": order.name}, place="ctl", name="")
+
+
+def _sealing(asked: Asked) -> Asked:
+    """Who may seal there may seal here, and nobody else."""
+    row = artifacts.TABLES["ctl"][artifacts.SEAL.name].args
+    return Asked("artifacts", "/artifacts/ctl", _output(asked.order), row, asked.world)
+
+
+def _sealed(state: HiveState, order: Order) -> Decision[Event, str]:
+    """What follows from a seal in the ctl of a job, which is its writer's."""
+    sealing = _output(order)
+    if not state.jobs.by_id[order.name].held:
+        return Decision((), f"sha256:{sealing.args['sha256'].removeprefix('sha256:')}")  # said again
+    return artifacts.decide(state.artifacts, sealing, state)
 
 
 def _run(state: HiveState, order: Order) -> gpu.Run:

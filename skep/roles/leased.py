@@ -122,6 +122,7 @@ class Leased:
         self._until_s = asyncio.get_running_loop().time() + self._lease_s  # of the lease, as far as we know
         self._leaving = asyncio.Event()
         self._starting: asyncio.Task[None] | None = None  # None: start is not said yet
+        self._outputs: dict[str, str] = {}  # name -> SHA-256 of what is staged, and sealed with the ack
 
     async def run(self, perform: Perform) -> None:
         """Do it, and tell the hive how it ended. Raises nothing but cancellation."""
@@ -272,7 +273,7 @@ class Leased:
         """Write a verb to the job's ctl, again when the hive cannot take it now. Raises LeaseLost when it
         does not count any more. ``before``: lines of the same write; then a move that is not legal is an
         FsError, for it may be one of theirs."""
-        said = before + self._line(verb, **args)
+        said = before + (self._sealing() if verb == "ack" else "") + self._line(verb, **args)
         while True:
             try:
                 return await self.uplink.write(f"{self.path}/ctl", said)
@@ -287,6 +288,13 @@ class Leased:
                     raise
                 log.warning("%s: %s: %s; trying again", self.lease.job, verb, error)
             await asyncio.sleep(RETRY_S)
+
+    def _sealing(self) -> str:
+        """Lines before that of the end: there is no output of a job that did not come to it."""
+        seals = (
+            self._line("seal", name=name, sha256=f"sha256:{sha256}") for name, sha256 in self._outputs.items()
+        )
+        return "".join(f"{seal}\n" for seal in seals)
 
     # what watches over it
 
@@ -383,6 +391,19 @@ class Leased:
         found = await self.uplink.do(copy)
         if found != sha256:
             raise JobFailed(f"integrity: {to.name} has sha256:{found}, not sha256:{sha256}")
+
+    async def give(self, name: str, file: BinaryIO) -> str:
+        """Have what ``file`` holds become an output in the write that says that the job has succeeded; its
+        SHA-256. Raises LeaseLost, FsError."""
+        staged = f"{self.lease.job}.{self.lease.fence}.{name}"
+        await self.begin()
+        try:
+            sha256 = await self.uplink.do(lambda client: _staged(client, staged, file))
+        except FsError as error:
+            _raise_lost(error)
+            raise
+        self._outputs[name] = sha256
+        return sha256
 
     async def keep(self, name: str, file: BinaryIO, kind: str = "") -> str:
         """Make an artifact of the job of what ``file`` holds; its SHA-256. ``kind``: its class, "": the

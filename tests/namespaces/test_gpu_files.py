@@ -452,7 +452,8 @@ def test_a_source_runs_when_its_hash_is_allowed() -> None:
         job = await hive.say("/gpu/ctl", run)
         request = hive.alive.state.jobs.by_id[job].request
         assert ({"source": source, "x": x}, source) == (request.inputs, parse(request.input or "").source)
-        for more in (" kernel=saxpy", " set=alpha:1", " in=z:x.npy"):
+        assert "refuse" == request.fallback
+        for more in (" kernel=saxpy", " set=alpha:1", " in=z:x.npy", " fallback=allow"):
             assert E.USAGE is (await hive.refused("/gpu/ctl", run.replace(" in=x:x.npy", "") + more)).kind
         assert E.USAGE is (await hive.refused("/gpu/ctl", "run source=scale.cu function=scale")).kind
         await hive.say("/gpu/ctl", f"forbid source={source}")

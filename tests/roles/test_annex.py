@@ -333,11 +333,15 @@ def test_source_that_is_brought_runs_on_no_cpu(drill: Talk) -> None:
     drill.say("/gpu/ctl", f"allow source={sha256} reason=test")
     job = drill.run("source=twice.cu in=a:a.npy function=twice grid=1 block=12 args=in:a")
     state, _, reasons = drill.ended(job)
-    assert ("failed", []) == (state, [each for each in reasons if each != "no_device"])
-    assert "CUDA device" in drill.read(f"/jobs/{job}/error")
-    drill.say("/gpu/ctl", f"forbid source={sha256}")
+    assert ("failed", []) == (state, reasons)
     asked = f'{{"source":"{sha256}","launch":{{"function":"twice","grid":"1","block":"12","args":"in:a"}}}}'
     inputs = f"inputs=a:a.npy,source:{sha256}"
+    by_hand = drill.say("/jobs/ctl", f"submit topic=gpu.run {inputs} input='{asked}'")
+    assert ("failed", ["no_device"]) == drill.ended(by_hand)[::2]
+    for each in (job, by_hand):
+        assert "CUDA device" in drill.read(f"/jobs/{each}/error")
+        assert f'"about":"job","id":"{each}","reason":"no_device"' in drill.read("/events")
+    drill.say("/gpu/ctl", f"forbid source={sha256}")
     late = drill.say("/jobs/ctl", f"submit topic=gpu.run {inputs} input='{asked}'")
     assert "failed" == drill.ended(late)[0]
     assert f"source {sha256} is not allowed" == drill.read(f"/jobs/{late}/error")

@@ -28,7 +28,6 @@ import asyncio
 import re
 import stat
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
 from typing import Final
 
 import msgspec
@@ -44,8 +43,9 @@ from skep.namespaces.artifacts.core import SIZE_LIMIT, VERBS, Artifact
 from skep.namespaces.artifacts.kept import Kept
 from skep.namespaces.artifacts.store import SIZE_MAX, Staged, Store
 from skep.namespaces.live import Hive
-from skep.namespaces.order import actor_of, covers
+from skep.namespaces.order import covers
 from skep.namespaces.rows import Rows, fixed
+from skep.namespaces.sealing import owner_of, sealed
 from skep.trace.clock import rfc3339
 
 HASH: Final = re.compile(r"[0-9a-f]{64}")
@@ -93,11 +93,6 @@ class _Artifacts(Listing):
         if directory is False:
             raise FsError(E.ISDIR)
         await self.hive.command(caller, "/artifacts/ctl", [ctl.line("remove", {"sha256": digest})])
-
-
-def owner_of(caller: Caller) -> str:
-    """Whose staged files a caller sees."""
-    return f"{caller.tenant}\0{actor_of(caller.principal, caller.node)}"
 
 
 def _visible(hive: Hive, caller: Caller) -> Iterable[Artifact]:
@@ -165,43 +160,9 @@ class _Data(Kept):
 
 async def command(hive: Hive, caller: Caller, commands: list[Command]) -> list[str]:
     """Put the staged files away, then write the lines down, those of seal with each one's hash and size."""
-    with ExitStack() as sealing:
-        files = {
-            command.number: _staged(hive, caller, command, sealing)
-            for command in commands
-            if command.verb == "seal"
-        }
-        lines = [
-            await _put(hive.store, each, files[each.number]) if each.number in files else each.text
-            for each in commands
-        ]
-        replies = await hive.command(caller, "/artifacts/ctl", lines)
-        for file in files.values():
-            hive.store.settle(file)
-    return replies
-
-
-def _staged(hive: Hive, caller: Caller, command: Command, sealing: ExitStack) -> Staged:
-    """The file that it seals, for as long as ``sealing`` lasts. An output has room among its job's tenant's
-    bytes before it leaves those that its node's stages."""
-    owner, name, store = owner_of(caller), command.args["name"], hive.store
-    if not store.has(owner, name):
-        raise FsError(E.USAGE, f"line {command.number}: seal: name={name}: nothing is staged under that name")
-    file = sealing.enter_context(store.sealing(owner, name))
-    tenant = hive.state.held_tenant(command.args.get("job", ""), caller.node) or caller.tenant
-    if tenant != caller.tenant:
-        sealing.enter_context(store.room.reserved(tenant, file.size))
-    return file
-
-
-async def _put(store: Store, command: Command, file: Staged) -> str:
-    """The line to write down: the command with the hash and size found."""
-    put = await store.put(file)
-    expected = command.args.get("sha256", put.sha256).removeprefix("sha256:")
-    if put.sha256 != expected:
-        raise FsError(E.TAMPER, f"{command.args['name']} has sha256:{put.sha256}, not sha256:{expected}")
-    chunks = {"chunks": put.chunks} if put.chunks else {}
-    return ctl.line("seal", command.args | {"sha256": put.sha256, "size": str(put.size)} | chunks)
+    async with sealed(hive, caller, commands) as lines:
+        written = [lines.get(each.number, each.text) for each in commands]
+        return await hive.command(caller, "/artifacts/ctl", written)
 
 
 # staging

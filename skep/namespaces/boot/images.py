@@ -18,6 +18,7 @@ from skep.namespaces.artifacts.core import Artifact
 from skep.namespaces.artifacts.kept import Kept, reading
 from skep.namespaces.boot.runs import NAME, SUFFIX
 from skep.namespaces.live import Hive
+from skep.namespaces.sealing import owner_of
 
 KNOWN_MAX: Final = 256  # images whose index is remembered
 
@@ -44,12 +45,12 @@ class Images:
 
     async def put(self, caller: Caller, command: Command) -> str:
         """Seal the staged archive of an image, when it is one. Raises FsError."""
-        image, store, owner = command.args["image"], self.hive.store, artifacts.owner_of(caller)
+        image, store, owner = command.args["image"], self.hive.store, owner_of(caller)
         name = image + SUFFIX
         if NAME.fullmatch(image) is None:
             said = f"line {command.number}: put: image={image}: expected lower-case letters, digits and . _ -"
             raise FsError(E.USAGE, said)
-        if name not in store.staged(owner):
+        if not store.has(owner, name):
             raise FsError(E.USAGE, f"line {command.number}: put: nothing is staged as {name}")
         file = store.open(owner, name)
         try:

@@ -27,6 +27,7 @@ PATIENCE: Final = "30s"  # how long they wait for one
 # Of POOL. Any worker may say of itself that it has a GPU; that it is an annex, none but annexes.
 CREATE: Final[Mapping[str, str]] = {"requires": "annex,gpu", "fallback": SPARE, "patience": PATIENCE}
 SOURCE: Final = "source"  # what the source that was brought is called among the inputs
+REFUSE: Final = "refuse"  # what a source says of CPUs
 _HASH: Final = re.compile("[0-9a-f]{64}")
 LAUNCH: Final = ("function", "grid", "block", "args", "shared")  # arguments of how a source is launched
 
@@ -116,6 +117,8 @@ def _launch(
     """How a source is launched, checked but for what is in its text."""
     if "kernel" in args or numbers:
         raise ArgumentError("source=: expected without kernel= and set=")
+    if args.get("fallback", REFUSE) != REFUSE:
+        raise ArgumentError("source=: it has no twin for a CPU: expected fallback=refuse, or nothing")
     if missing := [name for name in LAUNCH[:-1] if name not in args]:
         raise ArgumentError(f"source=: expected {missing[0]}= with it")
     launch = {name: args[name] for name in LAUNCH if name in args}
@@ -169,6 +172,7 @@ def submit_line(args: Mapping[str, str], asked: Asked) -> str:
     if asked.source:
         # It is an input like the others: who holds the job may read it.
         inputs[SOURCE] = asked.source
+        said["fallback"] = REFUSE
     if inputs:
         said["inputs"] = ",".join(f"{name}:{of}" for name, of in inputs.items())
     if "annex" in args:

@@ -69,6 +69,9 @@ class World(preemption.World, contract.World, envelope.World, inputs.World, fall
     def count_kinds(self, request: Submitted) -> int:
         """How many kinds of its tenant's jobs wait where the job would be another; 0: it would be none."""
 
+    def output(self, job: str, name: str) -> str:
+        """The hash of the job's output of that name; "": it has none."""
+
     def why_no_lease(self, pool: str, node: str, asking: int = 0, pool_asking: int = 0) -> str:
         """Why the pool gives the node no lease now, were there so many more; "": it does."""
 
@@ -245,6 +248,15 @@ def _renew(jobs: Jobs, order: Order, world: World) -> Decided:
     return Decision((Renewed(job.id, job.fence, order.time_ns + world.lease_ns(job.request)),), job.id)
 
 
+def _seal(jobs: Jobs, order: Order, world: World) -> Decided:
+    """What is sealed, the artifacts say: here, that the holder seals it, or did before it said how it ended."""
+    job = _fenced_job(jobs, order)
+    digest = order.args["sha256"].removeprefix("sha256:")
+    if not job.held and world.output(job.id, order.args["name"]) != digest:
+        raise refusal(E.ILLEGAL_MOVE, f"{job.state} -> {job.state}")
+    return Decision((), job.id)
+
+
 def _ack(jobs: Jobs, order: Order, world: World) -> Decided:
     result = order.args.get("result", "")
     check_length(result, RESULT_MAX)
@@ -253,6 +265,8 @@ def _ack(jobs: Jobs, order: Order, world: World) -> Decided:
     if (job.state, job.text) == ("succeeded", result):
         return Decision((), job.id)
     _check_move(job, "succeeded")
+    if fallback.is_unsaid(job, world):
+        raise refusal(E.CONFLICT, "ack: on which device it ran was not said: expected start device=")
     if job.request.result_schema:
         world.checked_by(job.request.result_schema, result, "/result")
     return Decision((Ended(job.id, "succeeded", job.fence, result),), job.id)
@@ -265,8 +279,6 @@ def _nack(jobs: Jobs, order: Order, world: World) -> Decided:
     job = _fenced_job(jobs, order)
     # Said again, as above. The fence of a delayed job is that of the attempt that failed.
     if job.state in ("failed", "delayed") and job.text == error:
-    if fallback.is_unsaid(job, world):
-        raise refusal(E.CONFLICT, "ack: on which device it ran was not said: expected start device=")
         return Decision((), job.id)
     _check_move(job, "failed")
     if not job.held:
@@ -493,6 +505,7 @@ _DECIDE: Final[Mapping[tuple[str, str], Callable[[Jobs, Order, World], Decided]]
     ("*/ctl", "cancel"): _cancel,
     ("*/ctl", "start"): _start,
     ("*/ctl", "renew"): _renew,
+    ("*/ctl", "seal"): _seal,
     ("*/ctl", "ack"): _ack,
     ("*/ctl", "nack"): _nack,
     ("*/ctl", "release"): _give_back,

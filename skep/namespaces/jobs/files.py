@@ -23,7 +23,7 @@ A job has:
     progress          R percent, msg and time as last reported; in memory only
     artifacts         R a line for each output: name, hash
     log, out          R what it printed; appended by its holder; log@N follows from byte N to the job's end
-    ctl               W cancel; by the holder of its lease start, progress, renew, ack, nack,
+    ctl               W cancel; by the holder of its lease start, progress, renew, seal, ack, nack,
                         release (it stops with the job undone: another attempt follows at once),
                         fallback (it cannot be done there: it goes on where its pool falls back to)
 
@@ -54,6 +54,10 @@ at the end of its patience or when its holder says so, with the reason as its co
 pool has no fallback. That is an alert. A start on cpu:<n> of a job that was to have a GPU is recorded as a
 fallback, too; with fallback=refuse it is refused. request.json has where it was submitted to, and, once there
 are any, ``fallbacks`` and where it is ``now``.
+
+``seal name=out.npy`` makes an output of what its holder has staged as <job>.<fence>.out.npy. In the write of
+the ``ack`` both are done or neither: a job that has not ended has no such output. The policies are asked of
+it as of a seal in /artifacts/ctl.
 
 Where /config names schemas for a topic, topics/<topic>/request and result, its jobs' input and result are
 JSON that is good by them: ``schema: /input/width: why``. An artifact that is an input is checked as it is
@@ -126,9 +130,10 @@ from skep.namespaces.jobs.history import Found
 from skep.namespaces.jobs.names import Place, Shelf, job_of, locate, own_jobs, pages, read
 from skep.namespaces.jobs.record import MOVES, TERMINAL, Attempt, Fallback, Job, shown_input
 from skep.namespaces.jobs.sheet import IMPORTED, Export, take
-from skep.namespaces.jobs.verbs import ID, IMPORT, SUBMIT, TABLES, VERSION
+from skep.namespaces.jobs.verbs import ID, IMPORT, SEAL, SUBMIT, TABLES, VERSION
 from skep.namespaces.live import Hive, Progress
 from skep.namespaces.rows import Rows, fixed
+from skep.namespaces.sealing import sealed
 from skep.namespaces.sheet import Staged
 from skep.trace.clock import rfc3339
 
@@ -453,10 +458,21 @@ async def run(hive: Hive, id: str, caller: Caller, commands: list[Command]) -> l
     reports = [_report(hive, id, caller, command) for command in commands if command.verb == PROGRESS.name]
     written = [command for command in commands if command.verb != PROGRESS.name]
     recorded = await checked(hive, caller, written)
-    replies = iter(await hive.command(caller, f"/jobs/{id}/ctl", recorded) if recorded else [])
+    replies = iter(await _recorded(hive, id, caller, written, recorded) if recorded else [])
     for report in reports:
         hive.report(id, report)
     return [id if command.verb == PROGRESS.name else next(replies) for command in commands]
+
+
+async def _recorded(
+    hive: Hive, id: str, caller: Caller, commands: Sequence[Command], lines: list[str]
+) -> list[str]:
+    path = f"/jobs/{id}/ctl"
+    if not any(command.verb == SEAL.name for command in commands):
+        return await hive.command(caller, path, lines)
+    async with sealed(hive, caller, commands, id) as seals:
+        found = [seals.get(command.number, line) for command, line in zip(commands, lines, strict=True)]
+        return await hive.command(caller, path, found)
 
 
 def _report(hive: Hive, id: str, caller: Caller, command: Command) -> Progress:

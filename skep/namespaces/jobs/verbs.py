@@ -60,6 +60,16 @@ SUBMIT: Final = Verb(
 CANCEL: Final = Verb(
     "cancel", (REASON,), "cancel reason='no longer needed'", "end it; a holder is fenced off"
 )
+SEAL: Final = Verb(
+    "seal",
+    (
+        FENCE,
+        Arg("name", required=True, kind="name", help="of the output, staged as <job>.<fence>.<name>"),
+        Arg("sha256", kind="sha256", help="refuse if the bytes are others"),
+    ),
+    "seal fence=1 name=out.npy",
+    "a staged file is an output of it; in the write of its ack, if that is accepted",
+)
 
 # What people and workers write, by the file they write it to.
 TABLES: Final[Mapping[str, ctl.Verbs]] = {
@@ -83,6 +93,7 @@ TABLES: Final[Mapping[str, ctl.Verbs]] = {
             "the holder runs it now",
         ),
         Verb("renew", (FENCE,), "renew fence=1", "the lease's end moves on"),
+        SEAL,
         Verb("ack", (FENCE, Arg("result")), "ack fence=1 result=done", "it succeeded"),
         Verb(
             "nack",
@@ -159,11 +170,11 @@ ADOPT: Final = Verb(
 CHECKED: Final = Arg("checked", kind="text", help="<schema>@<version> <sha256 of the artifact>")
 # The door has looked for the job in the index.
 ABSENT: Final = Arg("absent", kind="number", help="the ledger's entry up to which there was no such job")
+# The door has hashed the bytes and put them away.
+PUT: Final = (Arg("size", required=True, kind="number"), Arg("chunks", kind="sha256"))
+_MORE: Final = {SUBMIT.name: (CHECKED,), SEAL.name: PUT}
 WRITTEN: Final[dict[str, dict[str, Verb]]] = {
-    place: {
-        name: verb._replace(args=(*verb.args, CHECKED)) if name == SUBMIT.name else verb
-        for name, verb in table.items()
-    }
+    place: {name: verb._replace(args=(*verb.args, *_MORE.get(name, ()))) for name, verb in table.items()}
     for place, table in TABLES.items()
 }
 WRITTEN["ctl"][ADOPT.name] = ADOPT._replace(args=(*ADOPT.args, CHECKED, ABSENT))

@@ -117,7 +117,7 @@ class Performing:
     async def _beside(self, leased: Leased, run: Run) -> Use:
         """On the CPU, of which nothing is granted."""
         if run.source is not None:
-            raise JobFailed("source that was brought runs on a CUDA device alone", "no_device", final=True)
+            raise Fallback("source that was brought runs on a CUDA device alone", "no_device")
         memory, most = run.needed(CPU), host_memory() // CPU_SHARE
         if memory - PROCESS > most:
             raise JobFailed(f"{memory - PROCESS} bytes are wanted, of {most}", "oom", final=True)
@@ -302,7 +302,7 @@ async def _kept(leased: Leased, use: Use, done: Done) -> str:
     for name, made in done.out.items():
         path = Path(made.path)
         with path.open("rb") as file:
-            sha256 = await leased.keep(path.name, file)
+            sha256 = await leased.give(path.name, file)
         if sha256 != made.sha256:
             raise JobFailed(f"integrity: {path.name} has sha256:{sha256}, not sha256:{made.sha256}")
         out[name] = {"artifact": path.name, "sha256": sha256, "dtype": made.dtype, "shape": made.shape}
