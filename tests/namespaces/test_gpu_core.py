@@ -214,16 +214,17 @@ def test_who_has_waited_enough_is_given_nothing(hive: Annexed) -> None:
     assert ({}, {}) == (hive.annex.grants, hive.annex.waiters)
 
 
-def test_who_waits_is_given_what_is_over_when_another_is_renewed(hive: Annexed) -> None:
+@pytest.mark.parametrize("verb", ["renew", "enable"])
+def test_who_waits_is_given_what_is_over_whatever_is_asked(hive: Annexed, verb: str) -> None:
     over = lease(hive, "4GiB")
     hive.clock.advance(30 * SECOND)
-    renewed = lease(hive, "4GiB")
+    other = lease(hive, "4GiB")
     assert WAITING == lease(hive, "4GiB", "wait=1h")
     (waits,) = hive.annex.waiters
     hive.clock.advance(30 * SECOND)
-    hive.write(CTL, f"renew {named(hive, renewed)}")
+    hive.write(CTL, f"renew {named(hive, other)}" if verb == "renew" else verb)
     assert over not in hive.annex.grants
-    assert [renewed, waits] == list(hive.annex.grants)
+    assert [other, waits] == list(hive.annex.grants)
 
 
 def test_a_lease_that_waited_lasts_from_its_grant(hive: Annexed) -> None:

@@ -49,6 +49,7 @@ TTL_MIN_NS: Final = SECOND  # shorter ones would end before a busy hive has hear
 TTL_MAX_NS: Final = 24 * HOUR  # what is held by nobody any more stands in the way so long, at most.
 WAIT_MAX_NS: Final = HOUR  # a client that wants to wait longer asks again.
 WAITERS_MAX: Final = 256  # of one annex: each is a call that waits, and a record that is written anew.
+WAITERS_OF_ONE: Final = 32  # of one holder: the others are to find a place in the queue, too.
 SOURCES_MAX: Final = 4096  # that are allowed at a time
 WAITING: Final = "waiting"  # the reply to a lease that is in the queue.
 
@@ -198,6 +199,7 @@ def _disable(draft: _Draft, world: World) -> Decided:
 def _enable(draft: _Draft, world: World) -> Decided:
     if draft.annex.off:
         draft.add(Enabled(draft.annex.id))
+    draft.promote()  # what is over is for those who wait, whatever was asked
     return draft.decided(draft.annex.id)
 
 
@@ -238,6 +240,9 @@ def _lease(draft: _Draft, world: World) -> Decided:
         raise refusal(E.QUOTA, have(draft.annex, room))
     if len(draft.annex.waiters) >= WAITERS_MAX:
         raise refusal(E.QUOTA, f"waiters have={WAITERS_MAX} max={WAITERS_MAX}")
+    holders = [(each.asked.tenant, each.asked.holder) for each in draft.annex.waiters.values()]
+    if holders.count((asked.tenant, asked.holder)) >= WAITERS_OF_ONE:
+        raise refusal(E.QUOTA, f"waiters have={WAITERS_OF_ONE} max={WAITERS_OF_ONE} of one holder")
     draft.add(asked)
     return draft.decided(WAITING)
 
@@ -312,7 +317,7 @@ def _renew(draft: _Draft, world: World) -> Decided:
     ttl_ns = _span(order, "ttl", TTL_MIN_NS, TTL_MAX_NS) if "ttl" in order.args else grant.ttl_ns
     until_ns = order.time_ns + ttl_ns
     draft.add(Renewed(draft.annex.id, grant.lease, grant.given.tenant, ttl_ns, until_ns))
-    draft.promote()  # others may be over
+    draft.promote()  # as above
     return draft.decided(told(grant))
 
 
