@@ -66,7 +66,11 @@ RUN: Final = Verb(
         Arg("set", kind="labels", help="its numbers: alpha:2"),
         Arg("raw", kind="labels", help="what is in an artifact that is no .npy file: x:float32:1000x10"),
         Arg("out", kind="npy|raw", help="what the results are, else npy"),
-        Arg("fallback", kind="allow|refuse", help="whether a CPU may do it when no device can, else allow"),
+        Arg(
+            "fallback",
+            kind="allow|refuse",
+            help="whether a CPU may do it when no device can, else allow; a source: refuse",
+        ),
         Arg("patience", kind="duration", help=f"how long it waits for a device, else {PATIENCE}"),
         Arg("memory", kind="size", help="of a device, else what the sizes come to: 4GiB, or bytes"),
         Arg("slots", kind="number", help="of a device, else 1"),
