@@ -2,6 +2,9 @@
 dotl() { [ "$VERSION" = 9p2000.L ]; }
 n=/mnt
 
+# Their names alone: ls asks for each file's attributes as well, and has done so once.
+names() { (cd "$1" && printf '%s\n' *); }
+
 section mount mount9p "$VERSION" "$PORT" $n "$OPTIONS"
 section list ls -lR $n
 section cat cat $n/greeting
@@ -58,7 +61,7 @@ mkdir $n/odd-names && cd $n/odd-names && touch 'a b' 'grüße' "it's" -- -dash "
 end $?
 cd /root
 
-section many ls $n/many
+section many names $n/many
 begin remove-tree
 mkdir -p $n/doomed/p/q/r && touch $n/doomed/1 $n/doomed/p/2 $n/doomed/p/q/3 && rm -r $n/doomed
 end $?
@@ -105,7 +108,7 @@ section cached-write cp /tmp/blob $n/blob-cached
 section cached-read sha256sum $n/blob
 section cached-umount umount $n
 section small-mount mount9p "$VERSION" "$PORT" $n "$OPTIONS,msize=4096"
-section small-list ls $n/many
+section small-list names $n/many
 section small-write sh -c "head -c 1000000 /tmp/blob >$n/blob-small"
 section small-read sh -c "head -c 1000000 $n/blob | cmp - $n/blob-small"
 section small-umount umount $n
