@@ -62,7 +62,9 @@ def token_command() -> None:
 @token_command.command()
 @hive_option
 @click.option("--ops", required=True, help="Some of read,write,create,remove, or all.")
-@click.option("--path", "paths", required=True, multiple=True, help="A place, and all below it.")
+@click.option(
+    "--path", "paths", required=True, multiple=True, help="A place, and all below it; again for more."
+)
 @click.option("--ttl", required=True, help="How long it is good, like 1h.")
 @click.option("--uses", type=click.IntRange(min=1), help="How many commands may be written under it.")
 @click.option("--subject", help="The principal that alone may present it.")
@@ -99,7 +101,7 @@ async def mint(
 @token_command.command()
 @key_option
 @click.option("--ops", help="Some of read,write,create,remove.")
-@click.option("--path", "paths", multiple=True, help="A place, and all below it.")
+@click.option("--path", "paths", multiple=True, help="A place, and all below it; again for more.")
 @click.option("--ttl", help="How long from now it is good, like 10m.")
 @click.option("--uses", type=click.IntRange(min=1), help="How many commands may be written under it.")
 @click.option("--subject", help="The principal that alone may present it.")
