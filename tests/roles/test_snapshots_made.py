@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -132,16 +133,30 @@ def test_who_ends_its_maker_waits_for_nothing(tmp_path: Path) -> None:
 # a queen
 
 
-def filled(directory: Path, *options: str, jobs: int = 3) -> int:
+def filled(directory: Path) -> int:
     """Have a queen serve the hive and take some jobs, until she has a snapshot; its size."""
-    with queen(directory, "--snapshot-every", "1", *options) as hive:
-        for _ in range(jobs):
+    with queen(directory, "--snapshot-every", "1") as hive:
+        for _ in range(3):
             hive.submit("topic=sha256 input=a")
         wait_for(lambda: bool(listed(directory)), "a snapshot")
         (size, _), *_ = listed(directory)
         assert hive.ask("cat", "/log/trace/snapshot").splitlines()[2] == f"size {size}"
         assert str(size) in hive.ask("ls", "/log/trace/snapshots").split()
     return size
+
+
+@pytest.fixture(scope="module")
+def once(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
+    """A hive that has a snapshot, to be copied, and its size: a queen looks every few seconds whether one is
+    due."""
+    directory = tmp_path_factory.mktemp("once") / "hive"
+    return directory, filled(directory)
+
+
+@pytest.fixture
+def hive(once: tuple[Path, int], tmp_path: Path) -> tuple[Path, int]:
+    """A hive of a test's own that has a snapshot, and its size."""
+    return shutil.copytree(once[0], tmp_path / "hive"), once[1]
 
 
 def begun(directory: Path) -> str:
@@ -153,17 +168,17 @@ def begun(directory: Path) -> str:
 
 
 @pytest.mark.slow
-def test_a_queen_begins_from_the_newest_good_one(tmp_path: Path) -> None:
-    size = filled(tmp_path)
-    (found, path), *_ = listed(tmp_path)
+def test_a_queen_begins_from_the_newest_good_one(hive: tuple[Path, int]) -> None:
+    directory, size = hive
+    (found, path), *_ = listed(directory)
     assert found >= size
-    assert begun(tmp_path).endswith(f"what is before entry {found + 1} is in a snapshot")
-    assert 0 == run("replay", str(tmp_path), "--check-snapshots").returncode
+    assert begun(directory).endswith(f"what is before entry {found + 1} is in a snapshot")
+    assert 0 == run("replay", str(directory), "--check-snapshots").returncode
     path.write_bytes(path.read_bytes()[:-1])
-    assert f"{path} is passed over: its state is not the one that was signed" in begun(tmp_path)
-    for _, each in listed(tmp_path):
+    assert f"{path} is passed over: its state is not the one that was signed" in begun(directory)
+    for _, each in listed(directory):
         each.unlink()
-    assert "" == begun(tmp_path)
+    assert "" == begun(directory)
 
 
 @pytest.mark.slow
@@ -188,12 +203,12 @@ def signers(directory: Path) -> tuple[tuple[str, bytes], ...]:
 
 
 @pytest.mark.slow
-def test_a_ledger_that_was_edited_is_not_served_with_a_snapshot_either(tmp_path: Path) -> None:
-    filled(tmp_path)
+def test_a_ledger_that_was_edited_is_not_served_with_a_snapshot_either(hive: tuple[Path, int]) -> None:
+    directory, _ = hive
     code = "import sqlite3,sys; d = sqlite3.connect(sys.argv[1]); d.execute(sys.argv[2]); d.commit()"
     edit = "UPDATE entries SET body = replace(body, 'a', 'b') WHERE seq = 2"
-    subprocess.run([sys.executable, "-c", code, str(tmp_path / "ledger.db"), edit], check=True)
-    done = run("serve", "--dir", str(tmp_path))
+    subprocess.run([sys.executable, "-c", code, str(directory / "ledger.db"), edit], check=True)
+    done = run("serve", "--dir", str(directory))
     assert (1, True) == (
         done.returncode,
         done.stderr.splitlines()[-1].startswith("skep: integrity: entry 2: "),
@@ -201,25 +216,25 @@ def test_a_ledger_that_was_edited_is_not_served_with_a_snapshot_either(tmp_path:
 
 
 @pytest.mark.slow
-def test_it_may_be_killed_while_it_writes(tmp_path: Path) -> None:
+def test_it_may_be_killed_while_it_writes(hive: tuple[Path, int]) -> None:
     """Its process is stopped where it has been signed and is about to write, and killed there."""
-    filled(tmp_path)
-    keys = [word for key in own_keys(tmp_path, "") for word in ("--ask", key.hex())]
-    for _, each in listed(tmp_path):
+    directory, _ = hive
+    keys = [word for key in own_keys(directory, "") for word in ("--ask", key.hex())]
+    for _, each in listed(directory):
         each.unlink()
     process = subprocess.Popen(
-        [*program(tmp_path), *keys], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        [*program(directory), *keys], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
     assert process.stdout is not None
     while process.stdout.readline() != b"\n":
         assert process.poll() is None
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
-    (tmp_path / FOLDER / ".7.snapshot.new").write_bytes(b"half of it")
-    assert "" == begun(tmp_path)
-    done = run("snapshot", str(tmp_path))
+    (directory / FOLDER / ".7.snapshot.new").write_bytes(b"half of it")
+    assert "" == begun(directory)
+    done = run("snapshot", str(directory))
     assert 0 == done.returncode
-    assert [f"{size}.snapshot" for size, _ in listed(tmp_path)] == os.listdir(tmp_path / FOLDER)
+    assert [f"{size}.snapshot" for size, _ in listed(directory)] == os.listdir(directory / FOLDER)
 
 
 @pytest.mark.slow

@@ -221,10 +221,11 @@ def test_a_node_tells_how_it_is(hive: Hive) -> None:
 # a worker's life
 
 
-@pytest.fixture
-def brief(tmp_path: Path) -> Iterator[Hive]:
-    """A hive whose leases last two seconds, of a pool called brief."""
-    with queen(tmp_path / "hive") as found:
+@pytest.fixture(scope="module")
+def brief(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hive]:
+    """A hive whose leases last two seconds, of a pool called brief. Who has just begun lets leases be for ten
+    seconds: one hive for all that wait for their end."""
+    with queen(tmp_path_factory.mktemp("brief") / "hive") as found:
         found.ask("write", "/pools/ctl", "create pool=brief lease=2s")
         for topic in ("sleep", "say"):
             found.ask("write", "/pools/ctl", f"map topic={topic} pool=brief")
@@ -245,7 +246,6 @@ def test_a_killed_workers_job_is_done_by_another(brief: Hive) -> None:
         first.end(signal.SIGKILL)
         wait_for(lambda: not processes("sleep 3.25"), "the job's process gone with its worker")
     with worker(brief, "w2", pools="brief"):
-        # A hive that has just begun lets leases be for ten seconds.
         assert "succeeded" == ended(brief, job)[0]
     attempts = brief.ask("cat", f"/jobs/{job}/attempts").splitlines()
     assert ["node=w1", "node=w2"] == [line.split()[1] for line in attempts]
@@ -279,6 +279,7 @@ def test_a_worker_told_to_stop_ends_its_job_and_takes_no_other(brief: Hive) -> N
         assert 0 == first.end(signal.SIGTERM)
     assert "succeeded" == brief.ask("cat", f"/jobs/{job}/state")
     assert "queued" == brief.ask("cat", f"/jobs/{after}/state")
+    brief.ask("write", f"/jobs/{after}/ctl", "cancel")
     wait_for(lambda: brief.ask("cat", "/nodes/w1/state") == "left", "the node has left")
 
 
