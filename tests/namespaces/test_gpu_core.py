@@ -7,10 +7,12 @@ from annexes import CARD, CTL, G1, GIB, Annexed
 from hives import ANN, BOB, W1
 
 from skep.fs.node import Caller
-from skep.namespaces.gpu.core import WAITING, gone
-from skep.namespaces.gpu.record import Ended, Leased, Withdrawn, used
+from skep.namespaces.alerts import Alerted
+from skep.namespaces.gpu.core import WAITERS_MAX, WAITERS_OF_ONE, WAITING, gone
+from skep.namespaces.gpu.record import GRANTS_MAX, Ended, Leased, Withdrawn, used
 from skep.namespaces.order import HIVE_TENANT, Order
 from skep.trace.clock import HOUR, SECOND
+from skep.trace.entry import Line, canonical
 from skep.trace.rules import Refusal
 
 EVE = Caller("unix:eve", "operator")
@@ -204,6 +206,40 @@ def test_jobs_do_not_overtake_who_waits_for_their_device(hive: Annexed) -> None:
     hive.start(hive.held("priority=6"))
     release(hive, first)
     assert 1 == len(hive.annex.waiters)
+
+
+def test_one_holder_does_not_fill_the_queue(hive: Annexed) -> None:
+    given(hive, "8GiB")
+    for _ in range(WAITERS_OF_ONE):
+        assert WAITING == lease(hive, "8GiB", "wait=1h priority=9", EVE)
+    said = refused(hive, CTL, "lease memory=8GiB ttl=60s wait=1h", EVE)
+    assert f"QUOTA quota exceeded: waiters have={WAITERS_OF_ONE} max={WAITERS_OF_ONE} of one holder" in said
+    assert WAITING == lease(hive, "8GiB", "wait=1h")
+
+
+def test_all_that_can_end_at_once_fits_into_one_entry() -> None:
+    hive = Annexed(CARD | {"slots": 1024})
+    hive.hive("/nodes/g1", f"offer labels=annex:g1,gpu:h100 capacity={GRANTS_MAX}")
+    outer = lease(hive, "1GiB", "slots=1023")
+    jobs = [hive.held("fallback=refuse") for _ in range(GRANTS_MAX)]
+    for job in jobs[1:]:
+        hive.start(job, f"memory=0 lease={outer}")
+    # Neither inside a lease nor beside it is there more, whatever the device has.
+    for more in ("memory=0", f"memory=0 lease={outer}"):
+        fence = hive.state.jobs.by_id[jobs[0]].fence
+        said = refused(hive, f"/jobs/{jobs[0]}/ctl", f"start fence={fence} device=cuda:0 {more}", G1)
+        assert f"leases have={GRANTS_MAX} max={GRANTS_MAX}" in said
+    for number in range(WAITERS_MAX):
+        who = Caller(f"spiffe://hive.example/operator/{'n' * 32}{number // WAITERS_OF_ONE}", "operator")
+        assert WAITING == lease(hive, "0", "wait=1h", who)
+    hive.clock.advance(60 * SECOND)
+    line = Line("hive", "hive", "", "/gpu/g1", ("expire",), hive.clock.now_ns(), hive.clock.new_id())
+    events = hive.rules.decide(hive.state, line, 0).events
+    ended = [type(event) for event in events]
+    assert (GRANTS_MAX, GRANTS_MAX - 1, WAITERS_MAX) == tuple(
+        ended.count(each) for each in (Ended, Alerted, Leased)
+    )
+    assert len(canonical(events)) < 60_000
 
 
 def test_who_has_waited_enough_is_given_nothing(hive: Annexed) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import Awaitable, Callable
 from hashlib import sha256
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -156,7 +157,7 @@ def test_a_machine_without_a_gpu_says_cpu_everywhere() -> None:
         '{"devices":[{"id":"cuda:0","slots":0}]}', '{"devices":[{"id":"cuda:0","utilisation":25}]}',
         '{"devices":[{"id":"cuda:0","memory":-1}]}', '{"queue":-1}', '{"queue":9007199254740992}',
         '{"every":"8760h"}', '{"state":"x\\nonline"}', '{"driver":"\\u001b[2J"}', '{"disabled":"x\\nonline"}',
-        '{"devices":[{"id":"cuda:0","name":"a\\u202eb"}]}', '{"devices":[{"id":"cuda:0","temperature":1e308}]}',
+        '{"devices":[{"id":"cuda:0","name":"\\u202eb"}]}', '{"devices":[{"id":"cuda:0","temperature":1e9}]}',
         '{"devices":[{"id":"cuda:0","temperature":NaN}]}', '{"devices":[{"id":"cuda:0\\n"}]}',
         json.dumps({"devices": [{"id": f"cuda:{number}"} for number in range(17)]}),
     ],
@@ -181,6 +182,52 @@ def test_nobody_says_of_itself_that_it_is_an_annex_which_it_is_not(
     async def story(hive: Annexed) -> None:
         with pytest.raises(FsError, match="rule=annex-role"):
             await hive.door(who).write(f"/nodes/{who.node}/heartbeat", json.dumps({"labels": labels}))
+
+    annexed(story)
+
+
+@pytest.mark.parametrize("labels", [{"a\nb": "c"}, {"a": "b\x1b[2J"}])
+def test_labels_are_lines_that_can_be_printed(labels: dict[str, str]) -> None:
+    async def story(hive: Annexed) -> None:
+        with pytest.raises(FsError, match="expected a line that can be printed"):
+            await hive.door(G1).write("/nodes/g1/heartbeat", json.dumps({"labels": labels}))
+
+    annexed(story)
+
+
+FILES = [path.name for path in resources.files("skep.roles").iterdir()]
+ROLES = sorted(name.removesuffix(".ns") for name in FILES if name.endswith(".ns"))
+MAY = {
+    "operator": {"run", "allow", "forbid", "lease", "renew", "release", "disable", "enable"},
+    "queen-primary": {"run", "allow", "forbid", "lease", "renew", "release", "disable", "enable"},
+    "interactive-ai-booth": {"run"},
+    "glasses-agent": {"run"},
+}
+DOES = {
+    "/gpu/ctl": ("run kernel=reduce_sum in=a:a.npy", f"allow source={'0' * 64}", f"forbid source={'0' * 64}"),
+    "/gpu/g1/ctl": (
+        "lease memory=1 ttl=60s", "renew lease={} fence={}", "release lease={} fence={}", "disable", "enable"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_who_may_do_what_to_annexes(role: str) -> None:
+    async def story(hive: Annexed) -> None:
+        await hive.seal("a.npy")
+        who, may, refused = Caller(f"spiffe://hive/{role}/n1", role, node="n1"), set(), []
+        for path, lines in DOES.items():
+            for line in lines:
+                grants = hive.alive.state.gpu.by_id["g1"].grants
+                held = next(iter(grants.values()), None)
+                named = (held.lease, held.given.fence) if held else ("none", 0)
+                try:
+                    await hive.say(path, line.format(*named), who)
+                    may.add(line.partition(" ")[0])
+                except FsError as error:
+                    refused.append(error.detail)
+        assert MAY.get(role, set()) == may
+        assert all("rule=default-deny" in detail for detail in refused), refused
 
     annexed(story)
 

@@ -16,6 +16,7 @@ from skep.fs import ctl
 from skep.fs.errors import E
 from skep.namespaces.gpu.beat import DEVICE, SLOTS_MAX
 from skep.namespaces.gpu.record import (
+    GRANTS_MAX,
     WITHIN,
     Allowed,
     Annex,
@@ -48,8 +49,8 @@ from skep.trace.rules import Decision
 TTL_MIN_NS: Final = SECOND  # shorter ones would end before a busy hive has heard their renewal.
 TTL_MAX_NS: Final = 24 * HOUR  # what is held by nobody any more stands in the way so long, at most.
 WAIT_MAX_NS: Final = HOUR  # a client that wants to wait longer asks again.
-WAITERS_MAX: Final = 256  # of one annex: each is a call that waits, and a record that is written anew.
-WAITERS_OF_ONE: Final = 32  # of one holder: the others are to find a place in the queue, too.
+WAITERS_MAX: Final = 48  # of one annex: each is a call that waits, and may be granted in one entry with others.
+WAITERS_OF_ONE: Final = 16  # of one holder: the others are to find a place in the queue, too.
 SOURCES_MAX: Final = 4096  # that are allowed at a time
 WAITING: Final = "waiting"  # the reply to a lease that is in the queue.
 
@@ -262,6 +263,7 @@ def have(annex: Annex, room: Room) -> str:
     given = used(annex.on(card.id))
     alone = " exclusive" if given.exclusive else ""
     ahead = f" waiting={len(annex.waiters)}" if annex.waiters else ""
+    ahead += f" leases have={GRANTS_MAX} max={GRANTS_MAX}" if annex.is_full else ""
     return (
         f"annex={annex.id} device={card.id} "
         f"memory have={given.memory} max={card.memory} want={room.memory} "
@@ -418,7 +420,7 @@ def _check_within(annex: Annex, lease: str, room: Room, run: Run) -> bool:
     if room.memory > given.memory or room.slots > given.slots:
         want = f"memory max={given.memory} want={room.memory} slots max={given.slots} want={room.slots}"
         raise refusal(E.QUOTA, f"lease={lease} {want}")
-    return fits(given.memory, given.slots, used(annex.within(lease)), room)
+    return not annex.is_full and fits(given.memory, given.slots, used(annex.within(lease)), room)
 
 
 def freed(annexes: Annexes, order: Order, jobs: Iterable[str]) -> tuple[Event, ...]:

@@ -21,6 +21,9 @@ from skep.trace.rules import Meta
 V = TypeVar("V")
 
 WITHIN: Final = "lease"  # why a grant has ended that was within a lease which has
+# Of an annex at a time, of all its devices. They may end together: what then becomes of the jobs, and who is
+# given it instead, is one entry of the ledger, of 64 KiB; one that is too large would never be written.
+GRANTS_MAX: Final = 64
 FALLEN_MAX: Final = 1000  # fallbacks that are remembered of each annex
 
 
@@ -231,6 +234,11 @@ class Annex(msgspec.Struct, frozen=True):
         return self.off or self.disabled
 
     @property
+    def is_full(self) -> bool:
+        """Whether it gives nothing more, whatever its devices have."""
+        return len(self.grants) >= GRANTS_MAX
+
+    @property
     def due_ns(self) -> int:
         """When the first of its grants and waiters ends; 0: none does by itself."""
         ends = [grant.until_ns for grant in self.grants.values() if grant.until_ns]
@@ -269,6 +277,8 @@ class Annex(msgspec.Struct, frozen=True):
         """The device that has room now, of several the one that has the least left; None: none has.
 
         So large ones and exclusive ones find room again when small ones have gone."""
+        if self.is_full:
+            return None
         found = []
         for card in self.cards_for(room):
             given = used(self.on(card.id))

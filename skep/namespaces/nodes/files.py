@@ -199,9 +199,13 @@ def _heartbeat(hive: Hive, id: str) -> Text:
 def parse_heartbeat(data: bytes) -> Heartbeat:
     """What one write says. Raises FsError(E.SCHEMA)."""
     try:
-        return _heartbeats.decode(data)
+        said = _heartbeats.decode(data)
     except msgspec.DecodeError as error:
         raise FsError(E.SCHEMA, str(error)) from error
+    for text in (said.version, *said.labels, *said.labels.values()):
+        if not text.isprintable():
+            raise FsError(E.SCHEMA, f"{text!r}: expected a line that can be printed")
+    return said
 
 
 def _sessions(hive: Hive, id: str) -> Text:

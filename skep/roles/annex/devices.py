@@ -18,6 +18,7 @@ from typing import Any, Final
 import msgspec
 
 from skep.namespaces.gpu.beat import DEVICES_MAX
+from skep.namespaces.gpu.record import GRANTS_MAX
 from skep.native.kernels.device import OFF, is_off
 
 VISIBLE: Final = "CUDA_VISIBLE_DEVICES"
@@ -175,7 +176,7 @@ def visible(uuids: list[str], told: str | None) -> list[int]:
 def _host(why: str, disabled: str, slots: int, memory: int) -> Machine:
     total = host_memory()
     usable = min(memory or total // CPU_SHARE, total)
-    device = Device("cpu:0", CPU, _cpu_name(), "", total, usable, slots or cores())
+    device = Device("cpu:0", CPU, _cpu_name(), "", total, usable, slots or min(cores(), GRANTS_MAX))
     return Machine((device,), "", disabled, why, Host().read)
 
 
