@@ -123,6 +123,18 @@ def test_what_a_hive_decided_about_gpu_work_is_proven() -> None:
     assert 2 / 3 == found.ratio
 
 
+def test_who_does_what_fell_back_need_not_say_that_it_does_so_on_a_cpu() -> None:
+    """A worker with handlers of its own knows of no devices: nothing of one was given to it."""
+    hive = GpuHive()
+    job = hive.run(pool="drill")
+    assert job == hive.say(job, "fallback reason=oom")
+    assert job == hive.write("/pools/gpu-cpu/next", "lease", who=W1)
+    assert job == hive.say(job, "start", W1)
+    assert job == hive.say(job, "ack result=done", W1)
+    found = proved(tuple(hive.bodies))
+    assert ([], 1, 0) == (found.broken, found.right_after, found.silent)
+
+
 def is_harmless(event: dict[str, Any]) -> bool:
     """Whether without it less is told, and nothing that contradicts itself."""
     match event["type"]:

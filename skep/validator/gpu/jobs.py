@@ -36,6 +36,7 @@ REASONS: Final = frozenset(
     {"annex_lost", "no_device", "oom", "kernel_failed", "lease_expired", "disabled", "full"}
 )
 RUN: Final = "gpu.run"  # the topic of jobs whose results are JSON that names artifacts
+CPU: Final = "cpu"  # of its node, none of an annex's devices
 UNSAID: Final = "?"  # where a job runs of which nobody said it
 REFUSED: Final = "refuse"  # a job's fallback
 HELD: Final = frozenset({"leased", "running"})
@@ -70,6 +71,12 @@ class Job:
     fell_ns: int = 0  # when it first fell back
     took_ns: int = 0  # from then to its end
     code: str = ""
+
+    @property
+    def unsaid(self) -> str:
+        """On what it runs when its holder does not say. In the pool that it fell back to nobody has devices
+        for it."""
+        return CPU if self.pool != self.request.pool else UNSAID
 
 
 @dataclass
@@ -186,7 +193,7 @@ class Jobs:
                 self.leased.append(id)
                 job.state, job.node, job.device = "leased", event.node, ""
             case JobStarted():
-                job.state, job.device = "running", event.device or UNSAID
+                job.state, job.device = "running", event.device or job.unsaid
                 self.started.append((job, job.node))
             case JobReturned():
                 self._leave(job, "queued")
@@ -267,7 +274,7 @@ class Jobs:
             given = ((each.job, each.annex, each.device) for each in self.devices.given)
             if (job.request.job, node, job.device) not in given:
                 return f"it runs on {job.device} of {node}, which was not given to it"
-        elif job.device != "cpu":
+        elif job.device != CPU:
             return f"it runs on {job.device!r}: expected cuda:<n>, cpu:<n> or cpu"
         if job.device.startswith("cpu") and not job.reasons and self._wants_other(job):
             return f"it runs on {job.device}, and did not fall back"
@@ -279,7 +286,7 @@ class Jobs:
         pool = self.pools.get(job.request.pool)
         labels = (*job.request.requires, *(pool.requires if pool is not None else ()))
         asked = {found[1] for label in labels if (found := _LABEL.fullmatch(label))}
-        return asked != {"annex"} or job.device == "cpu"
+        return asked != {"annex"} or job.device == CPU
 
     def _missing(self, job: Job, result: str) -> str:
         """What the result names and nobody sealed; "": all is there."""
