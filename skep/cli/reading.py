@@ -126,7 +126,7 @@ async def _follow(client: Client, path: str, seen: _Seen) -> None:
     except FsError as error:
         if error.kind not in (E.MISSING, E.NOTDIR):
             raise
-        await _look(client, path, seen.size)
+        await _look(client, path, seen)
         return
     async with fid:
         async for piece in fid.pieces(ahead=1):
@@ -138,21 +138,23 @@ def _bookmark(line: bytes) -> bool:
     return line.startswith(b'{"seq":') and line.rstrip()[7:-1].isdigit()
 
 
-async def _look(client: Client, path: str, offset: int) -> None:
-    """Read on whenever the file has grown; from its beginning when it was cut."""
+async def _look(client: Client, path: str, seen: _Seen) -> None:
+    """Read on whenever the file has grown; from its beginning when it was cut. Of one that shows no length
+    the lines that were not there before: what keeps the latest records loses its oldest."""
+    offset, lines = seen.size, seen.end.splitlines(keepends=True)
     while True:
         async with await client.open(path) as fid:
-            while True:
+            while size := (await fid.attr()).size:
+                offset = offset if offset <= size else 0
                 while piece := await fid.read(offset, fid.unit):
                     _put(piece)
                     offset += len(piece)
-                size = (await fid.attr()).size
-                if 0 < size < offset:
-                    offset = 0
-                    continue
-                if not size:
-                    break  # taken whole when opened: what it holds now is another open's
                 await asyncio.sleep(LOOK_S)
+            # Taken whole when opened: what it holds now is another open's.
+            found = b"".join([piece async for piece in fid.pieces()]).splitlines(keepends=True)
+            known = frozenset(lines)
+            _put(b"".join(line for line in found if line not in known))
+            lines, offset = found, sum(map(len, found))
         await asyncio.sleep(LOOK_S)
 
 

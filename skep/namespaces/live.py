@@ -389,6 +389,7 @@ class Hive:
 
     def _hear(self, node: str, said: Heartbeat) -> None:
         self.heartbeats.setdefault(node, Ring(HEARTBEATS)).append(Heard(self.clock.now_ns(), said))
+        self.news(node)
 
     def heard(self, node: str) -> Heard | None:
         """Its last heartbeat; None: none since the hive began."""
@@ -446,7 +447,7 @@ class Hive:
 
     async def wait_news(self, job: str) -> None:
         """Return when the job's state, log or progress has moved after this call; or what became of a lock's
-        waiter."""
+        waiter; or a node was heard."""
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         waiting = self._waiting.setdefault(job, {})
         waiting[future] = None
@@ -493,6 +494,7 @@ class Hive:
                         self.tapes.moved(event)
                     case Removed():
                         self.heartbeats.pop(event.node, None)
+                        self.news(event.node)
                         self._offered_ns.pop(event.node, None)
                         self.offers.forget(event.node)
                     case Revoked() | Retired() if self.tokens is not None:

@@ -188,6 +188,14 @@ def test_tail_follows_a_file_of_the_host_as_it_grows(exported: tuple[Hive, Path]
         assert "three\n" == next(lines)
 
 
+def test_tail_follows_a_text_by_the_lines_that_are_new_in_it(hive: Hive) -> None:
+    job = hive.submit("topic=sha256 input=watched")
+    with following(hive, "tail", "-f", f"/jobs/{job}/state") as lines:
+        assert "queued\n" == next(lines)
+        hive.ask("write", f"/jobs/{job}/ctl", "cancel")
+        assert "cancelled\n" == next(lines)
+
+
 def test_tail_follows_events_without_gap_and_without_bookmarks(hive: Hive) -> None:
     job = hive.submit("topic=sha256 input=before")
     with following(hive, "tail", "-f", "-n", "1", "/events") as lines:

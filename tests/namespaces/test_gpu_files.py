@@ -139,6 +139,23 @@ def test_heartbeats_are_kept_as_records() -> None:
     annexed(story)
 
 
+def test_heartbeats_are_followed_as_they_come() -> None:
+    async def story(hive: Annexed) -> None:
+        last = json.loads((await hive.door().read("/gpu/g1/telemetry.jsonl")).splitlines()[-1])["seq"]
+        # One that was there before the hive began again has a greater number.
+        for after in (last, last + 100):
+            following = await hive.door().open(f"/gpu/g1/telemetry.jsonl@{after}")
+            reading = asyncio.ensure_future(following.read(0, 8192))
+            await hive.beat()
+            last += 1
+            assert last == json.loads(await reading)["seq"]
+        reading = asyncio.ensure_future(following.read(0, 8192))
+        await hive.say("/nodes/ctl", "remove node=g1")
+        assert b"" == await reading
+
+    annexed(story)
+
+
 def test_a_machine_without_a_gpu_says_cpu_everywhere() -> None:
     async def story(hive: Annexed) -> None:
         await hive.beat(Beat(devices=(Device("cpu:0", memory=GIB, slots=2),)), {"annex": "g1"})

@@ -7,8 +7,9 @@
                              cordoned, draining; disabled: and why
     <annex>/load             R a line for each device: memory= and slots=, given of how much, leases=,
                              utilisation= of its time; then waiting= for leases, queue= on its machine
-    <annex>/telemetry.jsonl  R its last 128 heartbeats, a JSON line each: annex, state, driver, memory_total,
-                             memory_free, utilisation, temperature (°C), queue, time, devices
+    <annex>/telemetry.jsonl  R its last 128 heartbeats, a JSON line each: seq, since the hive began, annex,
+                             state, driver, memory_total, memory_free, utilisation, temperature (°C), queue,
+                             time, devices; telemetry.jsonl@N those after number N, for ever
     <annex>/fallbacks.jsonl  R the last 1,000 jobs that were to run on it and went on elsewhere, a JSON line
                              each: job, annex, reason, time, from, pool, attempt, text, and as the job goes
                              on state, device, ended
@@ -55,7 +56,7 @@ from skep.fs import ctl
 from skep.fs.ctl import Command
 from skep.fs.errors import E, FsError
 from skep.fs.node import Caller
-from skep.fs.shapes import Ctl, Text
+from skep.fs.shapes import Ctl, Stream, Text
 from skep.fs.tree import Listing
 from skep.namespaces.fallen import fallbacks
 from skep.namespaces.gpu.asked import RUN, asked, submit_line
@@ -94,7 +95,7 @@ def files(hive: Hive) -> Listing:
         if not _sees(hive, caller, name):
             # Recorded alike, whether there is one or not: a record has a number in the ledger.
             raise FsError(E.MISSING, name, hidden=caller.tenant != HIVE_TENANT)
-        return Rows(FILES, hive, name, hive.state.gpu.by_id[name].rev)
+        return Rows(FILES, hive, name, hive.state.gpu.by_id[name].rev, AT)
 
     def names(caller: Caller) -> list[str]:
         return [*children, *(annex for annex in hive.state.gpu.by_id if _sees(hive, caller, annex))]
@@ -270,20 +271,49 @@ def _load(hive: Hive, id: str) -> str:
     return "".join(lines)
 
 
-def _telemetry(hive: Hive, id: str) -> str:
+def _telemetry(hive: Hive, id: str, after: int = 0) -> str:
     ring = hive.heartbeats.get(id)
-    heard = [] if ring is None else ring.read(0)[1]
-    return "".join(_beat(id, each.time_ns, each.said.annex) for each in heard if each.said.annex is not None)
+    first, heard = (1, []) if ring is None else ring.read(after)
+    return "".join(
+        _beat(id, seq, each.time_ns, each.said.annex)
+        for seq, each in enumerate(heard, first)
+        if each.said.annex is not None
+    )
 
 
-def _beat(id: str, time_ns: int, beat: Beat) -> str:
+class _Beating:
+    """The heartbeats after number ``after``, as they come. They are counted anew when the hive begins: after
+    more than there were comes the next."""
+
+    def __init__(self, hive: Hive, id: str, after: int) -> None:
+        self.hive = hive
+        self.id = id
+        self.after = min(after, self._last())
+
+    def _last(self) -> int:
+        ring = self.hive.heartbeats.get(self.id)
+        return 0 if ring is None else ring.last
+
+    async def next(self) -> bytes | None:
+        while self.id in self.hive.state.gpu.by_id:
+            lines, self.after = _telemetry(self.hive, self.id, self.after), self._last()
+            if lines:
+                return lines.encode()
+            await self.hive.wait_news(self.id)
+        return None
+
+    def close(self, undelivered: bytes | None) -> None:
+        """Nothing is taken by reading."""
+
+
+def _beat(id: str, seq: int, time_ns: int, beat: Beat) -> str:
     """A heartbeat as a record. Of several devices the sums of memory, the mean of what they are used and the
     highest temperature; null: none says."""
     rates = [each.utilisation for each in beat.devices if each.utilisation is not None]
     heats = [each.temperature for each in beat.devices if each.temperature is not None]
     return _line(
         {
-            "annex": id, "state": beat.state, "driver": beat.driver,
+            "seq": seq, "annex": id, "state": beat.state, "driver": beat.driver,
             "memory_total": sum(each.memory_total for each in beat.devices),
             "memory_free": sum(each.memory_free for each in beat.devices),
             "utilisation": sum(rates) / len(rates) if rates else None,
@@ -362,4 +392,7 @@ FILES: Final[Mapping[str, Callable[[Hive, str], Any]]] = {
         TABLES["*/ctl"], lambda caller, commands: run_annex(hive, id, caller, commands)
     ),
     "leases": _leases,
+}
+AT: Final[Mapping[str, Callable[[Hive, str, int], Any]]] = {
+    "telemetry.jsonl": lambda hive, id, after: Stream(lambda caller: _Beating(hive, id, after)),
 }
