@@ -6,7 +6,7 @@ What is asked of files is in dial.py; tags, fids and the bytes are client.py's.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, TypeVar, cast
 
 from skep.fs.address import Address
@@ -104,6 +104,13 @@ class Connection(asyncio.Protocol):
         """Send ``request`` now; ``wait`` gives its answer. Raises what ended the connection."""
         return self._started(self.session.start(request))
 
+    def start_all(self, requests: Iterable[Message]) -> list[Call]:
+        """Send them now, in one piece; the answers as above. Raises what ended the connection."""
+        try:
+            return [self._awaited(self.session.start(request)) for request in requests]
+        finally:
+            self._put_out()
+
     def flush(self, call: Call) -> None:
         """Ask the server to give ``call`` up: it ends with its answer if that came first, else INTR."""
         self.session.flush(call)
@@ -147,6 +154,7 @@ class Connection(asyncio.Protocol):
 
     async def close(self) -> None:
         """Send what is left and end the connection."""
+        self._put_out()
         self._close()
         await self.closed
 
@@ -187,15 +195,19 @@ class Connection(asyncio.Protocol):
         return self
 
     def _started(self, call: Call) -> Call:
+        self._awaited(call)
+        self._put_out()
+        return call
+
+    def _awaited(self, call: Call) -> Call:
         future: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
         future.add_done_callback(_looked_at)
         self._futures[call] = future
-        self._put_out()
         return call
 
     def _put_out(self) -> None:
         output = self.session.take_output()
-        if output:
+        if output and not self.closed.done():
             self._send(output)
 
     def _ended(self, call: Call) -> None:
@@ -210,7 +222,9 @@ class Connection(asyncio.Protocol):
     def _undo(self, call: Call) -> None:
         taken_back = self.session.undo(call)
         if taken_back is not None:
-            self._started(taken_back)
+            self._awaited(taken_back)
+            # Nobody waits for it: it goes out with what is asked next, in the same piece.
+            asyncio.get_running_loop().call_soon(self._put_out)
 
 
 def _looked_at(future: asyncio.Future[Message]) -> None:

@@ -34,14 +34,14 @@ class Flight:
         connection = client.connection
         fid = connection.session.take_fid()
         self._names = len(names)
-        self._walk = connection.start(Twalk(client.root.fid, fid, names))
         how, dialect = idiom.how(mode), connection.dialect
-        self._open = connection.start(
+        open_ = (
             idiom.create_request(dialect, fid, create, CREATED, how, os.getgid())
             if create
             else idiom.open_request(dialect, fid, how)
         )
-        self.last = connection.start(last(fid))
+        requests = Twalk(client.root.fid, fid, names), open_, last(fid)
+        self._walk, self._open, self.last = connection.start_all(requests)
 
     async def wait(self) -> Message:
         """The answer to ``last``; the fid is given back then. Raises FsError: what the first one that failed
