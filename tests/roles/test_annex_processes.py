@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from skep.native.kernels.arguments import CONTEXT
 from skep.native.kernels.process import Process
 from skep.native.kernels.request import Request, RunError
 from skep.roles.annex.processes import Processes
@@ -54,15 +55,67 @@ def test_what_was_refused_before_it_ran_harms_no_process_and_a_fault_does(reques
                 await ran(processes, "a", wrong)
             pids.append(await ran(processes, "a", request_))
             assert pids[-1] is not None
+            os.kill(pids[-1], signal.SIGSTOP)
+            running = asyncio.create_task(ran(processes, "a", request_))
+            await until(lambda: processes._places["cpu"].running == 1)
             os.kill(pids[-1], signal.SIGKILL)
             with pytest.raises(RunError) as faulted:
-                await ran(processes, "a", request_)
+                await running
             pids.append(await ran(processes, "a", request_))
             return [refused.value.why, faulted.value.why], pids
 
     whys, (first, second, third) = asyncio.run(story())
     assert ["argument", "kernel_failed"] == whys
     assert first == second != third
+
+
+def test_one_that_died_while_it_waited_is_nobodys_fault(request_: Request) -> None:
+    async def story() -> list[int | None]:
+        with closing(Processes({"cpu": 1})) as processes:
+            pids = [await ran(processes, "a", request_)]
+            assert pids[0] is not None
+            os.kill(pids[0], signal.SIGKILL)
+            await until(lambda: processes._places["cpu"].idle[0].process.died)
+            await until(lambda: processes._spare is not None)
+            assert processes._spare is not None
+            assert processes._spare.pid is not None
+            os.kill(processes._spare.pid, signal.SIGKILL)
+            await until(lambda: processes._spare is None or processes._spare.died)
+            return [*pids, await ran(processes, "a", request_)]
+
+    first, then = asyncio.run(story())
+    assert first != then is not None
+
+
+def test_one_is_started_ahead_and_the_next_too(request_: Request) -> None:
+    async def story() -> tuple[int | None, int | None]:
+        with closing(Processes({"cpu": 1})) as processes:
+            processes.prepare()
+            await until(lambda: processes._spare is not None)
+            assert processes._spare is not None
+            spare = processes._spare.pid
+            found = await ran(processes, "a", request_)
+            await until(lambda: processes._spare is not None)
+            return spare, found
+
+    spare, found = asyncio.run(story())
+    assert spare == found is not None
+
+
+def test_who_has_run_on_a_device_waits_there_while_it_is_in_nobodys_way(request_: Request) -> None:
+    async def story() -> list[int]:
+        with closing(Processes({"cpu": 4})) as processes:
+            waiting = []
+            for left in (None, 2 * CONTEXT, 2 * CONTEXT, 2 * CONTEXT - 1, 0):
+                for tenant in "abc":
+                    if left is None:
+                        await ran(processes, tenant, request_)
+                await processes.run("a", request_, lambda of: None, left)
+                waiting.append(len(processes._places["cpu"].idle))
+            return waiting
+
+    # The one that runs has its own context, and waits again afterwards.
+    assert [3, 3, 3, 2, 1] == asyncio.run(story())
 
 
 def test_who_is_cancelled_ends_with_its_process(request_: Request) -> None:

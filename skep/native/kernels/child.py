@@ -34,6 +34,8 @@ REFUSALS: Final = {ArgumentError: "argument", SourceError: "unsigned"}
 OUT_OF_MEMORY: Final = ("out of memory", "ALLOC_FAILED")  # in what CUDA and its libraries say
 FILE_MAX: Final = BYTES_MAX + (1 << 20)  # bytes: a result, and its header
 PR_SET_NO_NEW_PRIVS: Final = 38  # Source: linux/prctl.h
+SPARE: Final = "kernel-spare"  # the name of a process that has had no request yet
+USED: Final = "kernel"
 ENDED: Final = 1  # status, where the parent was gone before anything began
 
 
@@ -47,9 +49,18 @@ def main() -> None:
     os.dup2(2, 1)
     if WARM in sys.argv and find_spec("numba") is not None:
         import_module("numba")
+    named(SPARE)
     answers.write(READY)
-    for line in sys.stdin.buffer:
+    for number, line in enumerate(sys.stdin.buffer):
+        if number == 0:
+            named(USED)
         answers.write(answer(heard(line)))
+
+
+def named(name: str) -> None:
+    """What ps calls this process. Source: Linux, proc_pid_comm(5)."""
+    with contextlib.suppress(OSError):  # as below
+        Path("/proc/self/comm").write_text(name)
 
 
 def confine() -> None:

@@ -9,14 +9,16 @@ import contextlib
 import os
 import re
 import select
-import selectors
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from math import ceil
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import mkdtemp
 from types import TracebackType
 from typing import Final, Self
 
@@ -34,6 +36,8 @@ from skep.native.kernels.request import (
 )
 
 START_NS: Final = 60_000_000_000  # for Python and numpy to be there: a cold disk has taken ten seconds
+ENDING_NS: Final = 1_000_000_000  # of a process whose pipe has ended, until it has too
+POLL_MAX_MS: Final = (1 << 31) - 1  # poll(2) takes an int
 ANSWER_MAX: Final = 1 << 20  # bytes
 ASIDE: Final = ".making-"  # where results are until all of them are whole, in the directory for them
 # Its threads wait for each other by spinning: on two busy processors two of them multiply at a third of the
@@ -58,6 +62,7 @@ class Process:
         self._killed = False
         self._child: subprocess.Popen[bytes] | None = None
         self._life = -1
+        self._used = False  # something has run in it
         # Held where the child is reaped or signalled: a number that is free may be another's.
         self._lock = threading.Lock()
 
@@ -75,13 +80,29 @@ class Process:
         child = self._child
         return None if child is None else child.pid
 
+    @property
+    def died(self) -> bool:
+        """Whether it was started and has ended by itself, or by somebody who was short of memory."""
+        with self._lock:
+            if self._child is None:
+                return False
+            # It is reaped elsewhere.
+            look = os.WEXITED | os.WNOHANG | os.WNOWAIT
+            return os.waitid(os.P_PID, self._child.pid, look) is not None
+
+    def start(self) -> None:
+        """Start it ahead of its first run. Raises RunError."""
+        if self._child is None:
+            self._started()
+
     def run(self, request: Request) -> Done:
         """Run it, to its end: results are in ``request.out`` when this returns, all of them, and none where
         it raises. A source that was brought has a process that nothing else runs in, before or after. Raises
         RunError, after which the process may be another."""
         assert request.form in FORMS
-        if request.source is not None:
+        if request.source is not None and self._used:
             self.end()
+        self._used = True
         try:
             with _aside(request.out) as aside:
                 done = self._ran(request._replace(out=aside))
@@ -177,15 +198,13 @@ class Process:
         """The next line of answers; "": it ended. Raises TimeoutError."""
         assert child.stdout is not None
         until, line = time.monotonic_ns() + timeout_ns, b""
-        with selectors.DefaultSelector() as ready:
-            ready.register(child.stdout, selectors.EVENT_READ)
-            while not line.endswith(b"\n") and len(line) < ANSWER_MAX:
-                if not ready.select(max(0.0, (until - time.monotonic_ns()) / 1e9)):
-                    raise TimeoutError
-                piece = os.read(child.stdout.fileno(), ANSWER_MAX)
-                if not piece:
-                    return b""
-                line += piece
+        while not line.endswith(b"\n") and len(line) < ANSWER_MAX:
+            if not _is_readable(child.stdout.fileno(), max(0, until - time.monotonic_ns())):
+                raise TimeoutError
+            piece = os.read(child.stdout.fileno(), ANSWER_MAX)
+            if not piece:
+                return b""
+            line += piece
         return line
 
     def _died(self, what: str) -> RunError:
@@ -193,7 +212,7 @@ class Process:
         assert child is not None
         # It is looked at here and reaped under the lock.
         with os.fdopen(os.pidfd_open(child.pid), "rb") as of:
-            ended = bool(select.select([of], [], [], 1)[0])
+            ended = _is_readable(of.fileno(), ENDING_NS)
         self.end()
         status = child.returncode if ended else 0
         if status == -signal.SIGXCPU:
@@ -206,13 +225,28 @@ def _passed_on() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if PASSED_ON.fullmatch(name)}
 
 
-def _aside(out: str) -> TemporaryDirectory[str]:
+def _is_readable(fd: int, within_ns: int) -> bool:
+    """Whether there is something to read, or an end, within so long."""
+    poll = select.poll()  # select() takes no descriptor from 1024 on
+    poll.register(fd, select.POLLIN)
+    return bool(poll.poll(min(ceil(within_ns / 1e6), POLL_MAX_MS)))
+
+
+@contextlib.contextmanager
+def _aside(out: str) -> Iterator[str]:
     """A directory in that for the results, so that each is moved by its name alone. Raises RunError."""
     try:
-        # Why the run ended is the error that counts.
-        return TemporaryDirectory(prefix=ASIDE, dir=out, ignore_cleanup_errors=True)
+        aside = mkdtemp(prefix=ASIDE, dir=out)
     except OSError as error:
         raise RunError("argument", f"{out}: expected a directory: {error.strerror}") from error
+    try:
+        yield aside
+    finally:
+        try:
+            os.rmdir(aside)
+        except OSError:
+            # Why the run ended is the error that counts.
+            shutil.rmtree(aside, ignore_errors=True)
 
 
 def moved(made: Made, out: str) -> Made:

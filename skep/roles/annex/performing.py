@@ -207,11 +207,13 @@ class Performing:
             source=run.source,
         )
 
+        left = self.room.left(use.device) if use.device is not None and kind == CUDA else None
+
         def at(process: Process) -> None:
             use.process = process
 
         try:
-            return await self.processes.run(leased.lease.tenant, request, at)
+            return await self.processes.run(leased.lease.tenant, request, at, left)
         except RunError as error:
             text = _here(leased, error)
             if error.why in FINAL:

@@ -1,7 +1,11 @@
 """The processes that kernels run in, each beside this one, on threads that wait for them.
 
 One runs for one lease at a time. Afterwards it is kept warm for the next run of the same tenant on the same
-device: never for another's, never after a run that did not end well, never after source that was brought."""
+device: never for another's, never after a run that did not end well, never after source that was brought. One
+more is started ahead, for the next who has none: it has touched no device yet.
+
+A process that has run on a GPU holds a context there, of which no lease knows once its run is over. Such ones
+wait only while their contexts are in nobody's way: who begins a run says what of the device is left."""
 
 from __future__ import annotations
 
@@ -12,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Final
 
+from skep.native.kernels.arguments import CONTEXT
 from skep.native.kernels.process import Process
 from skep.native.kernels.request import Done, Request, RunError
 
@@ -44,11 +49,32 @@ class Processes:
         self._places = {device: Place() for device in slots}
         self._killed: set[Process] = set()  # of those that run
         self._threads = ThreadPoolExecutor(sum(slots.values()), "kernel")
+        self._ahead = ThreadPoolExecutor(1, "spare")  # starts one, which takes longer than most runs
+        self._spare: Process | None = None  # it is started; None: not yet
+        self._starting: Process | None = None
 
-    async def run(self, tenant: str, request: Request, at: Callable[[Process], None]) -> Done:
-        """Run it in a process, which ``at`` is told. Cancelled, the process is killed. Raises RunError."""
+    def prepare(self) -> None:
+        """Have one that is started, for the next who has none."""
+        if self._spare is None and self._starting is None:
+            process = self._starting = Process(warm=True)
+            starting = asyncio.get_running_loop().run_in_executor(self._ahead, process.start)
+            starting.add_done_callback(functools.partial(self._prepared, process))
+
+    def _prepared(self, process: Process, starting: asyncio.Future[None]) -> None:
+        self._starting = None
+        # Where it cannot be, who needs one is told so.
+        if starting.exception() is None:
+            self._spare = process
+
+    async def run(
+        self, tenant: str, request: Request, at: Callable[[Process], None], left: int | None = None
+    ) -> Done:
+        """Run it in a process, which ``at`` is told. ``left``: bytes of its device that no run has, this one
+        neither; None: it is no GPU. Cancelled, the process is killed. Raises RunError."""
         place = self._places[request.device]
         process = self._taken(place, tenant, self._slots[request.device])
+        if left is not None:
+            self._make_room(place, left)
         at(process)
         place.running += 1
         running = asyncio.get_running_loop().run_in_executor(self._threads, process.run, request)
@@ -78,13 +104,25 @@ class Processes:
 
     def _taken(self, place: Place, tenant: str, slots: int) -> Process:
         """One that waits for this tenant, the one that ran last; else a new one, maybe in another's place."""
+        for kept in [each for each in place.idle if each.process.died]:
+            self._expire(place, kept)
         for kept in reversed(place.idle):
             if kept.tenant == tenant:
                 self._drop(place, kept)
                 return kept.process
         while place.idle and place.running + len(place.idle) >= slots:
             self._expire(place, place.idle[0])
-        return Process(warm=True)
+        spare, self._spare = self._spare, None
+        if spare is not None and spare.died:
+            spare.end()
+            spare = None
+        self.prepare()
+        return spare or Process(warm=True)
+
+    def _make_room(self, place: Place, left: int) -> None:
+        """End those that wait whose contexts take what somebody else has."""
+        while len(place.idle) * CONTEXT > left and place.idle:
+            self._expire(place, place.idle[0])
 
     def _keep(self, place: Place, tenant: str, process: Process) -> None:
         kept = Kept(process, tenant)
@@ -102,7 +140,12 @@ class Processes:
 
     def close(self) -> None:
         """End those that wait; whoever runs one has been cancelled."""
+        if self._starting is not None:
+            self._starting.kill()
+        if self._spare is not None:
+            self._spare.end()
         for place in self._places.values():
             for kept in list(place.idle):
                 self._expire(place, kept)
         self._threads.shutdown(wait=False)
+        self._ahead.shutdown(wait=False)

@@ -55,6 +55,10 @@ class Room:
                 found.append((left, device))
         return [device for _, device in sorted(found, key=lambda each: each[0])]
 
+    def left(self, device: Device) -> int:
+        """Bytes of the device that no run has."""
+        return device.memory - sum(use.memory for use in self.uses.values() if use.device is device)
+
     def take(self, use: Use) -> None:
         self.uses[use.job] = use
 

@@ -71,6 +71,7 @@ async def serve(plan: Plan, say: Callable[[str], None]) -> None:
     async with listen(tree(telemetry, room), address) as listener:
         say(f"serving {listener.address}")
         with telemetry.reading(), contextlib.closing(_processes(machine)) as processes:
+            processes.prepare()
             performing = Performing(
                 telemetry, room, processes, frozenset(plan.spare), SystemClock(), plan.signed
             )
