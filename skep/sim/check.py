@@ -51,9 +51,11 @@ def _answers(ran: Ran) -> Iterator[str]:
     """What was answered is in the ledger, as it was answered."""
     entries = [json.loads(body) for body in ran.bodies]
     by_trace = {entry["trace"]: entry for entry in entries}
-    lines = {entry["line"] for entry in entries if entry["outcome"]["code"] == "ok"}
+    # The hive adds to some what they refer to.
+    lines = [entry["line"] for entry in entries if entry["outcome"]["code"] == "ok"]
     for said in ran.history.said:
-        if said.answer == "ok" and said.line and not said.trace and said.line not in lines:
+        unread = said.answer == "ok" and said.line and not said.trace
+        if unread and not any(line.startswith(said.line) for line in lines):
             yield f"{said.who}: {said.line}: told ok, the ledger has no such line"
         if not said.trace or (said.answer in SUMMED and said.trace not in by_trace):
             continue

@@ -161,8 +161,7 @@ class Drone:
             await asyncio.wait((work, watching))
 
     async def work(self, lease: Lease, how: dict[str, str]) -> None:
-        on = CPU if lease.pool in SPARES else {}
-        if await self.say(lease.job, lease.fence, "start", **on):
+        if await self.say(lease.job, lease.fence, "start"):
             by = f"{self.node}-{lease.fence}"
             await self.end(lease, how, on_device("cpu", by) if lease.pool in SPARES else by)
 

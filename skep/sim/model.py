@@ -127,9 +127,12 @@ class Model:
 
     def __post_init__(self) -> None:
         self.cards = Cards(self._broken)
+        self._entry: dict[str, Any] = {}
 
     def entry(self, entry: dict[str, Any]) -> None:
         """The next entry."""
+        if self._entry and entry["time"] < self._entry["time"]:
+            self.submits.clear()  # no rate is told by a clock that goes back
         self._entry = entry
         if entry["outcome"]["code"] != "ok":
             if entry["events"]:
@@ -346,8 +349,6 @@ class Model:
     def _check_rate(self, tenant: str) -> None:
         """In any t seconds no more than ``most`` (1 + t) come, while no clock goes back."""
         times = self.submits[tenant]
-        if times and self._entry["time"] < times[-1]:
-            times.clear()
         times.append(self._entry["time"])
         for name in ("limits/submits", "limits/actor-submits"):
             most = self.limits[tenant].get(name)
