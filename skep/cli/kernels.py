@@ -25,6 +25,14 @@ STATUSES: Final = {
     "kernel_failed": FAILED,
 }
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+
+def _names(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    from skep.native.kernels.catalogue import KERNELS
+
+    return [name for name in KERNELS if name.startswith(incomplete)]
+
+
 _OPTIONS: Final = (
     click.option("--in", "inputs", multiple=True, metavar="ARG=FILE", help="An array: a .npy file."),
     click.option("--raw", multiple=True, metavar="ARG=DTYPE:SIZES", help="It has no header: float32:10x10."),
@@ -85,7 +93,7 @@ def list_command(as_json: bool) -> None:
 
 @kernel_command.command("show")
 @click.option("--json", "as_json", is_flag=True, help="As what is signed of it.")
-@click.argument("name")
+@click.argument("name", shell_complete=_names)
 def show_command(name: str, as_json: bool) -> None:
     """Show what a kernel takes and gives, how exact it is and what it costs.
 
@@ -101,7 +109,7 @@ def show_command(name: str, as_json: bool) -> None:
 
 
 @kernel_command.command("run")
-@click.argument("name")
+@click.argument("name", shell_complete=_names)
 @_given
 @click.option("--set", "numbers", multiple=True, metavar="ARG=NUMBER", help="A number.")
 @click.option("--root", envvar=ROOT, type=_FILE, help=f"The Ed25519 public key (PEM) to trust; {ROOT}.")

@@ -39,6 +39,7 @@ class DurationType(click.ParamType[int]):
 
 
 DURATION: Final = DurationType()
+SERVED: Final = ("queen-primary", "queen-regional", "queen-bare-metal", "cuda-annex")  # by skep serve
 
 
 class Serving(click.Command):
@@ -74,6 +75,7 @@ class Serving(click.Command):
     "--role",
     default="queen-primary",
     show_default=True,
+    shell_complete=lambda ctx, param, start: [role for role in SERVED if role.startswith(start)],
     help="The manifest it serves by. cuda-annex is no queen: skep serve --role cuda-annex --help.",
 )
 @click.option(

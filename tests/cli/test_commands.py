@@ -84,6 +84,21 @@ def test_paths_of_the_hive_are_completed(hive: Hive) -> None:
     assert "" == run(env=asked | {"SKEP_HIVE": "unix:/nowhere"}).stdout.strip()
 
 
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        ("kernel show so", "softmax"),
+        ("kernel run sa", "saxpy"),
+        ("serve --role cuda-annex --device cu", "cuda"),
+        ("serve --role cu", "cuda-annex"),
+    ],
+)
+def test_kernels_and_roles_are_completed(words: str, found: str) -> None:
+    count = str(len(words.split()))
+    asked = {"_SKEP_COMPLETE": "bash_complete", "COMP_WORDS": f"skep {words}", "COMP_CWORD": count}
+    assert f"plain,{found}\n" == run(env=asked).stdout
+
+
 # how it ends
 
 
