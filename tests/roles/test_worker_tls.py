@@ -89,9 +89,11 @@ def test_a_worker_renews_itself_and_no_job_notices(brief: Networked) -> None:
 def test_a_gpu_server_is_a_worker_by_its_own_certificate(hive: Networked) -> None:
     """It joins, takes leases, seals what came of them and is commanded as any other node."""
     annex = hive.enroll("cuda-annex", "gpu1")
-    hive.ask("write", "/pools/ctl", "create pool=gpu")
-    hive.ask("write", "/pools/ctl", "map topic=copy pool=gpu")
-    with annex.working(pools="gpu"):
+    # It does what needs a device, and what falls back from that.
+    hive.ask("write", "/pools/ctl", "create pool=gpu-cpu")
+    hive.ask("write", "/pools/ctl", "create pool=gpu requires=gpu fallback=gpu-cpu")
+    hive.ask("write", "/pools/ctl", "map topic=copy pool=gpu-cpu")
+    with annex.working(pools="gpu-cpu"):
         assert ["cuda-annex", "green"] == [
             hive.ask("cat", f"/nodes/gpu1/{name}") for name in ("role", "trust")
         ]
