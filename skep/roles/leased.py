@@ -14,9 +14,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import io
 import logging
 import shutil
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
@@ -33,6 +35,7 @@ from skep.trace.clock import SECOND, parse_duration
 log = logging.getLogger("skep.worker")
 RESULT_MAX: Final = 4096  # bytes: longer results are artifacts
 ERROR_MAX: Final = 1024  # bytes of why a job failed; the rest is in its log
+OUTPUT_MAX: Final = 1 << 16  # bytes: a larger output is staged as soon as it is there
 RETRY_S: Final = 1.0  # between tries to say something that the hive cannot take now
 _PASSING: Final = (E.NOSPACE, E.THROTTLED, E.OVERLOAD, E.BUSY, E.IO)
 _LOST: Final = (E.FENCED, E.ILLEGAL_MOVE, E.CONFLICT, E.MISSING, E.DENIED)  # the lease is not ours any more
@@ -63,6 +66,14 @@ class Lease(msgspec.Struct, frozen=True):
     traceparent: str = ""  # W3C; "": its submitter gave none
     tracestate: str = ""
     inputs: dict[str, Input] = {}  # what goes in besides the input, by name
+
+
+class Output(msgspec.Struct, frozen=True):
+    """What is to be an output of a job. ``sha256`` in hex. ``data``: what is staged as the end is said; None:
+    it is staged already."""
+
+    sha256: str
+    data: bytes | None = None
 
 
 class JobFailed(Exception):
@@ -122,7 +133,7 @@ class Leased:
         self._until_s = asyncio.get_running_loop().time() + self._lease_s  # of the lease, as far as we know
         self._leaving = asyncio.Event()
         self._starting: asyncio.Task[None] | None = None  # None: start is not said yet
-        self._outputs: dict[str, str] = {}  # name -> SHA-256 of what is staged, and sealed with the ack
+        self._outputs: dict[str, Output] = {}  # by name: sealed with the ack
 
     async def run(self, perform: Perform) -> None:
         """Do it, and tell the hive how it ended. Raises nothing but cancellation."""
@@ -273,9 +284,11 @@ class Leased:
         """Write a verb to the job's ctl, again when the hive cannot take it now. Raises LeaseLost when it
         does not count any more. ``before``: lines of the same write; then a move that is not legal is an
         FsError, for it may be one of theirs."""
-        said = before + (self._sealing() if verb == "ack" else "") + self._line(verb, **args)
+        said = before + self._line(verb, **args)
         while True:
             try:
+                if verb == "ack" and self._outputs:
+                    return await self.uplink.do(partial(self._hand_in, f"{self._sealing()}{said}\n".encode()))
                 return await self.uplink.write(f"{self.path}/ctl", said)
             except FsError as error:
                 if error.kind is E.ILLEGAL_MOVE and "running -> running" in error.detail and not before:
@@ -292,9 +305,29 @@ class Leased:
     def _sealing(self) -> str:
         """Lines before that of the end: there is no output of a job that did not come to it."""
         seals = (
-            self._line("seal", name=name, sha256=f"sha256:{sha256}") for name, sha256 in self._outputs.items()
+            self._line("seal", name=name, sha256=f"sha256:{of.sha256}") for name, of in self._outputs.items()
         )
         return "".join(f"{seal}\n" for seal in seals)
+
+    async def _hand_in(self, said: bytes, client: Client) -> None:
+        """Stage what is not staged yet and say the end, all at once. Where the one has come before the other,
+        or something of an earlier time is there, one after the other."""
+        small = {self._stage_name(name): of.data for name, of in self._outputs.items() if of.data is not None}
+        staging = [_staging(client, name, data) for name, data in small.items()]
+        ending = Flight(client, f"{self.path}/ctl", "w", lambda fid: Twrite(fid, 0, said))
+        answers = (flight.wait() for flight in (*staging, ending))
+        *staged, ended = await asyncio.gather(*answers, return_exceptions=True)
+        if not isinstance(ended, BaseException):
+            return
+        overtaken = isinstance(ended, FsError) and ended.kind is E.USAGE
+        if not overtaken and not any(isinstance(each, BaseException) for each in staged):
+            raise ended
+        for name, data in small.items():
+            await _staged(client, name, io.BytesIO(data))
+        await Flight(client, f"{self.path}/ctl", "w", lambda fid: Twrite(fid, 0, said)).wait()
+
+    def _stage_name(self, name: str) -> str:
+        return f"{self.lease.job}.{self.lease.fence}.{name}"
 
     # what watches over it
 
@@ -395,15 +428,13 @@ class Leased:
     async def give(self, name: str, file: BinaryIO) -> str:
         """Have what ``file`` holds become an output in the write that says that the job has succeeded; its
         SHA-256. Raises LeaseLost, FsError."""
-        staged = f"{self.lease.job}.{self.lease.fence}.{name}"
         await self.begin()
         try:
-            sha256 = await self.uplink.do(lambda client: _staged(client, staged, file))
+            self._outputs[name] = await self.uplink.do(partial(_output, self._stage_name(name), file))
         except FsError as error:
             _raise_lost(error)
             raise
-        self._outputs[name] = sha256
-        return sha256
+        return self._outputs[name].sha256
 
     async def keep(self, name: str, file: BinaryIO, kind: str = "") -> str:
         """Make an artifact of the job of what ``file`` holds; its SHA-256. ``kind``: its class, "": the
@@ -474,15 +505,27 @@ async def _at_once(client: Client, path: str) -> bytes:
     return bytes(reply.data)
 
 
+async def _output(name: str, file: BinaryIO, client: Client) -> Output:
+    """What ``file`` holds: what is large is staged under the name."""
+    file.seek(0)
+    data = file.read(OUTPUT_MAX)
+    if 0 < len(data) < min(OUTPUT_MAX, _unit(client)):
+        return Output(hashlib.sha256(data).hexdigest(), data)
+    return Output(await _staged(client, name, file))
+
+
+def _staging(client: Client, name: str, data: bytes) -> Flight:
+    """Of what fits into one message."""
+    return Flight(client, "/artifacts/stage", "w", lambda fid: Twrite(fid, 0, data), create=name)
+
+
 async def _staged(client: Client, name: str, file: BinaryIO) -> str:
     """The SHA-256 of what ``file`` holds, once it is staged under the name."""
     file.seek(0)
     data = file.read(_unit(client))
     if data and len(data) < _unit(client):
         with contextlib.suppress(FsError):  # one that is there already is written anew, below
-            place = "/artifacts/stage"
-            sent = Flight(client, place, "w", lambda fid: Twrite(fid, 0, data), create=name)
-            reply = await sent.wait()
+            reply = await _staging(client, name, data).wait()
             if isinstance(reply, Rwrite) and reply.count == len(data):
                 return hashlib.sha256(data).hexdigest()
     digest = hashlib.sha256()

@@ -34,7 +34,7 @@ from skep.trace.clock import SystemClock
 
 log = logging.getLogger("skep.annex")
 SOCKET: Final = "annex.sock"
-QUIET_S: Final = 0.02  # a run that is over by then is not watched: nobody could have cancelled it
+QUIET_S: Final = 0.1  # a run that is over by then is not watched: a cancel is heard so much later
 
 Signed = Mapping[str, Mapping[str, Any]]  # what was signed of each kernel
 
