@@ -427,6 +427,8 @@ def test_an_annex_that_is_disabled_gives_nothing_and_lets_end_what_runs(by_itsel
     assert ("disabled", "g1") == hive.state.why_no_annex("gpu", HIVE_TENANT)
     assert refused(hive, "/pools/gpu/next", "lease", G1).startswith("NODATA ")
     release(hive, kept)
+    if by_itself:
+        assert f"g1 is disabled still, by itself: {why}" in hive.write(CTL, "enable")
     hive.offer(CARD) if by_itself else hive.write(CTL, "enable")
     hive.start(job)
     assert ("", "") == hive.state.why_no_annex("gpu", HIVE_TENANT)
