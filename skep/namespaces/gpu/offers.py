@@ -1,4 +1,5 @@
-"""How often what annexes offer is written down: some changes at once, then one a second, and always the last.
+"""How often what annexes offer is written down: some changes at once, then one in ten seconds, and always the
+last.
 
 A heartbeat is no command, and each change is an entry of the ledger: who says something else all the time
 must not fill it."""
@@ -14,7 +15,7 @@ from skep.namespaces.gpu.record import Annexes
 from skep.namespaces.gpu.said import Said, offer, path_of
 
 BURST: Final = 16  # changes at once: each device of an annex may fail by itself
-RATE: Final = 1.0  # changes a second after that
+RATE: Final = 0.1  # changes a second after that: 16 KiB each, if it has very much to say
 
 
 class Offers:
