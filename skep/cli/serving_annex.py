@@ -143,6 +143,8 @@ def annex_serve_command(
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     address = hive or nodes_go("annexes.sock")
     own = machine("annex", address, node, directory)
+    if address.kind == "unix" and not os.path.exists(address.path):
+        click.echo(f"{address}: not there yet: a queen has it by `skep up`, or --listen-annexes", err=True)
     plan = Plan(
         address, own.node, own.directory, device, slots, memory, heartbeat, tuple(pools.split(",")),
         tuple(cpu_pools.split(",")), parsed_labels(labels), signed_of(kernel_root, kernel_catalogue),

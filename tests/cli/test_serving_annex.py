@@ -11,6 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from skep.__main__ import run
+from tests.daemons import daemon, queen
 
 Capture = pytest.CaptureFixture[str]
 NO_CARD = {"CUDA_VISIBLE_DEVICES": ""}  # also where there is one
@@ -77,6 +78,16 @@ def test_who_has_no_numpy_takes_no_runs_that_it_would_fail(
     monkeypatch.setitem(sys.modules, "numpy", None)
     assert 1 == run([*args, "-H", "unix:nowhere.sock", "--dir", "annex"])
     assert "skep: numpy is not installed, which kernels need: pip install" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_an_annex_waits_for_its_hive_and_says_what_for(tmp_path: Path) -> None:
+    door = f"unix:{tmp_path}/annexes.sock"
+    args = ("serve", "--role", "cuda-annex", "--device", "cpu", "--node", "g1", "--dir", str(tmp_path / "g1"))
+    with daemon("serving", *args, env={"SKEP_HIVE": f"unix:{tmp_path}/hive.sock"}) as waiting:
+        assert f"{door}: not there yet: a queen has it by `skep up`, or --listen-annexes" in waiting.lines
+        with queen(tmp_path / "hive", "--listen", f"unix:{tmp_path}/hive.sock", "--listen-annexes", door):
+            waiting.wait_ready("ready g1")
 
 
 def test_the_devices_of_this_machine_are_shown(capsys: Capture) -> None:

@@ -49,9 +49,7 @@ from skep.trace.rules import Decision
 TTL_MIN_NS: Final = SECOND  # shorter ones would end before a busy hive has heard their renewal.
 TTL_MAX_NS: Final = 24 * HOUR  # what is held by nobody any more stands in the way so long, at most.
 WAIT_MAX_NS: Final = HOUR  # a client that wants to wait longer asks again.
-WAITERS_MAX: Final = (
-    32  # of one annex: each is a call that waits, and may be granted in one entry with others.
-)
+WAITERS_MAX: Final = 32  # of one annex: each is a call that waits; many may be granted in one entry.
 WAITERS_OF_ONE: Final = 16  # of one holder: the others are to find a place in the queue, too.
 SOURCES_MAX: Final = 4096  # that are allowed at a time
 WAITING: Final = "waiting"  # the reply to a lease that is in the queue.
@@ -203,10 +201,8 @@ def _enable(draft: _Draft, world: World) -> Decided:
     if draft.annex.off:
         draft.add(Enabled(draft.annex.id))
     draft.promote()  # what is over is for those who wait, whatever was asked
-    by_itself = draft.annex.disabled
-    return draft.decided(
-        draft.annex.id + (f" is disabled still, by itself: {by_itself}" if by_itself else "")
-    )
+    why = draft.annex.disabled
+    return draft.decided(draft.annex.id + (f" is disabled still, by itself: {why}" if why else ""))
 
 
 def gone(annexes: Annexes, order: Order) -> tuple[Event, ...]:
