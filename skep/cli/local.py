@@ -98,7 +98,8 @@ _mount: Final = click.option(
 def up_command(directory: Path, mount: Path, listen: tuple[Address, ...], name: str | None) -> None:
     """Start a hive and a worker here, and mount it. What runs already is left alone.
 
-    Its keys are made at the first start, in --dir.
+    Its keys are made at the first start, in --dir. Other workers of this machine come in at worker.sock
+    there, an annex at annexes.sock (skep serve --role cuda-annex).
 
     \b
     Examples:
