@@ -177,7 +177,7 @@ def start(directory: Path, part: Part) -> int:
         fcntl.flock(pid, fcntl.LOCK_EX)
         began = log.seek(0, os.SEEK_END)
         process = subprocess.Popen(
-            [sys.executable, "-m", "skep", *part.args],
+            [sys.executable, "-P", "-m", "skep", *part.args],
             # What they say is in the arguments: said twice, the queen would take them for all she serves at.
             env={name: said for name, said in os.environ.items() if name not in ("SKEP_LISTEN", "SKEP_NAME")},
             stdin=subprocess.DEVNULL,

@@ -226,7 +226,7 @@ async def _snapshots(plan: Plan, hive: Hive, url: str, begun: Begun | None) -> A
     if not plan.snapshot_every:
         yield
         return
-    command = [sys.executable, "-m", "skep", "snapshot", str(plan.directory), "--ledger", url]
+    command = [sys.executable, "-P", "-m", "skep", "snapshot", str(plan.directory), "--ledger", url]
     last = 0 if begun is None else begun.seq
     making = asyncio.create_task(Maker(hive, command, plan.snapshot_every, last).run())
     try:

@@ -235,6 +235,15 @@ def test_what_its_parent_knows_it_does_not(tmp_path: Path, monkeypatch: pytest.M
         assert 5 == len(list((place / "fd").iterdir()))  # three, its answers, its life
 
 
+def test_what_lies_about_where_it_is_started_is_no_module_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "numpy.py").write_text("raise SystemExit(7)")
+    monkeypatch.chdir(tmp_path)
+    with Process() as process:
+        assert "reduce_sum" == process.run(sum_of(tmp_path)).kernel
+
+
 def test_it_can_do_less_than_its_parent(process: Process, tmp_path: Path) -> None:
     process.run(sum_of(tmp_path))
     assert process.pid is not None

@@ -181,7 +181,8 @@ class Process:
                 raise RunError("killed", "the process for kernels")
             life, mine = os.pipe()
             pipes.callback(os.close, life)
-            command = [sys.executable, "-m", "skep.native.kernels.child", f"{LIFE}{life}"]
+            # -P: what lies about in the directory where somebody has started this is no module of it.
+            command = [sys.executable, "-P", "-m", "skep.native.kernels.child", f"{LIFE}{life}"]
             command += [WARM] if self._warm else []
             try:
                 child = subprocess.Popen(
