@@ -249,7 +249,7 @@ def _renew(jobs: Jobs, order: Order, world: World) -> Decided:
 
 
 def _seal(jobs: Jobs, order: Order, world: World) -> Decided:
-    """What is sealed, the artifacts say: here, that the holder seals it, or did before it said how it ended."""
+    """What is sealed, the artifacts say: here, that its holder does, or did before it said how it ended."""
     job = _fenced_job(jobs, order)
     digest = order.args["sha256"].removeprefix("sha256:")
     if not job.held and world.output(job.id, order.args["name"]) != digest:
