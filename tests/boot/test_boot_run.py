@@ -20,7 +20,7 @@ from skep.__main__ import run
 from skep.boot.baseline import SUFFIX
 from skep.boot.classes import Class
 from skep.boot.manifest import read
-from skep.boot.run import exact
+from skep.boot.run import Boot, exact
 from skep.boot.symbols import Symbols, archived
 from tests.daemons import wait_for
 
@@ -55,9 +55,13 @@ def test_counts_are_the_same_in_every_boot_on_a_busy_machine_too(own: Path, arch
     said = read(
         path := manifest(own, arch, "do=ready wait=1" if arch == "x86_64" else "do=ready", seconds=60)
     )
+
+    async def beside_each_other() -> list[Boot]:
+        return await asyncio.gather(*(exact(said, path.parent) for _ in range(3)))
+
     boots = [asyncio.run(exact(said, path.parent)) for _ in range(3)]
     with burning():
-        boots += [asyncio.run(exact(said, path.parent)) for _ in range(3)]
+        boots += asyncio.run(beside_each_other())
     assert [boot.verdict for boot in boots] == [None] * 6
     counts = {tuple(each.instructions for each in boot.reached) for boot in boots}
     assert len(counts) == 1

@@ -33,11 +33,15 @@ def test_every_operation_counts_and_none_fails(
     floor: Grounds, dialect: str, op: str, connections: int, depth: int
 ) -> None:
     place = Place(floor.place(FLOOR, "read").address, "f64", dialect)
-    load = measure(place, op, seconds=SECONDS, connections=connections, depth=depth)
+    seconds, load = SECONDS, measure(place, op, seconds=SECONDS, connections=connections, depth=depth)
+    while load.ops <= 100 and seconds < LIMIT:
+        # Others have the processors: of a longer while some is ours.
+        seconds *= 4
+        load = measure(place, op, seconds=seconds, connections=connections, depth=depth)
     assert (0, "", False) == (load.errors, load.error, load.stalled)
     assert load.ops > 100
     assert load.bytes == (load.ops * 64 if op in ("read", "write") else 0)
-    assert SECONDS <= load.seconds < SECONDS * 10
+    assert seconds <= load.seconds < seconds * 10
     assert 0 < load.p50_ns <= load.p99_ns < load.seconds * 1e9
 
 
