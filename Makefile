@@ -32,11 +32,12 @@ up: $(VENV)/run
 down: $(VENV)/run
 	@$(BIN)/skep down --dir $(DIR) --mount $(MOUNT)
 
+# Many tests wait, for leases, heartbeats and guests: three at a time keep two processors at work.
 test: $(VENV)/test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check -q .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 check: $(VENV)/test
 	$(BIN)/ruff check .
