@@ -316,6 +316,7 @@ class Drill:
 
     async def exhaust(self) -> None:
         """Some want more than there is, some need more than they want."""
+        await self.wait_online()
         asked = await self.submit(4, memory=str(2 * MEMORY), **FIRST)
         await self.submit(2, memory=str(2 * MEMORY), fallback="refuse", **FIRST)
         found = await self.submit(4, self.large, memory="1MiB", **FIRST)
