@@ -185,9 +185,10 @@ def _heartbeat(hive: Hive, id: str) -> Text:
         if len(data) > HEARTBEAT_MAX:
             raise FsError(E.TOOBIG, f"max={HEARTBEAT_MAX}")
         said = parse_heartbeat(data)
-        if said.annex is not None and node_of(hive, id).role != ANNEX:
-            raise FsError(E.DENIED, f"rule=annex-role {node_of(hive, id).role} has no devices for others")
-        if "annex" in said.labels and (node_of(hive, id).role, id) != (ANNEX, said.labels["annex"]):
+        role = node_of(hive, id).role
+        if said.annex is not None and role != ANNEX:
+            raise FsError(E.DENIED, f"rule=annex-role {role} has no devices for others")
+        if "annex" in said.labels and (role, id) != (ANNEX, said.labels["annex"]):
             raise FsError(
                 E.DENIED, f"rule=annex-role label annex: expected of {ANNEX} alone, and its own name"
             )
