@@ -134,6 +134,7 @@ class Leased:
         self._leaving = asyncio.Event()
         self._starting: asyncio.Task[None] | None = None  # None: start is not said yet
         self._outputs: dict[str, Output] = {}  # by name: sealed with the ack
+        self._made: Path | None = None  # its directory; None: it is not there yet
 
     async def run(self, perform: Perform) -> None:
         """Do it, and tell the hive how it ended. Raises nothing but cancellation."""
@@ -401,8 +402,10 @@ class Leased:
 
     def made(self) -> Path:
         """Its directory, which is there."""
-        self.directory.mkdir(parents=True, exist_ok=True)
-        return self.directory.resolve()
+        if self._made is None:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            self._made = self.directory.resolve()
+        return self._made
 
     async def _fetch(self, sha256: str, to: Path, size: int | None = None) -> None:
         """``size``: in bytes, as the lease says; None: it does not."""

@@ -8,7 +8,8 @@ does nothing, by the same queen, both by TLS on this machine; and the process of
 asked for at a time; whenever one has ended, the next is. Cells are medians of interleaved rounds.
 
 What the control plane adds: from the entry that leases the job to the one that ends it, less what the kernel
-took. The device is this machine's CPU."""
+took. Processor time of a job: of the queen, of the annex, of the processes that kernels run in; it changes
+less than rates do where the machine has other work. The device is this machine's CPU."""
 
 from __future__ import annotations
 
@@ -25,7 +26,7 @@ import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -53,15 +54,18 @@ create pool={SDK}
 map topic={SDK} pool={SDK}
 """
 NODES: Final = {"annex": "cuda-annex", "sdk": "drone-worker"}  # and their roles
+# What the command lines of processes have in them. Those of the kernel alone do nothing meanwhile.
+MARKS: Final = {"queen": b"\0--listen\0", "annex": b"\0cuda-annex\0", "kernel": b"kernels.child\0"}
 SKEP: Final = (sys.executable, "-m", "skep")
 
 
 class Round(NamedTuple):
-    """``overheads``: ns of each job, of an annex alone."""
+    """``overheads``: ns of each job; ``spent``: ns of processors, by MARKS. Both of an annex alone."""
 
     jobs: int
     seconds: float
     overheads: list[int]
+    spent: dict[str, int]
 
     @property
     def rate(self) -> float:
@@ -149,7 +153,29 @@ async def closed_loop(one: Callable[[], Awaitable[None]], at_a_time: int, second
     async with asyncio.TaskGroup() as group:
         for _ in range(at_a_time):
             group.create_task(again())
-    return Round(count, time.monotonic() - begun, [])
+    return Round(count, time.monotonic() - begun, [], {})
+
+
+def spent() -> dict[str, int]:
+    """Ns of processors that the processes of a round's annex have had, by MARKS."""
+    found = dict.fromkeys(MARKS, 0)
+    for pid in below(os.getpid()):
+        with suppress(OSError):  # it has ended
+            command = Path(f"/proc/{pid}/cmdline").read_bytes()
+            name = next((name for name, mark in MARKS.items() if mark in command), "")
+            if name:
+                stats = Path(f"/proc/{pid}/task").glob("*/schedstat")
+                found[name] += sum(int(stat.read_text().split()[0]) for stat in stats)
+    return found
+
+
+def below(pid: int) -> Iterator[int]:
+    """The processes that this one has begun, and those that they have."""
+    for children in Path(f"/proc/{pid}/task").glob("*/children"):
+        with suppress(OSError):
+            for child in map(int, children.read_text().split()):
+                yield child
+                yield from below(child)
 
 
 class Nothing:
@@ -176,7 +202,7 @@ class Nothing:
 
         with ThreadPoolExecutor(used) as threads:
             jobs = sum(threads.map(again, range(used)))
-        return Round(jobs, time.monotonic() - begun, [])
+        return Round(jobs, time.monotonic() - begun, [], {})
 
 
 def nothing() -> bytes:
@@ -224,8 +250,11 @@ async def measured(directory: Path, socket: str, rounds: int, seconds: float) ->
             }
             for number in range(rounds + 1):  # the first one warms up
                 for at_a_time, row in rows.items():
-                    found = {name: await closed_loop(one, at_a_time, seconds) for name, one in asked.items()}
-                    found["annex"] = found["annex"]._replace(overheads=overheads.read())
+                    before = spent()
+                    found = {"annex": await closed_loop(asked["annex"], at_a_time, seconds)}
+                    after = {name: ns - before[name] for name, ns in spent().items()}
+                    found["annex"] = found["annex"]._replace(overheads=overheads.read(), spent=after)
+                    found["skep.worker"] = await closed_loop(asked["skep.worker"], at_a_time, seconds)
                     found["process"] = await asyncio.to_thread(alone.round, at_a_time, seconds)
                     for name, round in found.items() if number else ():
                         row[name].append(round)
@@ -234,14 +263,17 @@ async def measured(directory: Path, socket: str, rounds: int, seconds: float) ->
 
 def drawn(rows: dict[int, Row]) -> Table:
     table = Table(title="a kernel that has nothing to do, jobs a second", title_justify="left")
-    for column in ("in flight", *SIDE_BY_SIDE, "annex/skep.worker", "annex/process", "added ms, p50", "p99"):
+    ratios = [f"annex/{name}" for name in SIDE_BY_SIDE[1:]]
+    for column in ("in flight", *SIDE_BY_SIDE, *ratios, "added ms, p50", "p99", *MARKS):
         table.add_column(column, justify="right")
     for at_a_time, row in rows.items():
         rates = {name: median(round.rate for round in row[name]) for name in SIDE_BY_SIDE}
         p50, p99 = quantiles([ns for round in row["annex"] for ns in round.overheads])
+        spent = [median(round.spent[name] / round.jobs for round in row["annex"]) for name in MARKS]
         table.add_row(
             str(at_a_time), *(f"{rates[name]:,.0f}" for name in SIDE_BY_SIDE),
             *(f"{ratio(row, name):.3f}" for name in SIDE_BY_SIDE[1:]), f"{p50 / 1e6:.1f}", f"{p99 / 1e6:.1f}",
+            *(f"{ns / 1e6:.1f}" for ns in spent),
         )  # fmt: skip
     return table
 
@@ -264,7 +296,8 @@ def main() -> None:
     ):
         rows = uvloop.run(measured(Path(made), socket, args.rounds, args.seconds))
     console.print(drawn(rows))
-    console.print(f"{os.cpu_count()} cores, {SLOTS} slots; medians of {args.rounds} rounds.")
+    said = f"{', '.join(MARKS)}: ms of processors a job; {os.cpu_count()} cores, {SLOTS} slots"
+    console.print(f"{said}; medians of {args.rounds} rounds.")
     if args.json:
         about = {"machine": platform.machine(), "processors": os.cpu_count(), "slots": SLOTS}
         found = {n: {name: [r._asdict() for r in row[name]] for name in row} for n, row in rows.items()}
