@@ -16,7 +16,7 @@ import msgspec
 from skep.fs import ctl
 from skep.fs.ctl import Arg, Verb
 from skep.fs.errors import E, FsError
-from skep.namespaces.alerts import Alerted
+from skep.namespaces.alerts import NO_WORKER, Alerted
 from skep.namespaces.artifacts import core as artifacts
 from skep.namespaces.config import core as config
 from skep.namespaces.config.keys import Value, row
@@ -270,6 +270,11 @@ class HiveState:
 
     def refuses(self, pool: str) -> bool:
         return self.pools.by_name[pool].refuses
+
+    def is_stuck(self, pool: str) -> bool:
+        """Whether jobs wait in the pool, nobody has one of it, and that is not the hive's own doing."""
+        queues = self.jobs.queues
+        return self.mode == "online" and bool(queues.count_waiting(pool)) and not queues.count_held(pool)
 
     def load(self, pool: str) -> float:
         queue = self.jobs.queues.of(pool)
@@ -529,6 +534,7 @@ OWN_VERBS: Final[frozenset[str]] = frozenset(
         *(f"/log/*/witness/{verb}" for verb in log.TABLES["*/witness"]),
         "//start",
         *(f"/nodes/*/{verb}" for verb in nodes.TABLES["*"]),
+        *(f"/pools/*/{verb}" for verb in pools.TABLES["*"]),
         *(f"/trust/*/{verb}" for verb in trust_verbs.OWN_VERBS),
         *(f"/locks/*/{verb}" for verb in locks.TABLES["*"]),
         *(f"/triggers/ctl/{verb}" for verb in triggers.OWN),
@@ -663,6 +669,8 @@ class HiveRules:
                 return letters.decide(state.jobs, order, state)
             case "pools" if order.place == "*/next":
                 return jobs.decide(state.jobs, order, state)
+            case "pools" if order.place == "*":
+                return _unread(state, order)
             case "pools":
                 return pools.decide(state.pools, order)
             case "nodes":
@@ -735,6 +743,16 @@ def _alerts(state: HiveState, order: Order) -> tuple[Alerted, ...]:
     return (Alerted("annex", node.id, tenant, "annex_lost", f"two heartbeats are missing, every={every}"),)
 
 
+def _unread(state: HiveState, order: Order) -> Decision[Event, str]:
+    """Jobs that have fallen back to a pool wait there for nobody: told once, until somebody takes one."""
+    if not state.is_stuck(order.name):
+        raise refusal(E.NODATA, f"pool={order.name}: its jobs are taken")
+    decided = pools.decide(state.pools, order)
+    text = f"jobs have fallen back to pool={order.name}, and nobody takes them"
+    alert = Alerted("pool", order.name, HIVE_TENANT, NO_WORKER, text)
+    return Decision((*decided.events, alert), decided.reply)
+
+
 def _freed(state: HiveState, order: Order, events: Sequence[Event]) -> tuple[Event, ...]:
     """What else follows where the attempts of jobs end that run on devices."""
     jobs = (getattr(event, "job", "") for event in events if _ends_attempt(event))
@@ -772,6 +790,8 @@ def _apply_job(state: HiveState, event: Any, meta: Meta) -> None:
         gpu_record.fell_back(state.gpu, event.annex, event.job, len(state.jobs.by_id[event.job].fallbacks))
     if event.job in state.gpu.of_job and _ends_attempt(event):
         gpu_record.job_over(state.gpu, event.job, meta)
+    if type(event) is job_record.Leased:
+        pools.taken(state.pools, state.jobs.by_id[event.job].request.pool)
     for job in job_record.apply(state.jobs, event, meta):
         state.artifacts.outputs.pop(job, None)
 

@@ -175,6 +175,7 @@ class Hive:
         self.shutdown: asyncio.Future[str] = asyncio.get_running_loop().create_future()  # the grace asked for
         self.heartbeats: dict[str, Ring[Heard]] = {}
         self.offers = Offers(lambda: turn.state.gpu, clock.monotonic_ns)
+        self._stuck_ns: dict[str, int] = {}  # pool -> since when nobody takes its jobs, though some wait
         self._offered_ns: dict[str, int] = {}  # node -> when what it offers was recorded last
         self.progress: dict[str, Progress] = {}
         # job -> who waits for news of it, in the order they came
@@ -539,7 +540,7 @@ class Hive:
         await self.denials.flush()
         self.tapes.tick()
         self.limits.sweep()
-        due = [*self._due_jobs(now_ns), *self._silent_nodes(now_ns)]
+        due = [*self._due_jobs(now_ns), *self._silent_nodes(now_ns), *self._unread_pools(now_ns)]
         due += self.lock_ends.due(now_ns)
         due += [*gpu_said.due(self.state.gpu, now_ns), *self.offers.due()]
         due += [
@@ -635,6 +636,16 @@ class Hive:
             if due.reason != ANNEX_LOST or up_ns >= START_GRACE_NS:
                 found.setdefault(due.job.id, due)
         return found.values()
+
+    def _unread_pools(self, now_ns: int) -> Iterator[tuple[str, str, str]]:
+        """Where jobs have fallen back to, and nobody has taken one for as long as they would have waited."""
+        state = self.state
+        spare = {pool.fallback: pool.patience_ns for pool in state.pools.by_name.values() if pool.fallback}
+        for pool, patience_ns in spare.items():
+            if not state.is_stuck(pool) or state.pools.by_name[pool].unread:
+                self._stuck_ns.pop(pool, None)
+            elif now_ns - self._stuck_ns.setdefault(pool, now_ns) >= patience_ns:
+                yield f"/pools/{pool}", "unread", ""
 
     def _silent_nodes(self, now_ns: int) -> Iterator[tuple[str, str, str]]:
         for node in self.state.nodes.by_id.values():

@@ -142,6 +142,19 @@ def test_a_job_that_may_not_fall_back_fails_with_the_reason_and_an_alert(hive: F
     assert job in hive.state.jobs.dead[ANN.tenant]
 
 
+def test_a_job_that_fails_where_it_fell_back_to_raises_an_alert_too(hive: Folded) -> None:
+    job = held(hive)
+    told(hive, job, "fallback fence=1 reason=oom")
+    assert job == hive.write("/pools/gpu-cpu/next", "lease", W1)
+    line = f"nack fence={job_of(hive, job).fence} error=broken code=odd final=true"
+    _, alert = decided(hive, f"/jobs/{job}/ctl", line, W1)
+    assert ("job", job, "odd", "broken") == (alert.about, alert.id, alert.reason, alert.text)
+    # One that never fell back fails as jobs do.
+    other = held(hive)
+    ended = decided(hive, f"/jobs/{other}/ctl", "nack fence=1 error=broken final=true", G1)
+    assert ["failed"] == [event.state for event in ended]
+
+
 def test_a_job_falls_back_once(hive: Folded) -> None:
     job = held(hive)
     told(hive, job, "fallback fence=1 reason=oom")
@@ -437,6 +450,34 @@ def test_an_alert_is_seen_by_its_own_tenant_and_fires_triggers() -> None:
             assert seen == events.count('"type":"alert.raised"')
 
     live(story)
+
+
+def test_jobs_that_nobody_takes_where_they_fell_back_to_raise_one_alert_until_somebody_does() -> None:
+    async def story(alive: Living) -> None:
+        await annexed(alive)
+        first, second = await alive.write("/jobs/ctl", "submit topic=fast", "submit topic=fast")
+        await passed(alive, LOST_NS + SECOND)
+        assert 2 == alive.state.count_waiting("gpu-cpu")
+        await passed(alive, SECOND)
+        assert [] == alerts(alive, "pool")
+        for _ in range(3):
+            await passed(alive, PATIENCE_NS)
+        assert [("gpu-cpu", "no_worker")] == alerts(alive, "pool")
+        assert first == (await alive.hive.take(W1, "gpu-cpu")).id
+        await alive.run(first, f"release fence={alive.state.jobs.by_id[first].fence}", W1)
+        assert {"queued"} == {alive.job_state(first), alive.job_state(second)}
+        for _ in range(3):
+            await passed(alive, PATIENCE_NS)
+        assert 2 == len(alerts(alive, "pool"))
+        await alive.hive.command(ANN, "/ctl", ["drain"])
+        assert not alive.state.is_stuck("gpu-cpu")
+
+    live(story)
+
+
+def alerts(alive: Living, about: str) -> list[tuple[str, str]]:
+    raised = [each for entry in entries(alive) for each in entry.events if each["type"] == "alert.raised"]
+    return [(each["id"], each["reason"]) for each in raised if each["about"] == about]
 
 
 def test_what_waits_longer_than_its_patience_falls_back_when_its_time_has_come() -> None:

@@ -9,7 +9,7 @@ and is followed by another at once, LOSSES_MAX times.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from hashlib import sha256
 from typing import Final, Protocol
 
@@ -99,7 +99,18 @@ def _kept(jobs: Jobs, decided: Decided, world: World) -> Decided:
         kept(event, jobs.by_id[event.job].request, world) if isinstance(event, Ended) else event
         for event in decided.events
     )
-    return Decision(tuple(events), decided.reply)
+    return Decision((*events, *_alerts(jobs, decided.events)), decided.reply)
+
+
+def _alerts(jobs: Jobs, events: Sequence[Event | Alerted]) -> list[Alerted]:
+    """What is to be looked at besides: jobs that have fallen back, and failed all the same."""
+    told = {event.id for event in events if isinstance(event, Alerted)}
+    return [
+        Alerted("job", event.job, jobs.by_id[event.job].request.tenant, event.code, event.text)
+        for event in events
+        if isinstance(event, Ended) and event.state == "failed" and event.job not in told
+        if jobs.by_id[event.job].fallbacks
+    ]
 
 
 def kept(event: Ended, request: Submitted, world: World) -> Ended:

@@ -71,6 +71,7 @@ TABLES: Final[Mapping[str, ctl.Verbs]] = {
         Verb("resume", (POOL,), "resume pool=images"),
     ),
     "*/next": ctl.verbs(Verb("lease")),  # decided by the jobs
+    "*": ctl.verbs(Verb("unread")),  # the hive's own, written to no file
 }
 
 
@@ -111,7 +112,13 @@ class Resumed(msgspec.Struct, frozen=True, tag_field="type", tag="pool.resumed")
     pool: str
 
 
-Event = Created | Mapped | Unmapped | Drained | Resumed
+class Unread(msgspec.Struct, frozen=True, tag_field="type", tag="pool.unread"):
+    """Jobs have fallen back to it that nobody takes; told once, until somebody does."""
+
+    pool: str
+
+
+Event = Created | Mapped | Unmapped | Drained | Resumed | Unread
 
 
 class Pool(msgspec.Struct, frozen=True):
@@ -127,6 +134,7 @@ class Pool(msgspec.Struct, frozen=True):
     refuses: bool = False
     fallback: str = ""
     patience_ns: int = 0
+    unread: bool = False
 
 
 @dataclass
@@ -246,6 +254,13 @@ def _resume(pools: Pools, order: Order) -> Decided:
     return Decision((Resumed(pool.name),), pool.name)
 
 
+def _unread(pools: Pools, order: Order) -> Decided:
+    found = pools.by_name.get(order.name)
+    if found is None or found.unread:
+        raise refusal(E.NODATA, f"pool={order.name}: that is known")
+    return Decision((Unread(order.name),), order.name)
+
+
 def _named(pools: Pools, order: Order) -> Pool:
     pool = _pool(pools, order, order.args["pool"])
     order.check_rev(pool.rev)
@@ -261,6 +276,7 @@ def _pool(pools: Pools, order: Order, name: str) -> Pool:
 
 _DECIDE: Final[Mapping[str, Callable[[Pools, Order], Decided]]] = {
     "create": _create, "map": _map, "unmap": _unmap, "drain": _drain, "resume": _resume,
+    "unread": _unread,
 }  # fmt: skip
 
 
@@ -293,6 +309,14 @@ def apply(pools: Pools, event: Event, meta: Meta) -> None:
             _put(pools, event.pool, meta, draining=True)
         case Resumed():
             _put(pools, event.pool, meta, draining=False)
+        case Unread():
+            pools.by_name[event.pool] = msgspec.structs.replace(pools.by_name[event.pool], unread=True)
+
+
+def taken(pools: Pools, name: str) -> None:
+    """Somebody has taken a job of the pool."""
+    if pools.by_name[name].unread:
+        pools.by_name[name] = msgspec.structs.replace(pools.by_name[name], unread=False)
 
 
 def _put(pools: Pools, name: str, meta: Meta, draining: bool | None = None) -> None:

@@ -39,6 +39,7 @@ sum of all. A node that has joined for one tenant gets leases of that tenant's j
 ``create fallback=`` names the pool in which jobs go on that nobody of this one can do: its nodes are gone or
 closed, there was none, or the job has waited longer than patience= (30s) or than its own; see /jobs. The
 other pool must be there, and have no fallback itself. A job may require a gpu or an annex that no node has.
+Where nobody takes what has fallen back for as long, an event alert.raised says so once, until somebody does.
 
     echo create pool=gpu requires=gpu fallback=gpu-cpu patience=30s > pools/ctl
 
