@@ -281,3 +281,21 @@ def test_a_signed_catalogue_says_what_may_run(process: Process, tmp_path: Path) 
     file.write_bytes(text.replace(b"vector_add", b"vector_mul"))
     with pytest.raises(SignatureError, match="not a signature of"):
         signed(file, key.public_key())
+
+
+def test_how_it_ended_is_told_however_many_files_are_open(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(max(soft, 2048), hard), hard))
+    try:
+        with contextlib.ExitStack() as open_, Process() as process:
+            for _ in range(1100):  # select(2) takes none from 1024 on
+                open_.callback(os.close, os.open(os.devnull, os.O_RDONLY))
+            request = sum_of(tmp_path)
+            process.run(request)
+            assert process.pid is not None
+            os.kill(process.pid, signal.SIGKILL)
+            with pytest.raises(RunError, match="SIGKILL") as error:
+                process.run(request)
+            assert "kernel_failed" == error.value.why
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
