@@ -109,7 +109,7 @@ class Cards:
         """Raises DevicesError where there is nothing to run a kernel on."""
         missing = " and ".join(name for module, name in NEEDED.items() if find_spec(module) is None)
         if missing:
-            raise DevicesError(f"no CUDA device: {missing} is not installed: pip install 'skep[cuda]'")
+            raise DevicesError(f"no CUDA device: for want of {missing}: pip install 'skep[cuda]'")
         import pynvml
 
         return cls.of(pynvml, environment)
