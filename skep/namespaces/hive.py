@@ -562,6 +562,10 @@ TENANT_VERBS: Final[frozenset[str]] = frozenset({
 })  # fmt: skip
 
 
+# Folders of a noun that are none of its objects, and have a ctl.
+FOLDERS: Final[Mapping[str, tuple[str, ...]]] = {"gpu": ("sources",)}
+
+
 def route(path: str) -> tuple[str, str, str]:
     """``/jobs/01JD/ctl`` -> ("jobs", "*/ctl", "01JD"); ``/ctl`` -> ("", "ctl", "")."""
     _, noun, *names = path.split("/", 3)
@@ -572,6 +576,8 @@ def route(path: str) -> tuple[str, str, str]:
             return noun, "ctl", ""
         case [name]:
             return noun, "*", name
+        case [name, "ctl"] if name in FOLDERS.get(noun, ()):
+            return noun, f"{name}/ctl", ""
         case _:
             return noun, f"*/{names[1]}", names[0]
 

@@ -467,13 +467,13 @@ def test_only_the_hive_says_what_an_annex_has(hive: Annexed) -> None:
 
 def test_a_source_runs_by_its_hash_as_long_as_it_is_allowed(hive: Annexed) -> None:
     source = "0f" * 32
-    hive.write("/gpu/ctl", f"allow source=sha256:{source} reason='read by two'")
+    hive.write("/gpu/sources/ctl", f"allow source=sha256:{source} reason='read by two'")
     rev = hive.state.gpu.sources[source].rev
-    hive.write("/gpu/ctl", f"allow source={source} reason=again")
+    hive.write("/gpu/sources/ctl", f"allow source={source} reason=again")
     assert ("unix:ann", "read by two", rev) == tuple(
         getattr(hive.state.gpu.sources[source], name) for name in ("actor", "reason", "rev")
     )
-    assert "rule=hive-tenant" in refused(hive, "/gpu/ctl", f"allow source={source}", BOB)
-    assert "rule=default-deny" in refused(hive, "/gpu/ctl", f"allow source={source}", G1)
-    hive.write("/gpu/ctl", f"forbid source={source}")
+    assert "rule=hive-tenant" in refused(hive, "/gpu/sources/ctl", f"allow source={source}", BOB)
+    assert "rule=default-deny" in refused(hive, "/gpu/sources/ctl", f"allow source={source}", G1)
+    hive.write("/gpu/sources/ctl", f"forbid source={source}")
     assert {} == hive.state.gpu.sources

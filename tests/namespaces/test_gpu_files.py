@@ -221,7 +221,8 @@ MAY = {
     "glasses-agent": {"run"},
 }
 DOES = {
-    "/gpu/ctl": ("run kernel=reduce_sum in=a:a.npy", f"allow source={'0' * 64}", f"forbid source={'0' * 64}"),
+    "/gpu/ctl": ("run kernel=reduce_sum in=a:a.npy",),
+    "/gpu/sources/ctl": (f"allow source={'0' * 64}", f"forbid source={'0' * 64}"),
     "/gpu/g1/ctl": (
         "lease memory=1 ttl=60s", "renew lease={} fence={}", "release lease={} fence={}", "disable", "enable"
     ),
@@ -510,7 +511,9 @@ def test_a_source_runs_when_its_hash_is_allowed() -> None:
         x = await hive.seal("x.npy")
         run = "run source=scale.cu in=x:x.npy function=scale grid=1 block=32 args=in:x,out:y:float32:8"
         assert "rule=source-allowed" in (await hive.refused("/gpu/ctl", run)).text
-        await hive.say("/gpu/ctl", f"allow source={source} reason=read")
+        # Who may have runs done, an agent say, allows none by that.
+        assert E.USAGE is (await hive.refused("/gpu/ctl", f"allow source={source}")).kind
+        await hive.say("/gpu/sources/ctl", f"allow source={source} reason=read")
         shown = json.loads(await hive.door().read(f"/gpu/sources/{source}"))
         assert (f"sha256:{source}", "unix:ann", "read") == (shown["source"], shown["by"], shown["reason"])
         job = await hive.say("/gpu/ctl", run)
@@ -520,8 +523,8 @@ def test_a_source_runs_when_its_hash_is_allowed() -> None:
         for more in (" kernel=saxpy", " set=alpha:1", " in=z:x.npy", " fallback=allow"):
             assert E.USAGE is (await hive.refused("/gpu/ctl", run.replace(" in=x:x.npy", "") + more)).kind
         assert E.USAGE is (await hive.refused("/gpu/ctl", "run source=scale.cu function=scale")).kind
-        await hive.say("/gpu/ctl", f"forbid source={source}")
-        assert [] == await hive.door().names("/gpu/sources")
+        await hive.say("/gpu/sources/ctl", f"forbid source={source}")
+        assert ["ctl"] == await hive.door().names("/gpu/sources")
         assert E.DENIED is (await hive.refused("/gpu/ctl", run)).kind
 
     annexed(story)

@@ -331,7 +331,7 @@ def test_source_that_is_brought_runs_on_no_cpu(drill: Talk) -> None:
     drill.do(drill.client.write_file("/artifacts/stage/twice.cu", text, create=True))
     sha256 = hashlib.sha256(text).hexdigest()
     drill.say("/artifacts/ctl", "seal name=twice.cu")
-    drill.say("/gpu/ctl", f"allow source={sha256} reason=test")
+    drill.say("/gpu/sources/ctl", f"allow source={sha256} reason=test")
     job = drill.run("source=twice.cu in=a:a.npy function=twice grid=1 block=12 args=in:a")
     state, _, reasons = drill.ended(job)
     assert ("failed", []) == (state, reasons)
@@ -342,7 +342,7 @@ def test_source_that_is_brought_runs_on_no_cpu(drill: Talk) -> None:
     for each in (job, by_hand):
         assert "CUDA device" in drill.read(f"/jobs/{each}/error")
         assert f'"about":"job","id":"{each}","reason":"no_device"' in drill.read("/events")
-    drill.say("/gpu/ctl", f"forbid source={sha256}")
+    drill.say("/gpu/sources/ctl", f"forbid source={sha256}")
     late = drill.say("/jobs/ctl", f"submit topic=gpu.run {inputs} input='{asked}'")
     assert "failed" == drill.ended(late)[0]
     assert f"source {sha256} is not allowed" == drill.read(f"/jobs/{late}/error")

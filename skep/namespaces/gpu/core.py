@@ -140,7 +140,7 @@ Decided = Decision[Event, str]
 
 def decide(annexes: Annexes, order: Order, world: World) -> Decided:
     """What follows from an order to /gpu; raises Refusal."""
-    if order.place == "ctl":
+    if order.place == "sources/ctl":
         return _SOURCES[order.verb](annexes, order)
     if order.verb == "offer":
         return _offer(_Draft(annexes, order, annexes.by_id.get(order.name) or Annex(order.name)))

@@ -1,6 +1,7 @@
 """/gpu: the devices of annexes, who holds how much of them, and work for them.
 
-    ctl                      W run, allow, forbid; R usage. The reply is the job's id, the source's hash
+    ctl                      W run; R usage. The reply is the job's id
+    sources/ctl              W allow, forbid; R usage. The reply is the source's hash
     sources/<sha256>         R that this source may run: by whom it is allowed, since when, why; a JSON line
     <annex>/info.json        R its devices with what leases may have of each, its driver, release, state
     <annex>/health           R a line: online, suspect (a heartbeat is missing), lost (two are), left,
@@ -74,18 +75,15 @@ from skep.namespaces.rows import Rows, fixed
 from skep.native.kernels.arguments import ArgumentError
 from skep.trace.clock import duration, rfc3339
 
-PATH: Final = "/gpu/ctl"
-VERBS: Final = {RUN.name: RUN, **TABLES["ctl"]}
+SOURCES: Final = "sources/ctl"
 
 
 def files(hive: Hive) -> Listing:
     """The tree of /gpu."""
     children = fixed(
         {
-            "ctl": Ctl(VERBS, lambda caller, commands: run(hive, caller, commands)),
-            "sources": Listing(
-                lambda caller: list(hive.state.gpu.sources), lambda name, caller: _source(hive, name, caller)
-            ),
+            "ctl": Ctl({RUN.name: RUN}, lambda caller, commands: run(hive, caller, commands)),
+            "sources": _sources(hive),
         }
     )
 
@@ -117,9 +115,15 @@ def _annex(hive: Hive, id: str) -> Annex:
     return annex
 
 
-def _source(hive: Hive, name: str, caller: Caller) -> Text | None:
-    source = hive.state.gpu.sources.get(name)
-    return None if source is None else Text(lambda caller: _allowed(name, source, caller))
+def _sources(hive: Hive) -> Listing:
+    """A ctl of its own: who may write /gpu/ctl, an agent with a token for it, allows nothing by that."""
+    children = fixed({"ctl": Ctl(TABLES[SOURCES], hive.writes(f"/gpu/{SOURCES}"))})
+
+    def walk(name: str, caller: Caller) -> Any:
+        source = hive.state.gpu.sources.get(name)
+        return children.get(name) if source is None else Text(lambda caller: _allowed(name, source, caller))
+
+    return Listing(lambda caller: [*children, *hive.state.gpu.sources], walk)
 
 
 def _allowed(name: str, source: Source, caller: Caller) -> str:
@@ -137,12 +141,7 @@ def _line(shown: object) -> str:
 
 
 async def run(hive: Hive, caller: Caller, commands: list[Command]) -> list[str]:
-    """Write the commands: runs go to /jobs, and are alone in their write."""
-    runs = [command for command in commands if command.verb == RUN.name]
-    if not runs:
-        return await hive.command(caller, PATH, [command.text for command in commands])
-    if len(runs) < len(commands):
-        raise FsError(E.USAGE, "run: expected in a write without other verbs")
+    """Ask /jobs for the runs."""
     lines = [_submitted(hive, caller, command) for command in commands]
     if caller.tenant == HIVE_TENANT:
         # Pools are there for all: that one was made tells no tenant of another's asking.

@@ -16,7 +16,7 @@ TTL: Final = Arg("ttl", required=True, kind="duration", help="it lasts so long u
 SOURCE: Final = Arg("source", required=True, kind="sha256", help="of CUDA C source, as sha256sum tells it")
 
 TABLES: Final[Mapping[str, ctl.Verbs]] = {
-    "ctl": ctl.verbs(
+    "sources/ctl": ctl.verbs(
         Verb(
             "allow",
             (SOURCE, Arg("reason", help="why")),
