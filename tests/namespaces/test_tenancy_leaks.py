@@ -372,9 +372,11 @@ async def spied(who: Caller, dialect: Dialect, known: Known | None) -> tuple[lis
 
 
 def found(canaries: list[str], seen: list[list[str]]) -> list[str]:
-    """Those that were seen before the spy said them itself."""
+    """Those that were seen before the spy said them itself. The size is a number: four digits that are part
+    of a hash or a signature are none."""
     looked = "\n".join(line for part in seen[:ROUNDS] for line in part)
-    return [canary for canary in canaries if canary in looked]
+    alone = re.search(rf"(?<![0-9A-Za-z]){SIZE}(?![0-9A-Za-z])", looked) is not None
+    return [canary for canary in canaries if (alone if canary == str(SIZE) else canary in looked)]
 
 
 FOLLOWED = ("/events@0", "/log/trace/live.jsonl@0", "/pools/default/next")
