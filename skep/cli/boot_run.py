@@ -112,10 +112,21 @@ def run_command(
 
 @contextmanager
 def _termination() -> Iterator[None]:
-    """SIGTERM ends it as ^C does: nothing that was begun is left."""
-    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    """SIGTERM ends it as ^C does, where it waits and not amid whatever it begins: nothing of that is left."""
+    told = False
+
+    def tell(number: int, frame: object) -> None:
+        nonlocal told
+        told = True
+        signal.raise_signal(signal.SIGINT)
+
+    before = signal.signal(signal.SIGTERM, tell)
     try:
         yield
+    except KeyboardInterrupt:
+        if told:
+            sys.exit(128 + signal.SIGTERM)
+        raise
     finally:
         signal.signal(signal.SIGTERM, before)
 
